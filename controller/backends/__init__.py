@@ -1,0 +1,1 @@
+"""What runs attempts: one interface, one module an engine."""

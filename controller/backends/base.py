@@ -1,0 +1,56 @@
+"""The interface of every backend: the protocol's verbs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+from uuid import UUID
+
+from controller.model import Key, Launch, Listing, Output, Seen
+
+
+class Backend(Protocol):
+    """Runs attempts on one engine.
+
+    Every verb can be repeated, and called by two controllers at once. Beside the errors named, each raises
+    NotNow where the engine had no room, no time or gave no answer (what was asked may have happened all the same).
+    """
+
+    async def check(self, installation: UUID) -> str:
+        """Reaches the engine; returns its identity, which outlives restarts of engine and controller.
+
+        `installation` is the database's own id: from now on only objects that carry it are seen or touched.
+        Raises BackendUnavailable, saying what is missing and what to do.
+        """
+
+    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+        """Makes the attempt inert, or finds the one that is there, whatever its phase.
+
+        None where the run appears later, in `observe`. `look`: it may be there already, so look before making.
+        Raises Refused where the request can never be run.
+        """
+
+    async def release(self, key: Key, run_uid: str) -> None:
+        """Starts that inert run; of one that was released before, whatever became of it, nothing.
+
+        However often and by whomever it is called, the run's command starts once at the most.
+        Raises Vanished where there is no such run, and then has not started it; Refused where the engine cannot
+        start it at all.
+        """
+
+    def observe(self) -> AsyncIterator[Listing | Seen]:
+        """A whole listing first, then each change as it comes; a whole listing again after any doubt and
+        every few seconds. Never ends by itself; raises NotNow where the engine stops answering."""
+
+    async def output(self, key: Key, run_uid: str, limit: int) -> Output:
+        """The last `limit` bytes of an ended run's output. Raises Vanished where nothing is left of it."""
+
+    async def kill(self, key: Key, run_uid: str) -> None:
+        """Ends that run at once, and leaves its outcome and output to be read. Nothing where it is over or gone."""
+
+    async def delete(self, key: Key, run_uid: str | None) -> None:
+        """Removes that run, or with None every run of the attempt, and all that it left; ends it first where
+        it lives, and makes sure that it can never start. Returns once it is gone; nothing where it is gone."""
+
+    async def close(self) -> None:
+        """Lets go of the engine; what runs there runs on."""

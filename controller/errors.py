@@ -1,0 +1,44 @@
+"""The project's errors: what happened, to which thing, what to do. A class's docstring is its message."""
+
+from __future__ import annotations
+
+from controller.model import Outcome, Reason, State
+
+
+class SandboxError(Exception):
+    """Something went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+
+class SettingsError(SandboxError):
+    """A setting is missing or wrong."""
+
+
+class SchemaError(SandboxError):
+    """The database's schema does not fit this version of the controller."""
+
+
+class DatabaseUnavailable(SandboxError):
+    """The database does not answer."""
+
+
+class BackendUnavailable(SandboxError):
+    """The engine does not answer, or cannot run sandboxes."""
+
+
+class NotNow(SandboxError):
+    """The engine has no room, no time or gave no answer: look, then try again."""
+
+
+class Vanished(SandboxError):
+    """The engine has no such run."""
+
+
+class Refused(SandboxError):
+    """The engine refuses this request for good; its words are the message."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.outcome = Outcome(State.FAILED, reason, message)

@@ -1,0 +1,153 @@
+"""The words of the protocol as types: states, reasons, runs, what is asked and what is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+LABEL_APP = "ci-fixer-sandbox"
+
+
+class State(StrEnum):
+    """Where a sandbox stands; the last five are terminal and written once."""
+
+    QUEUED = "queued"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (State.QUEUED, State.LAUNCHING, State.RUNNING)
+
+
+class Reason(StrEnum):
+    """Why a sandbox ended as it did: the closed list of `sandboxes.reason`."""
+
+    COMPLETED = "Completed"  # exit code 0
+    NON_ZERO_EXIT = "NonZeroExit"  # the command's own exit code
+    DEADLINE_EXCEEDED = "DeadlineExceeded"  # ran longer than timeout_seconds
+    OOM_KILLED = "OOMKilled"  # went over memory_mib
+    KILLED = "Killed"  # ended by a signal from outside the command
+    EVICTED = "Evicted"  # put out by its node
+    CANCELLED = "Cancelled"  # its requester asked for it
+    DELETED = "Deleted"  # its object was removed by somebody else
+    NODE_LOST = "NodeLost"  # its node went away
+    LOST = "Lost"  # its engine has no trace of it
+    INVALID_REQUEST = "InvalidRequest"  # the engine refused it; message has its words
+    NAME_CONFLICT = "NameConflict"  # a foreign object bears its name
+    IMAGE_PULL_FAILED = "ImagePullFailed"  # no such image, or no right to it
+    START_FAILED = "StartFailed"  # the engine could not start the command's shell
+    START_TIMEOUT = "StartTimeout"  # not started within the start deadline
+    UNSCHEDULABLE = "Unschedulable"  # no node had room within the start deadline
+
+
+class Phase(StrEnum):
+    """What an engine says of one run."""
+
+    INERT = "inert"  # made, not released: its command has not started
+    STARTING = "starting"  # released, its command not yet seen running
+    RUNNING = "running"
+    ENDED = "ended"
+    NEVER = "never"  # over, and its command provably never started
+    GONE = "gone"  # the engine has no such run
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """One attempt of one sandbox; names the workload on every engine."""
+
+    sandbox_id: UUID
+    attempt: int
+
+    @property
+    def name(self) -> str:
+        """`sandbox-<id>` for attempt 1, `sandbox-<id>-<attempt>` after."""
+        suffix = "" if self.attempt == 1 else f"-{self.attempt}"
+        return f"sandbox-{self.sandbox_id}{suffix}"
+
+    @classmethod
+    def of_name(cls, name: str) -> Key | None:
+        """The key whose name this is, or None for any other name."""
+        head, identity, suffix = name[:8], name[8:44], name[44:]
+        try:
+            key = cls(UUID(identity), int(suffix[1:]) if suffix else 1)
+        except ValueError:
+            return None
+        return key if head == "sandbox-" and key.name == name else None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What an attempt asks of its engine."""
+
+    key: Key
+    command: str  # for `/bin/sh -c`
+    timeout_seconds: int
+    image: str | None = None  # None: the engine's default
+    env: Mapping[str, str] = field(default_factory=dict)
+    cpu_millis: int = 1000  # limit; 1000 is one core
+    memory_mib: int = 1024  # limit
+    disk_mib: int = 1024  # of the work directory
+    network: str = "none"  # or "egress"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a sandbox ended."""
+
+    state: State
+    reason: Reason
+    message: str | None = None
+    exit_code: int | None = None  # None: unknown, or a timeout
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The end of what the command wrote, stdout and stderr as they came."""
+
+    tail: bytes
+    truncated: bool  # something before the tail is missing
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look of an engine at one run."""
+
+    key: Key
+    run_uid: str
+    phase: Phase
+    outcome: Outcome | None = None  # set if and only if the phase is ENDED
+    waiting: str | None = None  # why it does not run yet, in a sentence
+    started_at: datetime | None = None  # the engine's own clock
+    ended_at: datetime | None = None
+    node: str | None = None
+    image_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Every run of this installation that the engine has, from one whole successful list."""
+
+    runs: tuple[Seen, ...]
+
+
+def exit_outcome(code: int) -> Outcome:
+    """The outcome of a command that ended by itself with `code` (128 + n where signal n ended it)."""
+    if code == 0:
+        return Outcome(State.SUCCEEDED, Reason.COMPLETED, exit_code=0)
+    signal = f" (signal {code - 128})" if 128 < code <= 192 else ""
+    return Outcome(State.FAILED, Reason.NON_ZERO_EXIT, f"the command exited with {code}{signal}", code)
+
+
+def timeout_outcome(timeout_seconds: int) -> Outcome:
+    """The outcome of a command that its timeout ended."""
+    message = f"the command ran longer than timeout_seconds = {timeout_seconds}"
+    return Outcome(State.TIMED_OUT, Reason.DEADLINE_EXCEEDED, message)
