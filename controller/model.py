@@ -46,6 +46,7 @@ class Reason(StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"  # no such image, or no right to it
     START_FAILED = "StartFailed"  # the engine could not start the command's shell
     START_TIMEOUT = "StartTimeout"  # not started within the start deadline
+    NOT_STARTED = "NotStarted"  # its object was lost before release; replaced under a new attempt
     UNSCHEDULABLE = "Unschedulable"  # no node had room within the start deadline
 
 
@@ -97,6 +98,28 @@ class Launch:
     memory_mib: int = 1024  # limit
     disk_mib: int = 1024  # of the work directory
     network: str = "none"  # or "egress"
+
+
+@dataclass(slots=True)
+class Row:
+    """How a sandbox's row stands, as last read or written."""
+
+    id: UUID
+    attempt: int
+    epoch: int
+    state: State
+    run_uid: str | None  # the one run that this attempt may start
+    claimed_by: str | None
+    cancelled: bool  # its requester asked for its end
+    max_attempts: int
+    runs: int  # attempts that ran and ended badly
+    timeout_seconds: int
+    claimed_age: float | None  # seconds from its first claim to this reading
+    started_age: float | None  # seconds from its start to this reading
+
+    @property
+    def key(self) -> Key:
+        return Key(self.id, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,180 @@
+"""The command line, and the one place where the parts are wired together."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from controller import log as logs
+from controller.backends.base import Backend
+from controller.compare import Comparison
+from controller.errors import SandboxError
+from controller.http import Http
+from controller.loop import Controller, Pace
+from controller.metrics import Metrics
+from controller.queue.listen import listen
+from controller.queue.migrate import check_schema, migrate
+from controller.queue.store import Queue, open_pool
+from controller.settings import Settings
+from controller.steps import Steps
+
+log = logging.getLogger("controller")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    options = _parser().parse_args(words)
+    try:
+        code: int = options.run(options)
+        return code
+    except SandboxError as error:
+        print(f"{options.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m controller", description="A row becomes a sandbox.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("run", help="claim rows and run them").set_defaults(run=run)
+    verbs.add_parser("migrate", help="bring the database to this version").set_defaults(run=run_migrate)
+    drain = verbs.add_parser("drain", help="cancel everything, wait until it has ended, and clean up")
+    drain.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="give up after (default: 300)")
+    drain.set_defaults(run=run_drain)
+    return parser
+
+
+def run_migrate(options: argparse.Namespace) -> int:
+    """`migrate`: applies what is missing."""
+    url = os.environ.get("DATABASE_URL", "")
+    if not url:
+        raise SandboxError("DATABASE_URL is not set: give the URL of the database as its owner")
+    logs.set_up(os.environ.get("LOG_FORMAT", "console"))
+    passwords = {f"sandbox_{name}": os.environ.get(f"SANDBOX_{name.upper()}_PASSWORD") for name in ("controller", "requester")}
+    steps = migrate(url, passwords)
+    print(f"migrate: {steps} applied" if steps else "migrate: nothing to do")
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """`run`: the controller, until SIGTERM or SIGINT."""
+    settings = Settings.read()
+    logs.set_up(settings.log_format)
+    asyncio.run(_run(settings))
+    return 0
+
+
+def run_drain(options: argparse.Namespace) -> int:
+    """`drain`: ends everything."""
+    settings = Settings.read()
+    logs.set_up(settings.log_format)
+    return asyncio.run(_drain(settings, options.timeout))
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with assemble(settings, make_backend(settings)) as (controller, queue, http):
+        server, port = await http.serve(settings.http_port)
+        log.info("%s runs sandboxes on %s, http on port %d", queue.me, queue.engine, port)
+        listener = asyncio.create_task(listen(settings.database_url, "sandbox_wake", controller.wake))
+        try:
+            await controller.run(stop)
+        finally:
+            log.info("stopped: what runs goes on, and the next controller finds it")
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+            await server.cleanup()
+
+
+async def _drain(settings: Settings, timeout: float) -> int:
+    async with assemble(settings, make_backend(settings)) as (controller, queue, _):
+        stop = asyncio.Event()
+        running = asyncio.create_task(controller.run(stop, claim=False))
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    await queue.cancel_all()
+                    controller.wake("update")
+                    left = await queue.unfinished()
+                    if not left:
+                        print("drain: nothing is left")
+                        return 0
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            for engine, count in left.items():
+                here = "this engine" if engine == queue.engine else f"engine {engine}: is a controller of it alive?"
+                print(f"drain: {count} sandboxes are left on {here}", file=sys.stderr)
+            return 1
+        finally:
+            stop.set()
+            await running
+
+
+@asynccontextmanager
+async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[Controller, Queue, Http]]:
+    """A controller with its parts, on a database that fits and an engine that answers."""
+    try:
+        await check_schema(settings.database_url)
+        async with open_pool(settings.database_url) as pool:
+            me = f"{socket.gethostname()}/{os.getpid()}-{uuid4().hex[:6]}"
+            queue = Queue(pool, me, settings.sandbox_output_bytes)
+            installation = await queue.installation()
+            queue.engine = await backend.check(installation)
+            metrics = Metrics()
+            steps = Steps(
+                queue,
+                backend,
+                metrics,
+                start_deadline=settings.sandbox_start_deadline_seconds,
+                output_bytes=settings.sandbox_output_bytes,
+                at_once=AT_ONCE[settings.sandbox_backend],
+            )
+            pace = Pace(
+                max_running=settings.sandbox_max_running,
+                poll=settings.sandbox_poll_seconds,
+                lease=settings.sandbox_lease_seconds,
+                retention=settings.sandbox_retention_seconds,
+                at_once=AT_ONCE[settings.sandbox_backend],
+            )
+            controller = Controller(queue, backend, steps, Comparison(queue, backend, steps, metrics), metrics, pace)
+            yield controller, queue, Http(controller, queue, backend, metrics, settings.database_url, installation)
+    finally:
+        await backend.close()
+
+
+AT_ONCE = {"kubernetes": 64, "docker": 8, "process": 16, "memory": 1000}  # calls that each kind of engine takes at once
+
+
+def make_backend(settings: Settings) -> Backend:
+    """The backend that the settings name."""
+    match settings.sandbox_backend:
+        case "docker":
+            from controller.backends.docker import DockerBackend
+
+            return DockerBackend(settings.sandbox_image)
+        case "process":
+            from controller.backends.process import ProcessBackend
+
+            log.warning("SANDBOX_BACKEND=process isolates nothing: commands run as this user, on this host")
+            return ProcessBackend(settings.sandbox_work_dir, settings.sandbox_output_bytes)
+        case "memory":
+            from controller.backends.memory import MemoryBackend
+
+            return MemoryBackend()
+        case "kubernetes":
+            raise SandboxError("SANDBOX_BACKEND=kubernetes is not built yet: use docker or process")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The whole table against the whole engine: finds what events missed, and what a dead controller left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping
+from uuid import UUID
+
+from controller.backends.base import Backend
+from controller.errors import NotNow
+from controller.lifecycle import Do, decide
+from controller.log import about
+from controller.metrics import Metrics
+from controller.model import Key, Listing, Phase, Row, Seen
+from controller.queue.store import Queue
+from controller.steps import Live, Steps
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 10.0  # a run must stay without a trace for this long before it counts as gone
+
+
+class Comparison:
+    """Compares rows with runs. Other controllers' rows are acted on only where a step stayed due between two looks:
+    their owner is gone, or slow, and a step taken twice does no harm."""
+
+    def __init__(
+        self, queue: Queue, backend: Backend, steps: Steps, metrics: Metrics, grace: float = GRACE_SECONDS
+    ) -> None:
+        self._queue, self._backend, self._steps, self._metrics, self._grace = queue, backend, steps, metrics, grace
+        self._due: set[Key] | None = None  # others' rows with a step due at the last look; None before the first
+        self._missing: dict[UUID, float] = {}  # rows whose run the engine does not have, and since when
+
+    async def make(self, listing: Listing) -> None:
+        """Makes table and engine agree. The list was taken before the table is read, so every run in it that is
+        not a stray has its row."""
+        began = time.monotonic()
+        rows = {row.id: row for row in await self._queue.standing()}
+        runs: dict[Key, list[Seen]] = {}
+        for seen in listing.runs:
+            runs.setdefault(seen.key, []).append(seen)
+        self._missing = {one: since for one, since in self._missing.items() if one in rows}
+        due = set()
+        for row in rows.values():
+            there = runs.get(row.key, [])
+            missing = self._is_missing(row, there, began)
+            live = self._steps.lives.get(row.id)
+            if live is not None:
+                self._agree(live, row, missing)
+                continue
+            live = Live(row, began, runs={seen.run_uid: seen for seen in there}, missing=missing)
+            if self._next(live) is not Do.WAIT:
+                due.add(row.key)
+                if self._due is None or row.key in self._due:
+                    self._steps.hold(live)
+        self._due = due
+        await self._let_go(
+            [live for one, live in self._steps.lives.items() if one not in rows and live.read_at < began]
+        )
+        await self._sweep({key: there for key, there in runs.items() if self._is_stray(key, rows)})
+
+    def _is_missing(self, row: Row, there: Collection[Seen], now: float) -> bool:
+        if row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):
+            self._missing.pop(row.id, None)
+            return False
+        return now - self._missing.setdefault(row.id, now) >= self._grace
+
+    def _next(self, live: Live) -> Do:
+        return decide(live.row, live.runs.values(), self._steps.standing(live)).do
+
+    def _agree(self, live: Live, row: Row, missing: bool) -> None:
+        """Brings a sandbox in hand up to what the table says, and moves on what time alone moves on."""
+        if live.busy:
+            return None
+        if (row.attempt, row.epoch) != (live.row.attempt, live.row.epoch):
+            return self._steps.drop(live)  # in other hands
+        live.row.cancelled = row.cancelled
+        live.missing = missing
+        if missing:
+            ended = (Phase.ENDED, Phase.NEVER, Phase.GONE)
+            live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase in ended}
+        if self._next(live) is not Do.WAIT:
+            self._steps.poke(live)
+        elif row.claimed_by != self._queue.me:
+            self._steps.drop(live)
+        return None
+
+    async def _let_go(self, lives: Collection[Live]) -> None:
+        """Drops what the table no longer has, or has as ended."""
+        rows = await self._queue.facts([live.row.id for live in lives]) if lives else {}
+        for live in lives:
+            row = rows.get(live.row.id)
+            if not live.busy and (row is None or row.state.terminal or row.epoch != live.row.epoch):
+                self._steps.drop(live)
+
+    def _is_stray(self, key: Key, rows: Mapping[UUID, Row]) -> bool:
+        row = rows.get(key.sandbox_id)
+        return (row is None or row.attempt != key.attempt) and key.sandbox_id not in self._steps.lives
+
+    async def _sweep(self, strays: Mapping[Key, Collection[Seen]]) -> None:
+        """Deletes the runs whose row is gone, ended and cleaned, or past their attempt."""
+        rows = await self._queue.facts([key.sandbox_id for key in strays]) if strays else {}
+        for key, runs in strays.items():
+            row = rows.get(key.sandbox_id)
+            if row is not None and not row.state.terminal and row.attempt <= key.attempt:
+                continue  # claimed since, or about to be
+            for seen in runs:
+                try:
+                    await self._backend.delete(key, seen.run_uid)
+                except NotNow as error:
+                    log.warning("an object without a row is left for the next look: %s", error, extra=about(key))
+                    continue
+                self._metrics.swept.inc()
+                log.info("deleted an object without a row: %s", key.name, extra=about(key))

@@ -1,0 +1,66 @@
+"""What the controller tells over HTTP: /healthz, /readyz, /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import UUID
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from controller.backends.base import Backend
+from controller.errors import SandboxError
+from controller.loop import Controller
+from controller.metrics import Metrics
+from controller.queue.migrate import check_schema
+from controller.queue.store import TRANSIENT, Queue
+
+STALLED_SECONDS = 15.0  # an event loop that has not turned for this long is not healthy
+READY_SECONDS = 5.0  # for database and engine to answer
+
+
+class Http:
+    """Answers for one controller."""
+
+    def __init__(self, controller: Controller, queue: Queue, backend: Backend, metrics: Metrics, url: str, ours: UUID):
+        self._controller, self._queue, self._backend, self._metrics = controller, queue, backend, metrics
+        self._url, self._installation = url, ours
+
+    async def serve(self, port: int) -> tuple[web.AppRunner, int]:
+        """Listens on every address; returns the runner to clean up, and the port."""
+        app = web.Application()
+        app.add_routes([web.get(path, part) for path, part in self._routes().items()])
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, port=port).start()
+        return runner, runner.addresses[0][1]
+
+    def _routes(self) -> dict[str, web.Handler]:  # type: ignore[name-defined]
+        return {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """200 while the loop turns."""
+        age = time.monotonic() - self._controller.turned
+        return web.Response(status=200 if age < STALLED_SECONDS else 503, text=f"the loop turned {age:.1f} s ago\n")
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """200 where the database answers with a schema that fits, and the engine answers; else 503 and what is wrong."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await check_schema(self._url)
+                await self._backend.check(self._installation)
+        except TimeoutError:
+            return web.Response(status=503, text="the database or the engine does not answer\n")
+        except SandboxError as error:
+            return web.Response(status=503, text=f"{error}\n")
+        return web.Response(text="ready\n")
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The counters, and the rows by state."""
+        try:
+            for state, count in {"queued": 0, "launching": 0, "running": 0, **await self._queue.counts()}.items():
+                self._metrics.rows.labels(state).set(count)
+        except TRANSIENT:
+            self._metrics.rows.clear()  # no figure is better than an old one
+        return web.Response(body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,177 @@
+"""The protocol's decisions, pure: a row and what the engine has of it give the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import assert_never
+
+from controller.model import Outcome, Phase, Reason, Row, Seen, State
+
+RETRY_FIRST, RETRY_MOST = 1.0, 60.0  # seconds before the second attempt; doubled up to the second
+REPLACE_DELAY = 1.0  # seconds before an attempt that never started is replaced
+KILL_MARGIN = 35.0  # seconds past its timeout after which a run's own timer must be gone: TERM, 5 s, KILL, 30 s grace
+
+RETRYABLE = frozenset(
+    {Reason.NON_ZERO_EXIT, Reason.DEADLINE_EXCEEDED, Reason.OOM_KILLED, Reason.KILLED, Reason.EVICTED}
+)
+
+
+class Do(Enum):
+    """What comes next for a sandbox."""
+
+    WAIT = auto()
+    CREATE = auto()  # make its object, inert
+    BIND = auto()  # make `run` the one run that may start
+    RELEASE = auto()  # start it
+    START = auto()  # write down that it runs
+    KILL = auto()  # end it, leaving its outcome to be read
+    DISCARD = auto()  # remove a run that is not to start
+    RECORD = auto()  # write its outcome
+    AGAIN = auto()  # write this attempt's outcome and queue the next
+    CLEAN = auto()  # remove its object and write that down
+    DROP = auto()  # nothing here is ours to do
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision: what to do, to which run, with which outcome."""
+
+    do: Do
+    run: Seen | None = None
+    outcome: Outcome | None = None
+    counted: bool = False
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a controller knows beside the row and the runs."""
+
+    mine: bool  # this controller holds the row's lease
+    created: bool = False  # the object was made under this lease; its run may yet appear
+    overdue: bool = False  # past the start deadline
+    overrun: bool = False  # past its timeout and every margin
+    missing: bool = False  # the engine has had no trace of it, twice over a grace
+    killed: bool = False  # it was told to end, a moment ago
+    waiting: str | None = None  # why it does not run yet
+
+
+WAIT = Step(Do.WAIT)
+
+
+def decide(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
+    """The next step for this row, given every run of its attempt that the engine has."""
+    match row.state:
+        case State.LAUNCHING | State.RUNNING:
+            return _active(row, runs, standing)
+        case State.QUEUED:
+            return Step(Do.DROP)
+        case State.SUCCEEDED | State.FAILED | State.TIMED_OUT | State.CANCELLED | State.LOST:
+            return Step(Do.CLEAN)
+    assert_never(row.state)
+
+
+def _active(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
+    run = _own(row, runs)
+    for other in runs:
+        if other is not run and other.phase is not Phase.GONE:
+            return Step(Do.DISCARD, other)
+    if run is None or run.phase is Phase.GONE:
+        return _absent(row, run, standing)
+    if run.phase is Phase.INERT:
+        return _inert(row, run, standing)
+    if run.phase is Phase.NEVER:
+        return _never_started(row, standing)
+    if row.run_uid is None:  # it went past its gate before it was bound: it is the one
+        return Step(Do.BIND, run)
+    match run.phase:
+        case Phase.STARTING | Phase.RUNNING:
+            return _alive(row, run, standing)
+        case Phase.ENDED:
+            if run.outcome is None:
+                raise ValueError(f"{run} has ended without an outcome")
+            return settle(row, run.outcome, standing)
+    assert_never(run.phase)
+
+
+def _own(row: Row, runs: Collection[Seen]) -> Seen | None:
+    """The row's run: the bound one, else the one furthest on."""
+    if row.run_uid is not None:
+        return next((run for run in runs if run.run_uid == row.run_uid), None)
+    there = [run for run in runs if run.phase is not Phase.GONE]
+    return next((run for run in there if run.phase is not Phase.INERT), there[0] if there else None)
+
+
+def _absent(row: Row, run: Seen | None, standing: Standing) -> Step:
+    if row.run_uid is None:
+        if row.cancelled:
+            return Step(Do.RECORD, outcome=cancelled("before it started"))
+        if not standing.mine:
+            return WAIT
+        if standing.overdue:
+            return Step(Do.RECORD, outcome=start_timeout(standing))
+        return WAIT if standing.created and not standing.missing else Step(Do.CREATE)
+    if not standing.missing:
+        return WAIT
+    if row.cancelled:
+        return Step(Do.RECORD, run, cancelled("and its object is gone"))
+    if run is not None:
+        message = "its object was removed by somebody else before its end could be read"
+        return Step(Do.RECORD, run, Outcome(State.LOST, Reason.DELETED, message))
+    message = "its engine has no trace of it; whether its command ended, and how, is not known"
+    return Step(Do.RECORD, run, Outcome(State.LOST, Reason.LOST, message))
+
+
+def _inert(row: Row, run: Seen, standing: Standing) -> Step:
+    if row.cancelled:
+        return Step(Do.DISCARD, run)
+    if not standing.mine:
+        return WAIT
+    if standing.overdue:
+        return Step(Do.DISCARD, run)
+    return Step(Do.BIND if row.run_uid is None else Do.RELEASE, run)
+
+
+def _alive(row: Row, run: Seen, standing: Standing) -> Step:
+    late = standing.overrun or (standing.overdue and run.phase is Phase.STARTING)
+    if row.cancelled or late:
+        return WAIT if standing.killed else Step(Do.KILL, run)
+    if run.phase is Phase.RUNNING and row.state is State.LAUNCHING:
+        return Step(Do.START, run)
+    return WAIT
+
+
+def _never_started(row: Row, standing: Standing) -> Step:
+    if row.cancelled:
+        return Step(Do.RECORD, outcome=cancelled("before it started"))
+    if standing.overdue:
+        return Step(Do.RECORD, outcome=start_timeout(standing))
+    message = "its run was removed or ended before its command started"
+    return Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, message), delay=REPLACE_DELAY)
+
+
+def settle(row: Row, outcome: Outcome, standing: Standing) -> Step:
+    """What becomes of a row whose run ended so: its outcome, or another attempt."""
+    if outcome.reason is Reason.KILLED:
+        if row.cancelled:
+            return Step(Do.RECORD, outcome=cancelled("while it ran"))
+        if standing.overrun:
+            message = f"ran past timeout_seconds = {row.timeout_seconds} with its own timer gone, and was killed"
+            outcome = Outcome(State.FAILED, Reason.DEADLINE_EXCEEDED, message, outcome.exit_code)
+    if outcome.reason in RETRYABLE and row.runs + 1 < row.max_attempts and not row.cancelled:
+        delay = min(RETRY_FIRST * 2.0**row.runs, RETRY_MOST)
+        return Step(Do.AGAIN, outcome=outcome, counted=True, delay=delay)
+    return Step(Do.RECORD, outcome=outcome)
+
+
+def cancelled(when: str) -> Outcome:
+    """The outcome of a sandbox that its requester gave up."""
+    return Outcome(State.CANCELLED, Reason.CANCELLED, f"cancelled {when}")
+
+
+def start_timeout(standing: Standing) -> Outcome:
+    """The outcome of a sandbox that did not start within the start deadline."""
+    why = f": {standing.waiting}" if standing.waiting else ""
+    return Outcome(State.FAILED, Reason.START_TIMEOUT, f"not started within the start deadline{why}")

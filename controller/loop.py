@@ -1,0 +1,188 @@
+"""The controller: claims what may run, watches the engine, and lets time pass."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from controller.backends.base import Backend
+from controller.compare import Comparison
+from controller.errors import NotNow
+from controller.metrics import Metrics
+from controller.model import Listing, Seen, State
+from controller.queue.store import TRANSIENT, Claimed, Queue
+from controller.steps import Live, Steps
+
+log = logging.getLogger(__name__)
+
+CLAIM_MOST = 500  # rows a claim; more would hold the claim's lock for long
+PULSE_SECONDS = 1.0
+FORGET_SECONDS = 60.0  # between deletions of what is past its retention
+STOP_SECONDS = 15.0  # for the steps under way when the controller is told to stop
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much, how often."""
+
+    max_running: int
+    poll: float  # seconds
+    lease: float  # seconds
+    retention: float  # seconds
+    at_once: int  # calls to the engine under way at once; twice as many rows may be launching
+    compare: float = 5.0  # seconds between comparisons of the whole table with the whole engine
+
+
+class Controller:
+    """Runs until told to stop; any number may run at once on one database."""
+
+    def __init__(
+        self, queue: Queue, backend: Backend, steps: Steps, comparison: Comparison, metrics: Metrics, pace: Pace
+    ):
+        self._queue, self._backend, self._steps, self._comparison = queue, backend, steps, comparison
+        self._metrics, self._pace = metrics, pace
+        steps.freed = lambda: self._insert.set()
+        self._insert, self._update, self._listed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._listing: Listing | None = None
+        self._claim_in_doubt = False
+        self._renewed = self._forgot = 0.0
+        self.turned = time.monotonic()  # when the event loop last turned
+
+    def wake(self, payload: str = "") -> None:
+        """The table changed: by an `insert`, an `update`, or in any way at all (the empty string)."""
+        if payload != "update":
+            self._insert.set()
+        if payload != "insert":
+            self._update.set()
+
+    async def run(self, stop: asyncio.Event, *, claim: bool = True) -> None:
+        """Works until `stop` is set; then finishes the steps under way, and leaves what runs running."""
+        parts = [self._pulse, self._ticks, self._observe, self._compare, *([self._claims] if claim else [])]
+        tasks = [asyncio.create_task(self._forever(part)) for part in parts]
+        try:
+            await stop.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._let_go()
+
+    async def _forever(self, part: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await part()
+            except TRANSIENT as error:
+                log.warning(
+                    "the database does not answer, trying again: %s", str(error).strip() or type(error).__name__
+                )
+            except NotNow as error:
+                self._metrics.engine_up.set(0)
+                log.warning("the engine does not answer, trying again: %s", error)
+            except Exception:
+                self._metrics.errors.inc()
+                log.exception("the loop met an error of its own and goes on")
+            await asyncio.sleep(self._pace.poll)
+
+    async def _pulse(self) -> None:
+        while True:
+            self.turned = time.monotonic()
+            self._metrics.in_hand.set(len(self._steps.lives))
+            await asyncio.sleep(PULSE_SECONDS)
+
+    async def _claims(self) -> None:
+        while True:
+            self._insert.clear()
+            while (room := min(2 * self._pace.at_once - len(self._steps.launching), CLAIM_MOST)) > 0:
+                if not await self._claim(room):
+                    break
+            await self._insert.wait()
+
+    async def _claim(self, room: int) -> int:
+        sent = time.monotonic()
+        if self._claim_in_doubt:  # a claim's reply was lost: what it claimed is ours, and nobody works on it
+            held = list(self._steps.lives)
+            self._take_in_hand(await self._queue.take_over(room, self._pace.lease, held), sent, "taken over")
+        self._claim_in_doubt = True
+        claimed = await self._queue.claim(room, self._pace.max_running, self._pace.lease)
+        self._claim_in_doubt = False
+        self._take_in_hand(claimed, sent, "claimed")
+        return len(claimed)
+
+    def _take_in_hand(self, claimed: Sequence[Claimed], sent: float, how: str) -> None:
+        for each in claimed:
+            live = self._steps.lives.get(each.row.id)
+            if live is None or live.row.attempt != each.row.attempt:
+                live = Live(each.row, sent)
+            live.row, live.read_at, live.lease_end = each.row, sent, sent + self._pace.lease
+            live.launch, live.look, live.created, live.fresh = each.launch, how != "claimed", False, False
+            self._metrics.claimed.labels(how).inc()
+            if how == "claimed":
+                self._metrics.queued_for.observe(each.created_age)
+            self._steps.launching.add(each.row.id)
+            self._steps.hold(live)
+
+    async def _ticks(self) -> None:
+        while True:
+            self._update.clear()
+            await self._tick()
+            try:
+                await asyncio.wait_for(self._update.wait(), self._pace.poll)
+            except TimeoutError:
+                self._insert.set()  # the poll: it alone suffices
+
+    async def _tick(self) -> None:
+        now, pace = time.monotonic(), self._pace
+        if await self._queue.cancel_queued() or await self._queue.retry_due():
+            self._insert.set()
+        for sandbox_id in await self._queue.cancelling():
+            self._steps.cancel(sandbox_id)
+        self._take_in_hand(await self._queue.take_over(CLAIM_MOST, pace.lease), now, "taken over")
+        if now - self._renewed > pace.lease / 4:
+            self._renewed = now
+            await self._renew()
+        if now - self._forgot > FORGET_SECONDS:
+            self._forgot = now
+            while await self._queue.forget(pace.retention):
+                pass
+
+    async def _renew(self) -> None:
+        sent = time.monotonic()
+        lives = [live for live in self._steps.lives.values() if live.lease_end and live.row.state is State.LAUNCHING]
+        held = await self._queue.renew([live.row for live in lives], self._pace.lease)
+        for live in lives:
+            live.lease_end = sent + self._pace.lease if live.row.id in held else 0.0
+
+    async def _observe(self) -> None:
+        async for sight in self._backend.observe():
+            self._metrics.engine_up.set(1)
+            match sight:
+                case Seen():
+                    self._steps.saw(sight)
+                case Listing():
+                    for seen in sight.runs:
+                        self._steps.saw(seen)
+                    self._listing = sight
+                    self._listed.set()
+
+    async def _compare(self) -> None:
+        while True:
+            await self._listed.wait()
+            self._listed.clear()
+            if self._listing is not None:
+                await self._comparison.make(self._listing)
+            self._listing = None
+            await asyncio.sleep(self._pace.compare)
+
+    async def _let_go(self) -> None:
+        self._steps.stopping = True
+        await self._steps.settled(STOP_SECONDS)
+        ours = [live.row for live in self._steps.lives.values() if live.lease_end]
+        if ours:  # a lease that ends now is taken over at once
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._queue.renew(ours, 0.0)
+            except TimeoutError:
+                log.warning("the database does not answer: the leases of %d rows run out by themselves", len(ours))

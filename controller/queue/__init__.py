@@ -1,0 +1,1 @@
+"""The queue in Postgres: the only part that touches the database."""

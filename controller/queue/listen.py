@@ -1,0 +1,47 @@
+"""The wake-up: LISTEN on a connection of its own, watched so that a dead one is never trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import psycopg
+
+from controller.queue.store import KEEPALIVE, TRANSIENT
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 10.0  # silence after which the connection must prove that it still listens
+PROBE_TIMEOUT = 5.0
+RECONNECT_SECONDS = 1.0  # the poll serves meanwhile
+
+
+async def listen(url: str, channel: str, wake: Callable[[str], None], probe_seconds: float = PROBE_SECONDS) -> None:
+    """Calls `wake` with each notification's payload, and with "" after every (re)connect. Never returns."""
+    while True:
+        try:
+            await _listen_once(url, channel, wake, probe_seconds)
+        except (*TRANSIENT, TimeoutError) as error:
+            log.warning(
+                "the listener lost its connection, polling until it is back: %s", str(error).strip() or "no answer"
+            )
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def _listen_once(url: str, channel: str, wake: Callable[[str], None], probe_seconds: float) -> None:
+    connection = await psycopg.AsyncConnection.connect(
+        url, autocommit=True, application_name="sandbox-listener", **KEEPALIVE
+    )
+    try:
+        await connection.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(channel)))
+        wake("")
+        while True:
+            async for notification in connection.notifies(timeout=probe_seconds):
+                wake(notification.payload)
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                cursor = await connection.execute("select from pg_listening_channels() c where c = %s", [channel])
+                if cursor.rowcount != 1:
+                    return
+    finally:
+        await connection.close()

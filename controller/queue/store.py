@@ -1,0 +1,275 @@
+"""The controller's side of the queue: each method is one step of the protocol, in one statement."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from controller import sql
+from controller.model import Key, Launch, Outcome, Output, Row, Seen, State
+from controller.queue.batch import Batch
+from controller.text import storable, tail
+
+log = logging.getLogger(__name__)
+
+TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+KEEPALIVE: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,  # ms; a half-open socket is noticed even with data under way
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A row just claimed or taken over, and what its attempt asks of the engine."""
+
+    row: Row
+    launch: Launch
+    created_age: float  # seconds since its insert
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Asks that `run_uid` become the one run of this attempt."""
+
+    key: Key
+    epoch: int
+    run_uid: str
+    size: int = 200
+
+    @property
+    def id(self) -> UUID:
+        return self.key.sandbox_id
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A short note on a row: that it runs, waits or is cleaned."""
+
+    key: Key
+    text: str | None = None
+    size: int = 200
+
+    @property
+    def id(self) -> UUID:
+        return self.key.sandbox_id
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt's outcome, what the engine last saw of it and what it wrote."""
+
+    key: Key
+    run_uid: str | None
+    outcome: Outcome
+    seen: Seen | None = None
+    output: Output | None = None
+    counted: bool = False
+    delay: float = 0.0  # seconds until the next attempt
+
+    @property
+    def id(self) -> UUID:
+        return self.key.sandbox_id
+
+    @property
+    def size(self) -> int:
+        return 500 + (len(self.output.tail) if self.output else 0)
+
+
+class Queue:
+    """The controller's statements on one pool. Connection faults are waited out; every statement can be repeated."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[DictRow]], me: str, output_bytes: int) -> None:
+        self._pool, self.me, self._output_bytes = pool, me, output_bytes
+        self._sql = sql.statements("queue.sql")
+        self.engine = ""
+        self.bind = Batch(self._bind)
+        self.start = Batch(self._start)
+        self.wait = Batch(self._wait)
+        self.record = Batch(self._record)
+        self.again = Batch(self._again)
+        self.clean = Batch(self._clean)
+
+    async def claim(self, most: int, max_running: int, lease: float) -> list[Claimed]:
+        """The next rows that may run. Raises psycopg.OperationalError where the reply was lost: see `take_over`."""
+        params = {"me": self.me, "engine": self.engine, "lease": lease, "max_running": max_running, "most": most}
+        return [_claimed(found) for found in await self._once("claim", params)]
+
+    async def take_over(self, most: int, lease: float, held: Sequence[UUID] | None = None) -> list[Claimed]:
+        """Rows whose lease ran out; with `held`, also those claimed for this controller that it does not hold."""
+        params = {"me": self.me, "engine": self.engine, "lease": lease, "most": most}
+        params |= {"mine": held is not None, "held": list(held or ())}
+        return [_claimed(found) for found in await self._once("take_over", params)]
+
+    async def renew(self, rows: Sequence[Row], lease: float) -> set[UUID]:
+        """Prolongs these leases to `lease` seconds from now; returns those that were still held."""
+        params = {"ids": [row.id for row in rows], "epochs": [row.epoch for row in rows], "lease": lease}
+        return await self._ids("renew", params)
+
+    async def cancel_queued(self) -> int:
+        """Ends what is to be cancelled and was never claimed; returns how many."""
+        return len(await self._ids("cancel_queued", {}))
+
+    async def cancelling(self) -> set[UUID]:
+        """Active rows of this engine whose requester asked for their end."""
+        return await self._ids("cancelling", {"engine": self.engine})
+
+    async def retry_due(self) -> int:
+        """Lets attempts whose time has come be claimed; returns how many."""
+        return len(await self._ids("retry_due", {}))
+
+    async def standing(self) -> list[Row]:
+        """Every row that this engine's controllers still owe something."""
+        return [_row(found) for found in await self._run("standing", {"engine": self.engine})]
+
+    async def facts(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
+        """How these rows stand now."""
+        return {row.id: row for row in map(_row, await self._run("facts", {"ids": list(ids)}))}
+
+    async def forget(self, retention: float) -> int:
+        """Deletes up to 1,000 sandboxes that ended longer ago than `retention` seconds; returns how many."""
+        return int((await self._run("forget", {"retention": retention}))[0]["forgotten"])
+
+    async def cancel_all(self) -> None:
+        """Asks for the end of everything that has not ended."""
+        await self._run("cancel_all", {})
+
+    async def unfinished(self) -> dict[str | None, int]:
+        """How many rows are left to end or to clean, by engine (None: not claimed)."""
+        return {found["engine"]: found["n"] for found in await self._run("unfinished", {})}
+
+    async def counts(self) -> dict[str, int]:
+        """Rows of each state that is not terminal."""
+        return {found["state"]: found["n"] for found in await self._once("counts", {})}
+
+    async def installation(self) -> UUID:
+        """This database's own id."""
+        found: UUID = (await self._run("installation", {}))[0]["id"]
+        return found
+
+    async def _bind(self, items: Sequence[Bind]) -> set[UUID]:
+        params = _keys([item.key for item in items])
+        params |= {"epochs": [item.epoch for item in items], "run_uids": [item.run_uid for item in items]}
+        return await self._ids("bind", params)
+
+    async def _start(self, items: Sequence[Mark]) -> set[UUID]:
+        return await self._ids(
+            "start", _keys([item.key for item in items]) | {"run_uids": [item.text for item in items]}
+        )
+
+    async def _wait(self, items: Sequence[Mark]) -> set[UUID]:
+        waiting = [storable(item.text or "")[:1000] or None for item in items]
+        return await self._ids("wait", _keys([item.key for item in items]) | {"waiting": waiting})
+
+    async def _clean(self, items: Sequence[Mark]) -> set[UUID]:
+        return await self._ids("clean", {"ids": [item.id for item in items]})
+
+    async def _record(self, items: Sequence[Ended]) -> set[UUID]:
+        return await self._ids("record", self._ended(items))
+
+    async def _again(self, items: Sequence[Ended]) -> set[UUID]:
+        params = {"counted": [item.counted for item in items], "delays": [item.delay for item in items]}
+        return await self._ids("again", self._ended(items) | params)
+
+    def _ended(self, items: Sequence[Ended]) -> dict[str, Any]:
+        outcomes = [item.outcome for item in items]
+        return _keys([item.key for item in items]) | {
+            "run_uids": [item.run_uid for item in items],
+            "states": [str(outcome.state) for outcome in outcomes],
+            "exit_codes": [outcome.exit_code for outcome in outcomes],
+            "reasons": [str(outcome.reason) for outcome in outcomes],
+            "messages": [outcome.message and storable(outcome.message)[:2000] for outcome in outcomes],
+            "outputs": [item.output and tail(item.output.tail, self._output_bytes) for item in items],
+            "truncated": [bool(item.output and (item.output.truncated or self._long(item.output))) for item in items],
+            "started": [item.seen and item.seen.started_at for item in items],
+            "ended": [item.seen and item.seen.ended_at for item in items],
+            "nodes": [item.seen and item.seen.node for item in items],
+            "digests": [item.seen and item.seen.image_digest for item in items],
+        }
+
+    def _long(self, output: Output) -> bool:
+        return len(output.tail) > self._output_bytes
+
+    async def _ids(self, name: str, params: Mapping[str, Any]) -> set[UUID]:
+        return {found["id"] for found in await self._run(name, params)}
+
+    async def _run(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
+        """Runs a statement until the database has answered it."""
+        pause = 0.05
+        while True:
+            try:
+                return await self._once(name, params)
+            except TRANSIENT as error:
+                log.warning("the database did not take %s, trying again: %s", name, _first_line(error))
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+
+    async def _once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
+        statement: LiteralString = self._sql[name]
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(statement, params)
+            return await cursor.fetchall() if cursor.description else []
+
+
+def open_pool(url: str, size: int = 6) -> AsyncConnectionPool[AsyncConnection[DictRow]]:
+    """A closed pool on that database; open it with `async with`."""
+    kwargs = {"autocommit": True, "row_factory": dict_row, "application_name": "sandbox-controller"} | KEEPALIVE
+    return AsyncConnectionPool(
+        url,
+        connection_class=AsyncConnection[DictRow],
+        kwargs=kwargs,
+        min_size=1,
+        max_size=size,
+        timeout=10,
+        configure=_configure,
+        open=False,
+    )
+
+
+async def _configure(connection: AsyncConnection[DictRow]) -> None:
+    """Every statement has its index, but the planner's statistics lag behind bursts of inserts."""
+    await connection.execute("set enable_seqscan = off")
+    await connection.execute("set statement_timeout = '30s'")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _keys(keys: Sequence[Key]) -> dict[str, Any]:
+    return {"ids": [key.sandbox_id for key in keys], "attempts": [key.attempt for key in keys]}
+
+
+def _row(found: DictRow) -> Row:
+    return Row(
+        id=found["id"],
+        attempt=found["attempt"],
+        epoch=found["epoch"],
+        state=State(found["state"]),
+        run_uid=found["run_uid"],
+        claimed_by=found["claimed_by"],
+        cancelled=found["cancelled"],
+        max_attempts=found["max_attempts"],
+        runs=found["runs"],
+        timeout_seconds=found["timeout_seconds"],
+        claimed_age=found["claimed_age"],
+        started_age=found["started_age"],
+    )
+
+
+def _claimed(found: DictRow) -> Claimed:
+    row = _row(found)
+    asked = ("command", "timeout_seconds", "image", "env", "cpu_millis", "memory_mib", "disk_mib", "network")
+    return Claimed(row, Launch(row.key, **{name: found[name] for name in asked}), found["created_age"])

