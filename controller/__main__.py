@@ -15,9 +15,11 @@ from uuid import uuid4
 
 from controller import log as logs
 from controller.backends.base import Backend
+from controller.carry import Carrier
 from controller.compare import Comparison
 from controller.errors import SandboxError
 from controller.http import Http
+from controller.live import Lives
 from controller.loop import Controller, Pace
 from controller.metrics import Metrics
 from controller.queue.listen import listen
@@ -59,7 +61,9 @@ def run_migrate(options: argparse.Namespace) -> int:
     if not url:
         raise SandboxError("DATABASE_URL is not set: give the URL of the database as its owner")
     logs.set_up(os.environ.get("LOG_FORMAT", "console"))
-    passwords = {f"sandbox_{name}": os.environ.get(f"SANDBOX_{name.upper()}_PASSWORD") for name in ("controller", "requester")}
+    passwords = {
+        f"sandbox_{name}": os.environ.get(f"SANDBOX_{name.upper()}_PASSWORD") for name in ("controller", "requester")
+    }
     steps = migrate(url, passwords)
     print(f"migrate: {steps} applied" if steps else "migrate: nothing to do")
     return 0
@@ -131,26 +135,27 @@ async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[
             queue = Queue(pool, me, settings.sandbox_output_bytes)
             installation = await queue.installation()
             queue.engine = await backend.check(installation)
-            metrics = Metrics()
-            steps = Steps(
-                queue,
-                backend,
-                metrics,
-                start_deadline=settings.sandbox_start_deadline_seconds,
-                output_bytes=settings.sandbox_output_bytes,
-                at_once=AT_ONCE[settings.sandbox_backend],
-            )
-            pace = Pace(
-                max_running=settings.sandbox_max_running,
-                poll=settings.sandbox_poll_seconds,
-                lease=settings.sandbox_lease_seconds,
-                retention=settings.sandbox_retention_seconds,
-                at_once=AT_ONCE[settings.sandbox_backend],
-            )
-            controller = Controller(queue, backend, steps, Comparison(queue, backend, steps, metrics), metrics, pace)
+            controller = wire(settings, queue, backend, metrics := Metrics())
             yield controller, queue, Http(controller, queue, backend, metrics, settings.database_url, installation)
     finally:
         await backend.close()
+
+
+def wire(settings: Settings, queue: Queue, backend: Backend, metrics: Metrics) -> Controller:
+    """A controller from its parts."""
+    at_once = AT_ONCE[settings.sandbox_backend]
+    pace = Pace(
+        max_running=settings.sandbox_max_running,
+        poll=settings.sandbox_poll_seconds,
+        lease=settings.sandbox_lease_seconds,
+        retention=settings.sandbox_retention_seconds,
+        at_once=at_once,
+    )
+    lives = Lives(settings.sandbox_start_deadline_seconds)
+    steps = Steps(queue, backend, lives, metrics, output_bytes=settings.sandbox_output_bytes, at_once=at_once)
+    carrier = Carrier(queue, steps, lives, metrics)
+    comparison = Comparison(queue, backend, carrier, lives, metrics, pace.grace)
+    return Controller(queue, backend, carrier, lives, comparison, metrics, pace)
 
 
 AT_ONCE = {"kubernetes": 64, "docker": 8, "process": 16, "memory": 1000}  # calls that each kind of engine takes at once

@@ -8,17 +8,16 @@ from collections.abc import Collection, Mapping
 from uuid import UUID
 
 from controller.backends.base import Backend
+from controller.carry import Carrier
 from controller.errors import NotNow
 from controller.lifecycle import Do, decide
+from controller.live import Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
 from controller.model import Key, Listing, Phase, Row, Seen
 from controller.queue.store import Queue
-from controller.steps import Live, Steps
 
 log = logging.getLogger(__name__)
-
-GRACE_SECONDS = 10.0  # a run must stay without a trace for this long before it counts as gone
 
 
 class Comparison:
@@ -26,9 +25,11 @@ class Comparison:
     their owner is gone, or slow, and a step taken twice does no harm."""
 
     def __init__(
-        self, queue: Queue, backend: Backend, steps: Steps, metrics: Metrics, grace: float = GRACE_SECONDS
+        self, queue: Queue, backend: Backend, carrier: Carrier, lives: Lives, metrics: Metrics, grace: float
     ) -> None:
-        self._queue, self._backend, self._steps, self._metrics, self._grace = queue, backend, steps, metrics, grace
+        self._queue, self._backend, self._carrier, self._lives = queue, backend, carrier, lives
+        self._metrics, self._grace = metrics, grace
+        # `grace`: seconds that a run must stay without a trace before it counts as gone
         self._due: set[Key] | None = None  # others' rows with a step due at the last look; None before the first
         self._missing: dict[UUID, float] = {}  # rows whose run the engine does not have, and since when
 
@@ -45,7 +46,7 @@ class Comparison:
         for row in rows.values():
             there = runs.get(row.key, [])
             missing = self._is_missing(row, there, began)
-            live = self._steps.lives.get(row.id)
+            live = self._lives.by_id.get(row.id)
             if live is not None:
                 self._agree(live, row, missing)
                 continue
@@ -53,10 +54,10 @@ class Comparison:
             if self._next(live) is not Do.WAIT:
                 due.add(row.key)
                 if self._due is None or row.key in self._due:
-                    self._steps.hold(live)
+                    self._carrier.hold(live)
         self._due = due
         await self._let_go(
-            [live for one, live in self._steps.lives.items() if one not in rows and live.read_at < began]
+            [live for one, live in self._lives.by_id.items() if one not in rows and live.read_at < began]
         )
         await self._sweep({key: there for key, there in runs.items() if self._is_stray(key, rows)})
 
@@ -67,24 +68,24 @@ class Comparison:
         return now - self._missing.setdefault(row.id, now) >= self._grace
 
     def _next(self, live: Live) -> Do:
-        return decide(live.row, live.runs.values(), self._steps.standing(live)).do
+        return decide(live.row, live.runs.values(), self._lives.standing(live)).do
 
     def _agree(self, live: Live, row: Row, missing: bool) -> None:
         """Brings a sandbox in hand up to what the table says, and moves on what time alone moves on."""
         if live.busy:
-            return None
+            return
         if (row.attempt, row.epoch) != (live.row.attempt, live.row.epoch):
-            return self._steps.drop(live)  # in other hands
+            self._lives.drop(live)  # in other hands
+            return
         live.row.cancelled = row.cancelled
         live.missing = missing
         if missing:
             ended = (Phase.ENDED, Phase.NEVER, Phase.GONE)
             live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase in ended}
         if self._next(live) is not Do.WAIT:
-            self._steps.poke(live)
+            self._carrier.poke(live)
         elif row.claimed_by != self._queue.me:
-            self._steps.drop(live)
-        return None
+            self._lives.drop(live)
 
     async def _let_go(self, lives: Collection[Live]) -> None:
         """Drops what the table no longer has, or has as ended."""
@@ -92,11 +93,11 @@ class Comparison:
         for live in lives:
             row = rows.get(live.row.id)
             if not live.busy and (row is None or row.state.terminal or row.epoch != live.row.epoch):
-                self._steps.drop(live)
+                self._lives.drop(live)
 
     def _is_stray(self, key: Key, rows: Mapping[UUID, Row]) -> bool:
         row = rows.get(key.sandbox_id)
-        return (row is None or row.attempt != key.attempt) and key.sandbox_id not in self._steps.lives
+        return (row is None or row.attempt != key.attempt) and key.sandbox_id not in self._lives.by_id
 
     async def _sweep(self, strays: Mapping[Key, Collection[Seen]]) -> None:
         """Deletes the runs whose row is gone, ended and cleaned, or past their attempt."""

@@ -45,7 +45,7 @@ class Http:
         return web.Response(status=200 if age < STALLED_SECONDS else 503, text=f"the loop turned {age:.1f} s ago\n")
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """200 where the database answers with a schema that fits, and the engine answers; else 503 and what is wrong."""
+        """200 where database, schema and engine will do; else 503 and what is wrong."""
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await check_schema(self._url)

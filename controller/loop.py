@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from controller.backends.base import Backend
+from controller.carry import Carrier
 from controller.compare import Comparison
 from controller.errors import NotNow
+from controller.live import Live, Lives
 from controller.metrics import Metrics
 from controller.model import Listing, Seen, State
 from controller.queue.store import TRANSIENT, Claimed, Queue
-from controller.steps import Live, Steps
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +35,25 @@ class Pace:
     retention: float  # seconds
     at_once: int  # calls to the engine under way at once; twice as many rows may be launching
     compare: float = 5.0  # seconds between comparisons of the whole table with the whole engine
+    grace: float = 10.0  # seconds that a run must stay without a trace before it counts as gone
 
 
 class Controller:
     """Runs until told to stop; any number may run at once on one database."""
 
     def __init__(
-        self, queue: Queue, backend: Backend, steps: Steps, comparison: Comparison, metrics: Metrics, pace: Pace
-    ):
-        self._queue, self._backend, self._steps, self._comparison = queue, backend, steps, comparison
-        self._metrics, self._pace = metrics, pace
-        steps.freed = lambda: self._insert.set()
+        self,
+        queue: Queue,
+        backend: Backend,
+        carrier: Carrier,
+        lives: Lives,
+        comparison: Comparison,
+        metrics: Metrics,
+        pace: Pace,
+    ) -> None:
+        self._queue, self._backend, self._carrier, self._lives = queue, backend, carrier, lives
+        self._comparison, self._metrics, self._pace = comparison, metrics, pace
+        lives.freed = lambda: self._insert.set()
         self._insert, self._update, self._listed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._listing: Listing | None = None
         self._claim_in_doubt = False
@@ -89,13 +98,13 @@ class Controller:
     async def _pulse(self) -> None:
         while True:
             self.turned = time.monotonic()
-            self._metrics.in_hand.set(len(self._steps.lives))
+            self._metrics.in_hand.set(len(self._lives.by_id))
             await asyncio.sleep(PULSE_SECONDS)
 
     async def _claims(self) -> None:
         while True:
             self._insert.clear()
-            while (room := min(2 * self._pace.at_once - len(self._steps.launching), CLAIM_MOST)) > 0:
+            while (room := min(2 * self._pace.at_once - len(self._lives.launching), CLAIM_MOST)) > 0:
                 if not await self._claim(room):
                     break
             await self._insert.wait()
@@ -103,7 +112,7 @@ class Controller:
     async def _claim(self, room: int) -> int:
         sent = time.monotonic()
         if self._claim_in_doubt:  # a claim's reply was lost: what it claimed is ours, and nobody works on it
-            held = list(self._steps.lives)
+            held = list(self._lives.by_id)
             self._take_in_hand(await self._queue.take_over(room, self._pace.lease, held), sent, "taken over")
         self._claim_in_doubt = True
         claimed = await self._queue.claim(room, self._pace.max_running, self._pace.lease)
@@ -113,7 +122,7 @@ class Controller:
 
     def _take_in_hand(self, claimed: Sequence[Claimed], sent: float, how: str) -> None:
         for each in claimed:
-            live = self._steps.lives.get(each.row.id)
+            live = self._lives.by_id.get(each.row.id)
             if live is None or live.row.attempt != each.row.attempt:
                 live = Live(each.row, sent)
             live.row, live.read_at, live.lease_end = each.row, sent, sent + self._pace.lease
@@ -121,8 +130,8 @@ class Controller:
             self._metrics.claimed.labels(how).inc()
             if how == "claimed":
                 self._metrics.queued_for.observe(each.created_age)
-            self._steps.launching.add(each.row.id)
-            self._steps.hold(live)
+            self._lives.launching.add(each.row.id)
+            self._carrier.hold(live)
 
     async def _ticks(self) -> None:
         while True:
@@ -138,7 +147,7 @@ class Controller:
         if await self._queue.cancel_queued() or await self._queue.retry_due():
             self._insert.set()
         for sandbox_id in await self._queue.cancelling():
-            self._steps.cancel(sandbox_id)
+            self._carrier.cancel(sandbox_id)
         self._take_in_hand(await self._queue.take_over(CLAIM_MOST, pace.lease), now, "taken over")
         if now - self._renewed > pace.lease / 4:
             self._renewed = now
@@ -150,7 +159,7 @@ class Controller:
 
     async def _renew(self) -> None:
         sent = time.monotonic()
-        lives = [live for live in self._steps.lives.values() if live.lease_end and live.row.state is State.LAUNCHING]
+        lives = [live for live in self._lives.by_id.values() if live.lease_end and live.row.state is State.LAUNCHING]
         held = await self._queue.renew([live.row for live in lives], self._pace.lease)
         for live in lives:
             live.lease_end = sent + self._pace.lease if live.row.id in held else 0.0
@@ -160,10 +169,10 @@ class Controller:
             self._metrics.engine_up.set(1)
             match sight:
                 case Seen():
-                    self._steps.saw(sight)
+                    self._carrier.saw(sight)
                 case Listing():
                     for seen in sight.runs:
-                        self._steps.saw(seen)
+                        self._carrier.saw(seen)
                     self._listing = sight
                     self._listed.set()
 
@@ -177,9 +186,9 @@ class Controller:
             await asyncio.sleep(self._pace.compare)
 
     async def _let_go(self) -> None:
-        self._steps.stopping = True
-        await self._steps.settled(STOP_SECONDS)
-        ours = [live.row for live in self._steps.lives.values() if live.lease_end]
+        self._lives.stopping = True
+        await self._carrier.settled(STOP_SECONDS)
+        ours = [live.row for live in self._lives.by_id.values() if live.lease_end]
         if ours:  # a lease that ends now is taken over at once
             try:
                 async with asyncio.timeout(STOP_SECONDS):
