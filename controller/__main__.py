@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     """`run`: the controller, until SIGTERM or SIGINT."""
     settings = Settings.read()
     logs.set_up(settings.log_format)
-    asyncio.run(_run(settings))
+    asyncio.run(serve(settings, make_backend(settings)))
     return 0
 
 
@@ -84,11 +84,12 @@ def run_drain(options: argparse.Namespace) -> int:
     return asyncio.run(_drain(settings, options.timeout))
 
 
-async def _run(settings: Settings) -> None:
+async def serve(settings: Settings, backend: Backend) -> None:
+    """Runs a controller on this backend until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with assemble(settings, make_backend(settings)) as (controller, queue, http):
+    async with assemble(settings, backend) as (controller, queue, http):
         server, port = await http.serve(settings.http_port)
         log.info("%s runs sandboxes on %s, http on port %d", queue.me, queue.engine, port)
         listener = asyncio.create_task(listen(settings.database_url, "sandbox_wake", controller.wake))
@@ -172,7 +173,7 @@ def make_backend(settings: Settings) -> Backend:
             from controller.backends.process import ProcessBackend
 
             log.warning("SANDBOX_BACKEND=process isolates nothing: commands run as this user, on this host")
-            return ProcessBackend(settings.sandbox_work_dir, settings.sandbox_output_bytes)
+            return ProcessBackend(settings.sandbox_work_dir, output_bytes=settings.sandbox_output_bytes)
         case "memory":
             from controller.backends.memory import MemoryBackend
 

@@ -1,0 +1,40 @@
+# Two commands: `make demo` and `make test`. Each makes what it needs; nothing outside this directory is changed.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+IN := .venv/bin/
+
+.PHONY: setup demo test lint bench lock clean
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with its venv module is needed, and none was found (on Debian: apt-get install python3-venv)"; exit 1; }
+	@echo "setup: .venv from requirements.lock"
+	@$(PYTHON) -m venv .venv
+	@$(IN)pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(IN)pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	@$(IN)python -m controller demo
+
+test: lint
+	@$(IN)pytest
+
+lint: setup
+	@$(IN)ruff check --quiet .
+	@$(IN)ruff format --quiet --check .
+	@$(IN)mypy
+
+bench: setup
+	@$(IN)python -m tests.bench
+
+# Pins every dependency anew; needs uv, and writes no registry's name.
+lock:
+	uv pip compile pyproject.toml --extra demo --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --quiet --output-file requirements.lock
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --quiet --output-file requirements-app.lock
+
+clean:
+	rm -rf .venv .work build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
