@@ -58,7 +58,7 @@ class Lives:
         if seen.phase is Phase.GONE and seen.run_uid not in live.runs and seen.run_uid != live.row.run_uid:
             return None
         known = live.runs.get(seen.run_uid)
-        if known is not None and _rank(known) >= _rank(seen) and known.waiting == seen.waiting:
+        if known is not None and not _is_news(known, seen):
             return None
         live.runs[seen.run_uid] = seen
         live.missing = seen.phase is Phase.GONE
@@ -90,5 +90,7 @@ class Lives:
             self.freed()
 
 
-def _rank(seen: Seen) -> int:
-    return ORDER.index(seen.phase)
+def _is_news(known: Seen, seen: Seen) -> bool:
+    if seen.phase is Phase.INERT and known.phase is Phase.STARTING:
+        return True  # its release came to nothing: it is released again
+    return ORDER.index(seen.phase) > ORDER.index(known.phase) or known.waiting != seen.waiting

@@ -1,0 +1,293 @@
+"""Runs attempts as containers on a Docker engine: only sends and reads; `docker_spec` knows what it means."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from controller.backends import docker_spec as spec
+from controller.backends.docker_engine import SLOW, STREAM, Engine, EngineError, Json, Lines
+from controller.backends.docker_images import Images
+from controller.backends.docker_output import LogTail
+from controller.backends.docker_spec import create_body
+from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
+from controller.model import Key, Launch, Listing, Output, Phase, Reason, Seen
+
+RELIST_SECONDS = 10.0
+LOOKS_AT_ONCE = 8
+REMOVAL_SECONDS = 60.0
+REMOVAL_POLL_SECONDS = 0.1
+CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+NEVER_STARTS = re.compile(  # the engine's words for what is the image's own fault, and stays
+    r"OCI runtime.*(no such file|not found|exec format error|permission denied|not a directory)", re.DOTALL
+)
+LIMITS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "the number of processes"}
+
+
+class DockerBackend:
+    """Containers on one engine. `image` is for launches that name none; `url` None: DOCKER_HOST, or its socket."""
+
+    def __init__(self, image: str, url: str | None = None) -> None:
+        self._image = image
+        self._engine = Engine(url)
+        self._images = Images(self._engine)
+        self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._installation = ""  # this and the next are set by check
+        self._node: str | None = None
+
+    async def check(self, installation: UUID) -> str:
+        try:
+            info = await self._engine.json("GET", "info")
+        except NotNow as error:
+            raise BackendUnavailable(str(error)) from error
+        missing = [what for key, what in LIMITS.items() if not info.get(key)]
+        if missing:
+            raise BackendUnavailable(
+                f"the Docker engine cannot limit {', '.join(missing)}: delegate these cgroup controllers to it"
+            )
+        self._installation, self._node = str(installation), info.get("Name")
+        return f"docker:{info['ID']}"
+
+    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+        found = await self._adopt(launch.key) if look else None
+        return found or await self._make(launch)
+
+    async def release(self, key: Key, run_uid: str) -> None:
+        inspect = await self._ours(key, run_uid)
+        if inspect is None:
+            raise Vanished(f"the Docker engine has no container {run_uid}")
+        if inspect["State"]["Status"] != "created":
+            return  # were it started at this very moment by another: its state file lets the command start once
+        try:
+            await self._engine.send("POST", f"containers/{run_uid}/start", timeout=SLOW)
+        except EngineError as error:
+            if error.status == 404 and await self._inspect(run_uid) is None:
+                raise Vanished(error.words) from error
+            if NEVER_STARTS.search(error.words):
+                raise Refused(Reason.START_FAILED, error.words) from error
+            raise
+
+    async def observe(self) -> AsyncIterator[Listing | Seen]:
+        known: dict[str, Seen] = {}  # what needs no second look
+        wanted = spec.filters(self._installation, type=["container"], event=["start", "die", "destroy"])
+        async with self._engine.request("GET", "events", params={"filters": wanted}, timeout=STREAM) as response:
+            events = Lines(response)
+            while True:
+                yield await self._listing(known)
+                relist_at = time.monotonic() + RELIST_SECONDS
+                while (left := relist_at - time.monotonic()) > 0:
+                    batch = await events.read(left)
+                    if batch is None:
+                        raise NotNow("the Docker engine ended its stream of events")
+                    for seen in await self._changes(batch, known):
+                        yield seen
+
+    async def output(self, key: Key, run_uid: str, limit: int) -> Output:
+        if await self._ours(key, run_uid) is None:
+            raise Vanished(f"the Docker engine has no container {run_uid}")
+        tail = LogTail(limit)
+        params = {"stdout": "1", "stderr": "1"}
+        async with self._engine.request("GET", f"containers/{run_uid}/logs", params=params, timeout=SLOW) as response:
+            async for chunk in response.content.iter_any():
+                tail.feed(chunk)
+        return tail.output()
+
+    async def kill(self, key: Key, run_uid: str) -> None:
+        if await self._ours(key, run_uid) is None:
+            return
+        try:
+            await self._engine.send("POST", f"containers/{run_uid}/kill", params={"signal": "KILL"})
+        except EngineError as error:
+            if error.status not in (404, 409):  # gone, or not running
+                raise
+
+    async def delete(self, key: Key, run_uid: str | None) -> None:
+        if run_uid is None:
+            runs = [entry["Id"] for entry in await self._list(key) if self._key(entry) == key]
+        else:
+            runs = [run_uid] if await self._ours(key, run_uid) is not None else []
+        await asyncio.gather(*(self._remove(run) for run in runs))
+
+    async def close(self) -> None:
+        await self._images.close()
+        await self._engine.close()
+
+    async def _adopt(self, key: Key) -> Seen | None:
+        """The attempt's container, if there is one that is whole."""
+        inspect = await self._inspect(key.name)
+        if inspect is None:
+            return None
+        run_uid = inspect["Id"]
+        if spec.key_of(inspect["Config"]["Labels"], inspect["Name"], self._installation) != key:
+            words = f"a container {key.name} that is not this installation's is in the way: remove or rename it"
+            raise Refused(Reason.NAME_CONFLICT, words)
+        if inspect["State"]["Status"] == "created" and not await self._has_state(run_uid):
+            await self._engine.send("DELETE", f"containers/{run_uid}", params={"v": "1"}, timeout=SLOW)
+            return None  # its maker went away halfway; were it running, the engine would not have removed it
+        seen = await self._seen(key, inspect)
+        if seen is None:
+            raise NotNow(f"the container {key.name} is being removed")
+        return seen
+
+    async def _make(self, launch: Launch) -> Seen:
+        key, image = launch.key, self._image if launch.image is None else launch.image
+        found = await self._images.find(image)
+        volumes = (found.get("Config") or {}).get("Volumes") or {}
+        body = create_body(launch, image, volumes, self._installation)
+        try:
+            made = await self._engine.json(
+                "POST", "containers/create", params={"name": key.name}, body=body, timeout=SLOW
+            )
+        except EngineError as error:
+            if error.status == 400:
+                raise Refused(Reason.INVALID_REQUEST, error.words) from error
+            if error.status == 409 and (adopted := await self._adopt(key)) is not None:
+                return adopted
+            raise
+        # Only here, only once, and never sent again: an empty file in the place of a written one would be a new start.
+        await self._engine.send(
+            "PUT",
+            f"containers/{made['Id']}/archive",
+            params={"path": spec.STATE_DIR},
+            data=_once(spec.empty_state()),
+            timeout=SLOW,
+        )
+        return Seen(key, made["Id"], Phase.INERT, node=self._node, image_digest=found.get("Id"))
+
+    async def _has_state(self, run_uid: str) -> bool:
+        try:
+            await self._engine.send("HEAD", f"containers/{run_uid}/archive", params={"path": spec.STATE_FILE})
+        except EngineError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    async def _inspect(self, container: str) -> Json | None:
+        try:
+            found: Json = await self._engine.json("GET", f"containers/{container}/json")
+        except EngineError as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    async def _ours(self, key: Key, run_uid: str) -> Json | None:
+        """The inspection of that run, None where there is none of this installation."""
+        inspect = await self._inspect(run_uid) if CONTAINER_ID.fullmatch(run_uid) else None
+        if inspect is None or inspect["Id"] != run_uid:
+            return None
+        found = spec.key_of(inspect["Config"]["Labels"], inspect["Name"], self._installation)
+        return inspect if found == key else None
+
+    async def _remove(self, run_uid: str) -> None:
+        deadline = time.monotonic() + REMOVAL_SECONDS
+        while True:
+            try:
+                return await self._engine.send(
+                    "DELETE", f"containers/{run_uid}", params={"force": "1", "v": "1"}, timeout=SLOW
+                )
+            except EngineError as error:
+                if error.status == 404:
+                    return None
+                if error.status != 409 or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(REMOVAL_POLL_SECONDS)  # another removal is under way
+
+    async def _list(self, key: Key | None = None) -> list[Json]:
+        params = {"all": "1", "filters": spec.filters(self._installation, key)}
+        entries: list[Json] = await self._engine.json("GET", "containers/json", params=params)
+        return entries
+
+    def _key(self, entry: Json) -> Key | None:
+        names = entry.get("Names") or [""]
+        return spec.key_of(entry.get("Labels"), names[0], self._installation)
+
+    async def _listing(self, known: dict[str, Seen]) -> Listing:
+        entries = await self._list()
+        runs = await asyncio.gather(*(self._entry(entry, known) for entry in entries))
+        for gone in known.keys() - {entry["Id"] for entry in entries}:
+            del known[gone]
+        return Listing(tuple(run for run in runs if run is not None))
+
+    async def _entry(self, entry: Json, known: dict[str, Seen]) -> Seen | None:
+        key, run_uid, phase = self._key(entry), entry["Id"], spec.PHASES.get(entry["State"])
+        if key is None or phase is None:
+            return None
+        old = known.get(run_uid)
+        if old is not None and (old.phase is phase or old.phase is not Phase.RUNNING):
+            return old
+        run = Seen(key, run_uid, phase, node=self._node, image_digest=entry.get("ImageID"))
+        if phase is Phase.INERT:
+            return run
+        try:
+            return await self._look(key, run_uid, known)
+        except NotNow:  # it is there, and until the engine says how it ended it has not ended
+            return replace(run, phase=Phase.RUNNING)
+
+    async def _changes(self, events: list[Any], known: dict[str, Seen]) -> list[Seen]:
+        """What became of the containers of some events; what cannot be seen now is in the next listing."""
+        looks: dict[str, Key] = {}
+        gone: dict[str, Key] = {}
+        for event in events:
+            attributes, run_uid = event["Actor"]["Attributes"], event["Actor"]["ID"]
+            key = spec.key_of(attributes, attributes.get("name", ""), self._installation)
+            if key is None:
+                continue
+            if event["Action"] == "destroy":
+                gone[run_uid] = key
+            elif run_uid not in known or (known[run_uid].phase is Phase.RUNNING and event["Action"] != "start"):
+                looks[run_uid] = key
+        found = await asyncio.gather(*(self._try_look(looks[each], each, known) for each in looks.keys() - gone.keys()))
+        seen = [run for run in found if run is not None]
+        return [*seen, *(Seen(key, run_uid, Phase.GONE, node=self._node) for run_uid, key in gone.items())]
+
+    async def _try_look(self, key: Key, run_uid: str, known: dict[str, Seen]) -> Seen | None:
+        try:
+            return await self._look(key, run_uid, known)
+        except NotNow:
+            return None
+
+    async def _look(self, key: Key, run_uid: str, known: dict[str, Seen]) -> Seen | None:
+        async with self._looks:
+            inspect = await self._inspect(run_uid)
+            run = await self._seen(key, inspect) if inspect is not None else None
+        if run is not None and run.phase is not Phase.INERT:
+            known[run_uid] = run
+        return run
+
+    async def _seen(self, key: Key, inspect: Json) -> Seen | None:
+        if inspect["State"]["Status"] != "exited":
+            return spec.seen(key, inspect, None, self._node)
+        state = await self._state(inspect["Id"])
+        if state is None:  # no file, or nothing any more that could have one: look which
+            again = await self._inspect(inspect["Id"])
+            return spec.seen(key, again, None, self._node) if again is not None else None
+        return spec.seen(key, inspect, state, self._node)
+
+    async def _state(self, run_uid: str) -> str | None:
+        """The state file of an exited container, None where there is none."""
+        try:
+            async with self._engine.request(
+                "GET", f"containers/{run_uid}/archive", params={"path": spec.STATE_FILE}
+            ) as response:
+                archive = b""
+                async for chunk in response.content.iter_any():
+                    archive += chunk
+                    if len(archive) >= spec.ARCHIVE_BYTES:
+                        break
+        except EngineError as error:
+            if error.status == 404:
+                return None
+            raise
+        return spec.state_text(archive[: spec.ARCHIVE_BYTES])
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    """A request's body that the HTTP client cannot send a second time by itself, as it does with plain bytes."""
+    yield data

@@ -1,0 +1,137 @@
+"""The HTTP side of a Docker engine: one way to send, one place that says what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiodocker
+import aiohttp
+from yarl import URL
+
+from controller.errors import NotNow
+
+QUICK = aiohttp.ClientTimeout(total=15)
+SLOW = aiohttp.ClientTimeout(total=90)  # starts and removals wait for disk and kernel
+STREAM = aiohttp.ClientTimeout(total=None, connect=15)
+LINE_BYTES = 4 << 20
+UNCONFIGURED = "no Docker engine is found: start one, or set DOCKER_HOST to where it listens"
+UNREACHED = aiohttp.ClientConnectorError
+Json = Mapping[str, Any]
+
+
+class EngineError(NotNow):
+    """The engine answered with an error; whoever knows better catches it by its status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"the Docker engine says: {message}")
+        self.status = status
+        self.words = message
+
+
+class Engine:
+    """One Docker engine. Every request raises EngineError for its refusals, and NotNow where it gives no answer."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+        self._docker: aiodocker.Docker | None = None
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        if self._docker is not None:
+            await self._docker.close()
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        data: AsyncIterator[bytes] | None = None,
+        timeout: aiohttp.ClientTimeout = QUICK,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Sends one request; its answer is read inside the block."""
+        docker = self._connected()
+        url = URL(f"{docker.docker_host}/{path}", encoded=True).with_query(params)
+        try:
+            async with docker.session.request(
+                method, url, json=body, data=data, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status >= 300 and response.status != 304:
+                    raise EngineError(response.status, _words(await response.read()))
+                yield response
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            raise NotNow(self._trouble(error)) from error
+
+    async def json(self, method: str, path: str, **more: Any) -> Any:
+        """The engine's answer to a request, decoded."""
+        async with self.request(method, path, **more) as response:
+            return _decoded(await response.read())
+
+    async def send(self, method: str, path: str, **more: Any) -> None:
+        """A request whose answer says nothing beyond its success."""
+        async with self.request(method, path, **more) as response:
+            await response.read()
+
+    def _connected(self) -> aiodocker.Docker:
+        if self._docker is None:
+            try:
+                docker = aiodocker.Docker(self._url)
+                URL(docker.docker_host)
+            except (AssertionError, ValueError, aiodocker.DockerError) as error:  # as it says that it found no socket
+                raise NotNow(f"{UNCONFIGURED} ({error})" if str(error) else UNCONFIGURED) from error
+            self._docker = docker
+        return self._docker
+
+    def _trouble(self, error: Exception) -> str:
+        where = "the Docker engine" if self._url is None else f"the Docker engine at {self._url}"
+        if isinstance(error, TimeoutError):
+            return f"{where} gave no answer in time"
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+            return f"no right to use {where} ({error}): join the group that owns its socket"
+        advice = "; start it, or set DOCKER_HOST to where it listens" if isinstance(error, UNREACHED) else ""
+        return f"{where} does not answer: {error or type(error).__name__}{advice}"
+
+
+class Lines:
+    """The JSON objects, one a line, of an answer that goes on."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._content = response.content
+        self._rest = b""
+
+    async def read(self, seconds: float) -> list[Any] | None:
+        """Those that have come, waiting at most so long for some; None at the end of the answer."""
+        try:
+            async with asyncio.timeout(seconds):
+                chunk = await self._content.readany()
+        except TimeoutError:
+            return []
+        if not chunk:
+            return None
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > LINE_BYTES:
+            raise NotNow("the Docker engine sends a line without end")
+        return [_decoded(line) for line in whole if line.strip()]
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise NotNow("the Docker engine's answer is no JSON: something else listens there, or it broke off") from error
+
+
+def _words(raw: bytes) -> str:
+    """What the engine says in an error's body."""
+    text = raw.decode("utf-8", "replace").strip()
+    try:
+        return str(json.loads(text)["message"]).strip()
+    except (ValueError, KeyError, TypeError):
+        return text or "an error without a word"

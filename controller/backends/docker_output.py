@@ -1,0 +1,46 @@
+"""The end of a container's output, out of an engine's log of any length, in memory of a fixed size."""
+
+from __future__ import annotations
+
+from controller.backends.docker_spec import LOG_FILE_MB, LOG_FILES
+from controller.model import Output
+
+HEADER_BYTES = 8  # of a frame: its stream, three zeros, its length
+RECORD_BYTES = 28  # that the engine's log takes for a record, beside its line
+FULL_LOG_BYTES = (LOG_FILE_MB * (LOG_FILES - 1) - 1) * 1_000_000  # a log that has dropped something holds more
+
+
+class LogTail:
+    """Takes the engine's frames as they come, and keeps the last `limit` bytes of what they carry."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._unread = bytearray()
+        self._tail = bytearray()
+        self._size = 0
+        self._stored = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes the next bytes of the engine's answer, cut anywhere."""
+        self._unread += chunk
+        at, end = 0, len(self._unread)
+        while end - at >= HEADER_BYTES:
+            begin = at + HEADER_BYTES
+            size = int.from_bytes(self._unread[at + 4 : begin], "big")
+            if begin + size > end:
+                break
+            self._tail += self._unread[begin : begin + size]
+            self._size += size
+            self._stored += size + RECORD_BYTES
+            at = begin + size
+        del self._unread[:at]
+        if len(self._tail) > 2 * self._limit:
+            self._cut()
+
+    def output(self) -> Output:
+        """What was kept."""
+        self._cut()
+        return Output(bytes(self._tail), self._size > self._limit or self._stored >= FULL_LOG_BYTES)
+
+    def _cut(self) -> None:
+        del self._tail[: max(len(self._tail) - self._limit, 0)]

@@ -1,0 +1,263 @@
+"""What is asked of a Docker engine, and what its answers mean. Pure: sends nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from controller.backends.wrapper import wrapper_text
+from controller.model import (
+    LABEL_APP,
+    Key,
+    Launch,
+    Outcome,
+    Phase,
+    Reason,
+    Seen,
+    State,
+    exit_outcome,
+    timeout_outcome,
+)
+
+Json = Mapping[str, Any]
+
+MIB = 1 << 20
+USER = 1000
+WORK_DIR = "/work"
+STATE_DIR = "/.sandbox"  # a volume of its own: it outlives restarts, and of the run only the file can be written
+STATE_FILE = f"{STATE_DIR}/state"
+STATE_BYTES = 4096  # of the file are read
+ARCHIVE_BYTES = 16384  # of its tar archive: room for the headers too
+TMP_MIB = 64
+PIDS = 512
+CPU_PERIOD = 100_000  # microseconds
+LEAST_CPU_QUOTA = 1000  # microseconds a period; the kernel takes no less
+LOG_FILE_MB, LOG_FILES = 8, 3  # a full log keeps the last 16 to 24 MB
+NOT_BEGUN = (125, 137, 255)  # exit codes of a wrapper that stopped itself, was killed, or went with its host
+
+PHASES = {
+    "created": Phase.INERT,
+    "running": Phase.RUNNING,
+    "paused": Phase.RUNNING,
+    "restarting": Phase.RUNNING,
+    "exited": Phase.ENDED,
+}  # `removing` and `dead` are as good as gone
+
+
+def create_body(launch: Launch, image: str, volumes: Iterable[str], installation: str) -> dict[str, Any]:
+    """The body of `POST /containers/create`; `volumes` are those that the image declares."""
+    seconds, disk = str(launch.timeout_seconds), launch.disk_mib
+    quota = max(launch.cpu_millis * CPU_PERIOD // 1000, LEAST_CPU_QUOTA)
+    log_options = {"max-size": f"{LOG_FILE_MB}m", "max-file": str(LOG_FILES), "compress": "false"}
+    return {
+        "Image": image,
+        "User": f"{USER}:{USER}",
+        "WorkingDir": WORK_DIR,
+        "Env": [f"{name}={value}" for name, value in {"HOME": WORK_DIR, **launch.env}.items()],
+        "Entrypoint": ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, seconds],
+        "Cmd": [launch.command],
+        "Labels": {**labels(launch.key, installation), "timeoutSeconds": seconds},
+        "Healthcheck": {"Test": ["NONE"]},  # the image's would run beside the command
+        "StopSignal": "SIGKILL",  # PID 1 heeds no other
+        "HostConfig": {
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "ReadonlyRootfs": True,
+            "Tmpfs": {
+                "/tmp": f"rw,exec,nosuid,nodev,size={TMP_MIB}m,mode=1777",
+                WORK_DIR: f"rw,exec,nosuid,nodev,size={disk}m,uid={USER},gid={USER},mode=0700",
+            },
+            "Mounts": _mounts(volumes),
+            "CpuPeriod": CPU_PERIOD,  # not NanoCpus: it refuses a limit above what the machine has
+            "CpuQuota": quota,
+            "Memory": launch.memory_mib * MIB,
+            "MemorySwap": launch.memory_mib * MIB,  # no swap
+            "PidsLimit": PIDS,
+            "OomScoreAdj": 500,  # before the host's own processes
+            "Ulimits": [  # fsize: the state file lies on the host's disk
+                {"Name": "fsize", "Soft": (disk + 1) * MIB, "Hard": (disk + 1) * MIB},
+                {"Name": "core", "Soft": 0, "Hard": 0},
+            ],
+            "NetworkMode": "bridge" if launch.network == "egress" else "none",
+            "IpcMode": "private",
+            "LogConfig": {"Type": "local", "Config": log_options},  # json-file does not keep bytes that are not UTF-8
+            "RestartPolicy": {"Name": "no"},
+            "AutoRemove": False,
+        },
+    }
+
+
+def _mounts(volumes: Iterable[str]) -> list[dict[str, Any]]:
+    """The state's volume, and the image's own, read-only as the rest of the image: a volume has no bound."""
+    state = {"Type": "volume", "Target": STATE_DIR, "VolumeOptions": {"NoCopy": True}}
+    ours = (STATE_DIR, WORK_DIR, "/tmp")
+    declared = sorted({posixpath.normpath(volume) for volume in volumes} - set(ours))
+    return [state, *({"Type": "volume", "Target": volume, "ReadOnly": True} for volume in declared)]
+
+
+def labels(key: Key, installation: str) -> dict[str, str]:
+    """The labels by which a container is known as that attempt of that installation."""
+    return {
+        "app": LABEL_APP,
+        "sandboxId": str(key.sandbox_id),
+        "attempt": str(key.attempt),
+        "installation": installation,
+    }
+
+
+def filters(installation: str, key: Key | None = None, **more: list[str]) -> str:
+    """The `filters` parameter that selects this installation's containers, or one attempt's."""
+    wanted = labels(key, installation) if key else {"app": LABEL_APP, "installation": installation}
+    return json.dumps({"label": [f"{name}={value}" for name, value in wanted.items()], **more})
+
+
+def key_of(labels_: Json | None, name: str, installation: str) -> Key | None:
+    """Whose container this is, or None where it is none of ours; its name must say the same as its labels."""
+    found = labels_ or {}
+    try:
+        key = Key(UUID(found["sandboxId"]), int(found["attempt"]))
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+    ours = labels(key, installation).items() <= found.items()
+    return key if ours and name.removeprefix("/") == key.name else None
+
+
+def empty_state() -> bytes:
+    """The tar archive with the empty state file that permits one start."""
+    entry = tarfile.TarInfo(posixpath.basename(STATE_FILE))
+    entry.uid = entry.gid = USER
+    entry.mode = 0o600
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.addfile(entry)
+    return archive.getvalue()
+
+
+def state_text(archive: bytes) -> str:
+    """The beginning of the state file in the first bytes of its tar archive."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+            entry = tar.next()
+            content = tar.extractfile(entry) if entry is not None else None
+            return content.read(STATE_BYTES).decode("ascii", "replace") if content else ""
+    except (tarfile.TarError, EOFError):
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the wrapper wrote down. The command can write there too, and so belie its own outcome alone."""
+
+    started: bool = False
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    timed_out: bool = False
+    exit_code: int | None = None
+    oom: bool = False
+    again: bool = False  # started once more after its end: what the engine says is of that start
+
+    @classmethod
+    def parse(cls, text: str) -> Evidence:
+        """Reads the state file; of each word the first line counts, and what is no such line is ignored."""
+        words: dict[str, int | None] = {}
+        for line in text.split("\n"):
+            word, _, number = line.partition(" ")
+            if word in WORDS and bool(number) == WORDS[word] and (not number or _is_number(number)):
+                words.setdefault(word, int(number) if number else None)
+        order = list(words)
+        ended = order.index("exit") if "exit" in words else len(order)
+        code = words.get("exit")
+        return cls(
+            started=bool(words),  # PID 1 writes none before; the first may have been wiped by the command
+            started_at=_moment(words.get("started_at")),
+            ended_at=_moment(words.get("ended_at")),
+            timed_out="timeout" in order[:ended],
+            exit_code=code if code is None or code <= 255 else None,
+            oom="oom" in words,
+            again="again" in words,
+        )
+
+
+WORDS = {  # of the state file, and whether a number follows
+    "started": False,
+    "started_at": True,
+    "timeout": False,
+    "exit": True,
+    "oom": False,
+    "ended_at": True,
+    "again": False,
+}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 11
+
+
+def _moment(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _time(text: str | None) -> datetime | None:
+    """A time of the engine's; the year 1 is its word for never."""
+    moment = datetime.fromisoformat(text) if text else None
+    return moment if moment is not None and moment.year > 1 else None
+
+
+def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> Seen | None:
+    """What the engine's inspection shows; `state`: the state file of an exited one, None where it has none.
+
+    None where the container is on its way out.
+    """
+    engine = inspect["State"]
+    phase = PHASES.get(engine["Status"])
+    if phase is None:
+        return None
+    run = Seen(key, inspect["Id"], phase, node=node, image_digest=inspect.get("Image"))
+    if phase is Phase.INERT:
+        return run
+    started_at, ended_at = _time(engine.get("StartedAt")), _time(engine.get("FinishedAt"))
+    if phase is Phase.RUNNING:
+        return replace(run, started_at=started_at)
+    evidence = Evidence.parse(state or "")
+    outcome = _outcome(inspect, evidence) if state is not None else None
+    if evidence.again:
+        started_at, ended_at = evidence.started_at, evidence.ended_at
+    phase = Phase.ENDED if outcome is not None else Phase.NEVER
+    return replace(run, phase=phase, outcome=outcome, started_at=started_at, ended_at=ended_at)
+
+
+def _outcome(inspect: Json, evidence: Evidence) -> Outcome | None:
+    """How the first start ended; None where the command never started."""
+    engine, code = inspect["State"], evidence.exit_code
+    limit = f"memory_mib = {int(inspect['HostConfig']['Memory']) // MIB}"
+    oom = evidence.oom or (bool(engine.get("OOMKilled")) and not evidence.again)
+    if evidence.timed_out:
+        seconds = inspect["Config"]["Labels"].get("timeoutSeconds", "")
+        return timeout_outcome(int(seconds) if _is_number(seconds) else 0)
+    if oom and code in (None, 137):
+        return Outcome(State.FAILED, Reason.OOM_KILLED, f"it was killed: it went over {limit}", 137)
+    if not evidence.started:
+        return _not_begun(engine)
+    if code is None:
+        known = None if evidence.again else engine["ExitCode"]
+        return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", known)
+    outcome = exit_outcome(code)
+    if not oom:
+        return outcome
+    message = f"the command ended by itself after a process of it was killed: it went over {limit}"
+    return replace(outcome, message=f"{outcome.message}; {message}" if outcome.message else message)
+
+
+def _not_begun(engine: Json) -> Outcome | None:
+    """Of a container that exited without a word in its state file: None, or why it would never do better."""
+    if engine["ExitCode"] in NOT_BEGUN:
+        return None
+    why = engine.get("Error") or f"it exited with {engine['ExitCode']} before the command; its output may say why"
+    return Outcome(State.FAILED, Reason.START_FAILED, f"the image's /bin/sh does not run: {why}")

@@ -1,0 +1,149 @@
+"""Runs attempts as processes of this host: the embedded default, for a first try and for tests. It isolates nothing.
+
+A request's image, cpu, disk and network mean nothing here. Its memory limits each process (RLIMIT_DATA); a command
+that hits it ends by itself. Its environment is the request's, with defaults for PATH, HOME and TMPDIR, and
+`_SANDBOX_RUN`, by which its processes are found. An orphan without that variable, of a run whose supervisor was
+killed, is not found; nor is any outside Linux.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+from controller.backends.process_host import Bell, empty_trash
+from controller.backends.process_runs import Runs
+from controller.backends.process_spec import request_bytes
+from controller.errors import BackendUnavailable, NotNow, Vanished
+from controller.model import Key, Launch, Listing, Output, Phase, Seen
+
+POLL_SECONDS = 1.0
+TIDY_SECONDS = 60.0
+ANSWER_SECONDS = 5.0
+DEATH_SECONDS = 15.0
+
+Result = TypeVar("Result")
+
+
+class ProcessBackend:
+    """Runs each attempt under a detached supervisor, which outlives the controller."""
+
+    def __init__(self, work_dir: Path, *, output_bytes: int = 1 << 20) -> None:
+        self._work_dir = work_dir.absolute()
+        self._output_bytes = output_bytes
+        self._installed: Runs | None = None
+        self._workers = ThreadPoolExecutor(4, "process-backend")
+        self._removers = ThreadPoolExecutor(2, "process-removal")
+
+    async def check(self, installation: UUID) -> str:
+        """Makes the work directory, which holds this host's identity."""
+        runs = Runs(self._work_dir, installation)
+        try:
+            identity = await asyncio.get_running_loop().run_in_executor(self._workers, runs.prepare)
+        except OSError as error:
+            raise BackendUnavailable(
+                f"SANDBOX_WORK_DIR = {self._work_dir} cannot be used ({error.strerror}): it takes a directory on a "
+                "local disk that this user may write to"
+            ) from error
+        self._installed = runs
+        return identity
+
+    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+        """Makes the run's directory, or finds the one that is there."""
+        request = request_bytes(launch, uuid.uuid4().hex, self._output_bytes)
+        return await self._in_thread(lambda: self._runs.create(launch.key, request, look_first=look))
+
+    async def release(self, key: Key, run_uid: str) -> None:
+        """Starts a supervisor; it takes the run if it is still that one and no other took it."""
+        await self._in_thread(lambda: self._runs.release(key, run_uid))
+
+    async def observe(self) -> AsyncIterator[Listing | Seen]:
+        """Lists every second, and between tells of each run whose supervisor rang."""
+        loop, runs = asyncio.get_running_loop(), self._runs
+        with _not_now():
+            bell = Bell(runs.wake, runs.staging)
+        try:
+            tidy = due = loop.time()
+            uids: dict[str, str] = {}
+            while True:
+                if loop.time() >= tidy:
+                    self._removers.submit(runs.tidy)
+                    tidy = loop.time() + TIDY_SECONDS
+                if loop.time() >= due:
+                    listing = await self._in_thread(runs.listing)
+                    uids = {seen.key.name: seen.run_uid for seen in listing.runs}
+                    yield listing
+                    due = loop.time() + POLL_SECONDS
+                for seen in await self._changes(await bell.rung(due - loop.time()), uids):
+                    uids[seen.key.name] = seen.run_uid
+                    yield seen
+        finally:
+            bell.close()
+
+    async def output(self, key: Key, run_uid: str, limit: int) -> Output:
+        """The end of what the run wrote."""
+        return await self._in_thread(lambda: self._runs.output(key, run_uid, limit))
+
+    async def kill(self, key: Key, run_uid: str) -> None:
+        """Has the supervisor kill the run; an inert one then never starts."""
+        await self._in_thread(lambda: self._runs.kill(key, run_uid))
+
+    async def delete(self, key: Key, run_uid: str | None) -> None:
+        """Ends the run, moves its directory out of the way at once and then removes it."""
+        begun, pause = time.monotonic(), 0.005
+        while True:
+            try:
+                buried = await self._in_thread(lambda: self._runs.bury(key, run_uid))
+            except Vanished:
+                return
+            if buried is not None:
+                break
+            if time.monotonic() > begun + DEATH_SECONDS:
+                raise NotNow(f"{key.name} does not die")
+            if time.monotonic() > begun + ANSWER_SECONDS:
+                await self._in_thread(lambda: self._runs.overpower(key, run_uid))
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.1)
+        loop = asyncio.get_running_loop()
+        with _not_now():
+            await loop.run_in_executor(self._removers, empty_trash, self._runs.trash, [buried])
+
+    async def close(self) -> None:
+        """Ends this backend's threads; what they leave in the trash goes with the next controller."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._removers.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def _runs(self) -> Runs:
+        if self._installed is None:
+            raise BackendUnavailable("check() comes before anything else")
+        return self._installed
+
+    async def _changes(self, names: set[str], uids: dict[str, str]) -> list[Seen]:
+        """What became of the runs of these names; other installations' are not among them."""
+        keys = {key for name in names if (key := Key.of_name(name))}
+        if not keys:
+            return []
+        seen = await self._in_thread(lambda: self._runs.look_at(keys))
+        gone = keys - {run.key for run in seen}
+        return seen + [Seen(key, uids[key.name], Phase.GONE) for key in gone if key.name in uids]
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        with _not_now():
+            return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+
+@contextmanager
+def _not_now() -> Iterator[None]:
+    """Tells what the host refuses for want of room, files, processes or memory as NotNow."""
+    try:
+        yield
+    except OSError as error:
+        raise NotNow(f"this host has no room or no answer: {error}") from error

@@ -1,0 +1,255 @@
+"""The runs of one installation on this host: directories that supervisors and controllers share."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import controller
+from controller.backends import process_files as files
+from controller.backends.process_host import empty_trash, end_marked, spawn_supervisor
+from controller.backends.process_spec import Look, look, read_output
+from controller.errors import BackendUnavailable, NotNow, Vanished
+from controller.model import Key, Listing, Output, Phase, Seen
+
+START = (
+    "import os, sys; sys.path.append(sys.argv[1]); from controller.backends.supervisor import main; "
+    "main(*sys.argv[2:]); os._exit(0)"
+)
+SUPERVISE = ("-I", "-S", "-c", START)  # no environment, no site; and no script, which each start would compile anew
+MODULES = str(Path(controller.__file__).resolve().parent.parent)
+STALE_SECONDS = 3600.0
+TRIES = 5
+
+
+class Runs:
+    """Every step that another controller may take too, at the same time; none of them waits."""
+
+    def __init__(self, work_dir: Path, installation: UUID) -> None:
+        self.root = work_dir / "runs" / str(installation)
+        self.staging = work_dir / "new"
+        self.trash = work_dir / "trash"
+        self.wake = work_dir / "wake"
+        self._identity = work_dir / "engine"
+        self._supervisors: set[int] = set()
+        self._over: dict[str, tuple[int, int, Seen]] = {}  # what changes no more, with its directory's inode and time
+
+    def prepare(self) -> str:
+        """Makes the directories; returns this host's identity, the same for all who share them."""
+        if not hasattr(os, "waitid"):
+            raise BackendUnavailable("SANDBOX_BACKEND=process needs os.waitid: Linux, or macOS with Python 3.13")
+        for directory in (self.root, self.staging, self.trash, self.wake):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = self.staging / uuid.uuid4().hex
+        _write(draft, str(uuid.uuid4()).encode())
+        try:
+            with suppress(FileExistsError):
+                os.link(draft, self._identity)
+        finally:
+            draft.unlink()
+        try:
+            return f"process:{UUID(self._identity.read_text())}"
+        except ValueError as error:
+            raise BackendUnavailable(f"{self._identity} is damaged; with no run on this host, remove it") from error
+
+    def create(self, key: Key, request: bytes, *, look_first: bool) -> Seen:
+        """Puts a whole directory in place by one rename, unless one is there."""
+        for attempt in range(TRIES):
+            if not (look_first and attempt == 0):
+                self._place(key.name, request)
+            with suppress(FileNotFoundError), self._opened(key.name) as directory:
+                found = look(directory, key)
+                if found is not None:
+                    return self._settled([found])[0]
+                self._discard(key.name, directory)
+        raise NotNow(f"{key.name} is being made and removed by others")
+
+    def release(self, key: Key, run_uid: str) -> None:
+        """Starts a supervisor; it takes the run if it is still that one and no other took it."""
+        self.reap()
+        with self._opened_run(key, run_uid) as (_, found):
+            if found.seen.phase is not Phase.INERT:
+                return
+        arguments = [MODULES, str(self.root / key.name), run_uid, str(self.wake)]
+        self._supervisors.add(spawn_supervisor([sys.executable, *SUPERVISE, *arguments], run_uid))
+
+    def output(self, key: Key, run_uid: str, limit: int) -> Output:
+        """The end of what the run wrote."""
+        with self._opened_run(key, run_uid) as (directory, _):
+            return read_output(directory, limit)
+
+    def kill(self, key: Key, run_uid: str) -> None:
+        """Makes an inert run one that never starts, and has a live one killed."""
+        with suppress(Vanished), self._opened_run(key, run_uid) as (directory, found):
+            self._end(directory, found)
+
+    def bury(self, key: Key, run_uid: str | None) -> str | None:
+        """Moves a dead run to the trash and returns its name there; has a live one killed and returns None."""
+        self.reap()
+        try:
+            with self._opened(key.name) as directory:
+                found = look(directory, key)
+                if run_uid is not None and (found is None or found.seen.run_uid != run_uid):
+                    raise Vanished(f"no run {run_uid} of {key.name}")
+                if found is not None and not self._end(directory, found):
+                    return None
+                name = self._discard(key.name, directory)
+        except FileNotFoundError as error:
+            raise Vanished(f"no run {run_uid} of {key.name}") from error
+        files.wake(str(self.wake), key.name)
+        return name
+
+    def overpower(self, key: Key, run_uid: str | None) -> None:
+        """Kills all of a run, its supervisor too, which did not answer."""
+        with suppress(Vanished), self._opened_run(key, run_uid) as (_, found):
+            end_marked([found.seen.run_uid])
+
+    def listing(self) -> Listing:
+        """Looks at every run."""
+        self.reap()
+        with os.scandir(self.root) as entries:
+            keys = {entry.name: key for entry in entries if (key := Key.of_name(entry.name))}
+        for name in self._over.keys() - keys.keys():
+            self._over.pop(name, None)
+        return Listing(tuple(self.look_at(keys.values())))
+
+    def look_at(self, keys: Iterable[Key]) -> list[Seen]:
+        """Looks at these runs; those that are gone, or not a run's directory, are left out."""
+        over: list[Seen] = []
+        looks: list[tuple[Look, os.stat_result]] = []
+        for key in keys:
+            with suppress(FileNotFoundError), self._opened(key.name) as directory:
+                status = os.fstat(directory)
+                known = self._over.get(key.name)
+                if known and known[:2] == (status.st_ino, status.st_mtime_ns):
+                    over.append(known[2])
+                elif found := look(directory, key):
+                    looks.append((found, status))
+        settled = self._settled([found for found, _ in looks])
+        for seen, (_, status) in zip(settled, looks, strict=True):
+            if seen.phase in (Phase.ENDED, Phase.NEVER):
+                self._over[seen.key.name] = (status.st_ino, status.st_mtime_ns, seen)
+        return over + settled
+
+    def tidy(self) -> None:
+        """Removes what controllers left that died at their work."""
+        for name in os.listdir(self.staging):
+            with suppress(OSError):
+                if time.time() - os.stat(self.staging / name).st_mtime > STALE_SECONDS:
+                    os.rename(self.staging / name, self.trash / name)
+        empty_trash(self.trash, os.listdir(self.trash))
+
+    def reap(self) -> None:
+        """Takes note of supervisors that ended, so that they do not stay zombies."""
+        for pid in list(self._supervisors):
+            try:
+                ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+            except ChildProcessError:
+                ended = True
+            if ended:
+                self._supervisors.discard(pid)
+
+    def _place(self, name: str, request: bytes) -> None:
+        draft = self.staging / uuid.uuid4().hex
+        draft.mkdir(mode=0o700)
+        try:
+            for directory in (files.WORK, files.TEMPORARY):
+                (draft / directory).mkdir(mode=0o700)
+            os.mkfifo(draft / files.CONTROL, 0o600)
+            _write(draft / files.DRAFT, bytes(files.RECORD_BYTES))
+            _write(draft / files.INERT, request)
+            os.rename(draft, self.root / name)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            if error.errno == errno.ENOTDIR:
+                (self.root / name).unlink(missing_ok=True)
+            elif error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        """The directory of that name, held open: whatever takes its name later is another."""
+        path = self.root / name
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        try:
+            try:
+                directory = os.open(path, flags)
+            except PermissionError:
+                os.chmod(path, 0o700)  # its own command closed it
+                directory = os.open(path, flags)
+        except NotADirectoryError as error:
+            raise FileNotFoundError(path) from error
+        try:
+            yield directory
+        finally:
+            os.close(directory)
+
+    @contextmanager
+    def _opened_run(self, key: Key, run_uid: str | None) -> Iterator[tuple[int, Look]]:
+        """That very run; raises Vanished where it is not there."""
+        try:
+            with self._opened(key.name) as directory:
+                found = look(directory, key)
+                if found is None or run_uid not in (None, found.seen.run_uid):
+                    raise Vanished(f"no run {run_uid} of {key.name}")
+                yield directory, found
+        except FileNotFoundError as error:
+            raise Vanished(f"no run {run_uid} of {key.name}") from error
+
+    def _end(self, directory: int, found: Look) -> bool:
+        """Whether nothing of the run lives, nor ever will; where something does, asks for its end."""
+        if found.seen.phase is Phase.INERT:
+            with suppress(FileNotFoundError):
+                os.rename(files.INERT, files.NEVER, src_dir_fd=directory, dst_dir_fd=directory)
+                files.wake(str(self.wake), found.seen.key.name)
+                return True
+            return False  # a supervisor was faster
+        if found.orphaned:
+            return end_marked([found.seen.run_uid])
+        if found.alive and found.seen.phase is not Phase.ENDED:
+            os.close(os.open(files.KILL, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory))
+            with suppress(OSError):  # no reader: it is not there yet, and sees the file when it comes
+                control = os.open(files.CONTROL, os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory)
+                os.write(control, b"k")
+                os.close(control)
+        return not found.alive
+
+    def _settled(self, looks: list[Look]) -> list[Seen]:
+        """What may be told of these runs: one without a supervisor has ended only once what it left is dead."""
+        orphans = {found.seen.run_uid for found in looks if found.orphaned}
+        if not orphans or end_marked(orphans):
+            return [found.seen for found in looks]
+        return [
+            replace(found.seen, phase=Phase.RUNNING, outcome=None) if found.orphaned else found.seen for found in looks
+        ]
+
+    def _discard(self, name: str, directory: int) -> str | None:
+        """Moves that very directory to the trash; None where another controller is at it."""
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever moves it holds it
+            if os.stat(self.root / name, follow_symlinks=False).st_ino != os.fstat(directory).st_ino:
+                return None
+            discarded = uuid.uuid4().hex
+            os.rename(self.root / name, self.trash / discarded)
+        except (BlockingIOError, FileNotFoundError):
+            return None
+        return discarded
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file through to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)

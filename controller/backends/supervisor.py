@@ -1,0 +1,220 @@
+"""The detached supervisor of one run: starts its command once, keeps the end of its output, writes how it ended.
+
+It imports little, since every start waits for it: the `signal` module alone would cost a third of the time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import select
+import time
+
+from controller.backends import process_files as files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from typing import NoReturn
+else:
+    import _signal as signal
+
+GRACE_SECONDS = 5.0
+LEFTOVER_SECONDS = 10.0
+PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Pipes:
+    """The descriptors between a supervisor, its command and whoever asks for its end."""
+
+    def __init__(self) -> None:
+        self.control = os.open(files.CONTROL, os.O_RDONLY | os.O_NONBLOCK)
+        # Without a writer of its own, each one that leaves would look like an end of file.
+        self.own_control = os.open(files.CONTROL, os.O_WRONLY | os.O_NONBLOCK)
+        self.output, self.command_output = os.pipe()
+        self.errors, self.command_errors = os.pipe()
+        os.set_blocking(self.output, False)
+
+
+def main(run_directory: str, run_uid: str, wake_directory: str) -> None:
+    """Starts that run unless it was started or is gone, and stays with it until it is over."""
+    close_inherited()
+    os.chdir(run_directory)
+    pipes = Pipes()
+    handle_signals(pipes.own_control)
+    adopt_orphans()
+    request = take(run_uid)
+    if request is not None:
+        files.write_record(run(request, run_directory, pipes, wake_directory))
+        files.wake(wake_directory, os.path.basename(run_directory))
+
+
+def close_inherited() -> None:
+    """Closes what a library of the controller let through."""
+    try:
+        for descriptor in map(int, os.listdir("/dev/fd")):
+            os.closerange(max(descriptor, 3), descriptor + 1)
+    except OSError:
+        pass
+
+
+def handle_signals(wakeup: int) -> None:
+    """Lets the end of a child wake the supervisor, and a signal to it ask for the run's end."""
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: files.note(files.KILL))
+
+
+def adopt_orphans() -> None:
+    """On Linux, makes this process the parent of whatever the command leaves behind."""
+    try:
+        import _ctypes  # ctypes itself would cost 3 ms of each start
+
+        prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
+        _ctypes.call_function(prctl, (36, 1, 0, 0, 0))  # PR_SET_CHILD_SUBREAPER
+    except (ImportError, AttributeError, OSError):
+        pass
+
+
+def take(run_uid: str) -> list[bytes] | None:
+    """The request, where this process alone may start it: it holds the lock for life and has renamed the request."""
+    try:
+        lock = os.open(files.INERT, os.O_RDWR)
+        request = os.read(lock, os.fstat(lock).st_size).split(b"\0")
+        if request[0] != run_uid.encode():
+            return None
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(files.INERT, files.STARTED)
+    except OSError:
+        return None
+    files.sync_directory()  # a crash of the host must not make it inert again
+    return request
+
+
+def run(request: list[bytes], run_directory: str, pipes: Pipes, wake_directory: str) -> list[str]:
+    """Runs the command to its end; returns the record of it."""
+    output = files.Output(pipes.output, int(request[3]))
+    try:
+        shell = os.fork()
+    except OSError as error:
+        return [f"never {error}"]
+    if shell == 0:
+        become_command(request, os.fsencode(run_directory), pipes)
+    started_at, started = time.time(), time.monotonic()
+    os.close(pipes.command_output)
+    os.close(pipes.command_errors)
+    failure = os.read(pipes.errors, 4096)
+    if failure:
+        os.waitpid(shell, 0)
+        return [f"failed {failure.decode(errors='replace')}"]
+    files.note(files.RUNNING, at=started_at)
+    files.wake(wake_directory, os.path.basename(run_directory))
+    record = watch(shell, output, pipes, started + int(request[1]))
+    record += [f"started {started_at:.6f}", f"ended {time.time():.6f}"]
+    code = os.waitstatus_to_exitcode(end(shell))
+    output.drain()
+    return [*record, f"exit {code}" if code >= 0 else f"signal {-code}", f"output {output.total}"]
+
+
+def become_command(request: list[bytes], run_directory: bytes, pipes: Pipes) -> NoReturn:
+    """Turns this forked child into the command's shell, or writes why it cannot."""
+    try:
+        os.setsid()
+        os.dup2(pipes.command_output, 1)
+        os.dup2(pipes.command_output, 2)
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python; a command inherits what is ignored
+            signal.signal(ignored, signal.SIG_DFL)
+        home, temporary = (os.path.join(run_directory, os.fsencode(name)) for name in (files.WORK, files.TEMPORARY))
+        defaults = {b"PATH": PATH, b"HOME": home, b"TMPDIR": temporary, os.fsencode(files.MARKER): request[0]}
+        given = (entry.partition(b"=") for entry in request[5:])
+        environment = defaults | {name: value for name, _, value in given}
+        os.chdir(files.WORK)
+        limit(resource.RLIMIT_CORE, 0)
+        limit(resource.RLIMIT_DATA, int(request[2]))
+        os.execve(b"/bin/sh", (b"/bin/sh", b"-c", request[4]), environment)
+    except BaseException as error:  # nothing of this copy of the supervisor may run on
+        os.write(pipes.command_errors, (str(error) or repr(error)).encode(errors="replace"))
+    finally:
+        os._exit(127)
+
+
+def limit(kind: int, value: int) -> None:
+    """Lowers a resource limit for good; one that is lower already stays."""
+    hard = resource.getrlimit(kind)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def watch(shell: int, output: files.Output, pipes: Pipes, deadline: float) -> list[str]:
+    """Stays until the shell has ended; ends it when its time is over, and at once where that was asked for."""
+    cause: list[str] = []
+    asked = False
+    poller = select.poll()
+    poller.register(pipes.output, select.POLLIN)
+    poller.register(pipes.control, select.POLLIN)
+    while not ended(shell):
+        now = time.monotonic()
+        if not asked and os.path.exists(files.KILL):
+            asked = True
+            cause = cause or ["killed"]
+            kill_group(shell, signal.SIGKILL)
+        elif now >= deadline and not cause:
+            cause = ["timed_out"]
+            files.note(files.TIMEOUT, durable=True)
+            kill_group(shell, signal.SIGTERM)
+            deadline = now + GRACE_SECONDS
+        elif now >= deadline:
+            kill_group(shell, signal.SIGKILL)
+            deadline = now + LEFTOVER_SECONDS
+        for descriptor, _ in poller.poll(max(0.0, deadline - now) * 1000 + 1):
+            if descriptor == pipes.control:
+                os.read(pipes.control, 4096)
+            elif not output.pump():
+                poller.unregister(pipes.output)
+    return cause
+
+
+def ended(shell: int) -> bool:
+    """Whether the shell has ended. It stays a zombie, so that no other group gets its number; others are reaped."""
+    while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+        if child.si_pid == shell:
+            return True
+        os.waitpid(child.si_pid, 0)
+    return False
+
+
+def end(shell: int) -> int:
+    """Kills whatever the ended shell left behind; returns the shell's wait status."""
+    kill_group(shell, signal.SIGKILL)
+    status = os.waitpid(shell, 0)[1]
+    give_up = time.monotonic() + LEFTOVER_SECONDS
+    try:
+        while time.monotonic() < give_up:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                kill_children()
+                time.sleep(0.001)
+    except ChildProcessError:
+        pass  # none is left
+    return status
+
+
+def kill_children() -> None:
+    """Kills this process's children, where /proc tells them: the command's orphans, each perhaps with its own."""
+    own = str(os.getpid()).encode()
+    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as stat:
+                if stat.read().rpartition(b")")[2].split()[1] == own:
+                    os.kill(int(name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def kill_group(group: int, number: int) -> None:
+    """Signals a process group, if any of it is left."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return  # macOS refuses where only zombies are left

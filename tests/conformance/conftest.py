@@ -1,0 +1,34 @@
+"""Every engine in turn, for the one suite that all must pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.engines import Engine, make_engine
+
+
+@pytest.fixture(params=["memory", "process", "docker"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An engine, emptied of this test's runs at the end."""
+    made = make_engine(request.param, tmp_path)
+    if not made.real and request.node.get_closest_marker("real_shell"):
+        pytest.skip("backend memory: it pretends commands, and this promise needs a shell")
+    yield made
+    clear(made)
+
+
+def clear(engine: Engine) -> None:
+    """Deletes every run that the test left."""
+
+    async def delete_all() -> None:
+        async with engine.backend() as watched:
+            await watched.until("a listing", lambda: bool(watched.said))
+            listing = watched.said[0]
+            for seen in getattr(listing, "runs", ()):
+                await watched.backend.delete(seen.key, None)
+
+    asyncio.run(delete_all())

@@ -1,0 +1,428 @@
+"""The promises of the backend interface, the same for every engine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from uuid import uuid4
+
+import pytest
+
+from controller.errors import Vanished
+from controller.model import Key, Phase, Reason, State
+from tests.support.engines import Engine, Watched
+
+
+def with_backend(engine: Engine, test: Callable[[Watched], Awaitable[None]]) -> None:
+    """Runs a test's coroutine with one adapter of the engine."""
+
+    async def go() -> None:
+        async with engine.backend() as watched:
+            await test(watched)
+
+    asyncio.run(go())
+
+
+def test_an_engine_keeps_its_identity_over_restarts_of_the_controller(engine: Engine) -> None:
+    async def identity() -> str:
+        backend = engine.connect()
+        try:
+            return await backend.check(engine.installation)
+        finally:
+            await backend.close()
+
+    assert asyncio.run(identity()) == asyncio.run(identity())
+    assert asyncio.run(identity()).startswith(f"{engine.name}:")
+
+
+def test_what_is_created_does_not_run_before_its_release(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo ran")
+        made = await watched.backend.create(launch, look=False)
+        assert made is not None
+        assert made.phase is Phase.INERT
+        await watched.lists(
+            lambda listing: any(seen.key == launch.key and seen.phase is Phase.INERT for seen in listing.runs)
+        )
+        assert {seen.phase for seen in watched.seen(launch.key)} == {Phase.INERT}
+
+    with_backend(engine, test)
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_creating_again_adopts_the_run_that_is_there(engine: Engine, look: bool) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo ran")
+        made = await watched.backend.create(launch, look=False)
+        again = await watched.backend.create(launch, look=look)
+        assert made is not None
+        assert again is not None
+        assert again.run_uid == made.run_uid
+        assert again.phase is Phase.INERT
+        await watched.backend.release(launch.key, made.run_uid)
+        ended = await watched.reaches(launch.key, Phase.ENDED)
+        after = await watched.backend.create(launch, look=look)
+        assert after is not None
+        assert (after.run_uid, after.phase) == (made.run_uid, Phase.ENDED)
+        assert after.outcome == ended.outcome
+
+    with_backend(engine, test)
+
+
+def test_two_controllers_that_create_at_once_make_one_run(engine: Engine) -> None:
+    async def go() -> None:
+        launch = engine.launch("echo ran")
+        async with engine.backend() as one, engine.backend() as other:
+            await asyncio.gather(*(watched.create(launch) for watched in (one, other) for _ in range(4)))
+            last = await one.create(launch)
+            await one.lists(lambda listing: [seen.run_uid for seen in listing.runs] == [last.run_uid])
+
+    asyncio.run(go())
+
+
+def test_a_released_run_ends_with_its_exit_code_output_and_times(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo hello; exit 3")
+        ended = await watched.run(launch)
+        assert ended.outcome is not None
+        assert (ended.outcome.state, ended.outcome.reason) == (State.FAILED, Reason.NON_ZERO_EXIT)
+        assert ended.outcome.exit_code == 3
+        assert ended.started_at is not None
+        assert ended.ended_at is not None
+        assert ended.started_at <= ended.ended_at
+        output = await watched.backend.output(launch.key, ended.run_uid, 1000)
+        assert output.tail == b"hello\n"
+        assert not output.truncated
+
+    with_backend(engine, test)
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 125, 126, 127, 137, 143, 255])
+def test_every_exit_code_is_the_commands_own(engine: Engine, code: int) -> None:
+    async def test(watched: Watched) -> None:
+        ended = await watched.run(engine.launch(f"exit {code}"))
+        assert ended.outcome is not None
+        assert ended.outcome.exit_code == code
+        assert ended.outcome.reason is (Reason.COMPLETED if code == 0 else Reason.NON_ZERO_EXIT)
+
+    with_backend(engine, test)
+
+
+def test_a_running_run_is_seen_running(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("sleep 60")
+        made = await watched.backend.create(launch, look=False)
+        assert made is not None
+        await watched.backend.release(launch.key, made.run_uid)
+        running = await watched.reaches(launch.key, Phase.RUNNING)
+        assert running.started_at is not None
+        assert running.outcome is None
+
+    with_backend(engine, test)
+
+
+def test_a_run_starts_once_however_often_and_by_whomever_it_is_released(engine: Engine) -> None:
+    async def go() -> None:
+        launch = engine.launch("echo ran; exit 5")
+        async with engine.backend() as one, engine.backend() as other:
+            made = await one.backend.create(launch, look=False)
+            assert made is not None
+            await asyncio.gather(
+                *(watched.backend.release(launch.key, made.run_uid) for watched in (one, other) for _ in range(5))
+            )
+            await one.reaches(launch.key, Phase.ENDED)
+            await other.backend.release(launch.key, made.run_uid)  # late: it has ended
+            await other.lists(lambda listing: any(seen.phase is Phase.ENDED for seen in listing.runs))
+            output = await one.backend.output(launch.key, made.run_uid, 1000)
+            again = await one.backend.create(launch, look=True)
+        assert output.tail == b"ran\n"
+        assert again is not None
+        assert again.outcome is not None
+        assert again.outcome.exit_code == 5
+
+    asyncio.run(go())
+
+
+def test_releasing_what_is_not_there_says_so(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo ran")
+        made = await watched.backend.create(launch, look=False)
+        assert made is not None
+        await watched.backend.delete(launch.key, made.run_uid)
+        with pytest.raises(Vanished):
+            await watched.backend.release(launch.key, made.run_uid)
+        another = await watched.backend.create(launch, look=True)
+        assert another is not None
+        assert another.run_uid != made.run_uid
+        with pytest.raises(Vanished):  # the name is taken again, by a run that was never bound
+            await watched.backend.release(launch.key, made.run_uid)
+        looked = await watched.backend.create(launch, look=True)
+        assert looked is not None
+        assert looked.phase is Phase.INERT
+
+    with_backend(engine, test)
+
+
+def test_a_timeout_ends_the_run_and_is_told_apart_from_an_exit(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo before; sleep 60; echo after", timeout=1)
+        ended = await watched.run(launch)
+        assert ended.outcome is not None
+        assert (ended.outcome.state, ended.outcome.reason) == (State.TIMED_OUT, Reason.DEADLINE_EXCEEDED)
+        assert ended.outcome.exit_code is None
+        assert ended.started_at is not None
+        assert ended.ended_at is not None
+        assert 0.9 <= (ended.ended_at - ended.started_at).total_seconds() < 10
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_a_command_that_ignores_the_timeouts_signal_is_killed(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("trap '' TERM; echo deaf; while :; do sleep 1; done", timeout=1)
+        ended = await watched.run(launch)
+        assert ended.outcome is not None
+        assert ended.outcome.state is State.TIMED_OUT
+        assert (await watched.backend.output(launch.key, ended.run_uid, 1000)).tail.startswith(b"deaf\n")
+
+    with_backend(engine, test)
+
+
+def test_a_killed_run_ends_at_once_and_leaves_its_outcome_to_be_read(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("sleep 60")
+        made = await watched.backend.create(launch, look=False)
+        assert made is not None
+        await watched.backend.release(launch.key, made.run_uid)
+        await watched.reaches(launch.key, Phase.RUNNING)
+        await watched.backend.kill(launch.key, made.run_uid)
+        ended = await watched.reaches(launch.key, Phase.ENDED)
+        assert ended.outcome is not None
+        assert ended.outcome.reason is Reason.KILLED
+        await watched.backend.output(launch.key, made.run_uid, 1000)
+
+    with_backend(engine, test)
+
+
+def test_killing_what_has_ended_changes_nothing(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("exit 4")
+        ended = await watched.run(launch)
+        await watched.backend.kill(launch.key, ended.run_uid)
+        again = await watched.backend.create(launch, look=True)
+        assert again is not None
+        assert again.outcome == ended.outcome
+        await watched.backend.delete(launch.key, ended.run_uid)
+        await watched.backend.kill(launch.key, ended.run_uid)
+
+    with_backend(engine, test)
+
+
+@pytest.mark.parametrize("command", ["sleep 60", "exit 1", None], ids=["running", "ended", "inert"])
+def test_what_is_deleted_is_gone_whatever_it_did(engine: Engine, command: str | None) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch(command or "echo ran")
+        made = await watched.backend.create(launch, look=False)
+        assert made is not None
+        if command is not None:
+            await watched.backend.release(launch.key, made.run_uid)
+            await watched.reaches(launch.key, Phase.RUNNING if command.startswith("sleep") else Phase.ENDED)
+        await watched.backend.delete(launch.key, made.run_uid)
+        await watched.backend.delete(launch.key, made.run_uid)
+        await watched.lists(lambda listing: all(seen.key != launch.key for seen in listing.runs))
+        with pytest.raises(Vanished):
+            await watched.backend.output(launch.key, made.run_uid, 1000)
+
+    with_backend(engine, test)
+
+
+def test_deleting_an_attempt_leaves_the_other_attempts_alone(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        sandbox = uuid4()
+        first, second = (engine.launch("exit 0", key=Key(sandbox, attempt)) for attempt in (1, 2))
+        one = await watched.backend.create(first, look=False)
+        two = await watched.backend.create(second, look=False)
+        assert one is not None
+        assert two is not None
+        assert one.run_uid != two.run_uid
+        await watched.backend.delete(first.key, None)
+        await watched.lists(lambda listing: [seen.key for seen in listing.runs] == [second.key])
+        await watched.backend.delete(second.key, one.run_uid)  # not a run of this attempt
+        await watched.lists(lambda listing: [seen.key for seen in listing.runs] == [second.key])
+
+    with_backend(engine, test)
+
+
+def test_the_next_controller_finds_runs_of_every_phase_and_their_ends(engine: Engine) -> None:
+    async def go() -> None:
+        inert, running, ended = (
+            engine.launch(command) for command in ("echo x", "sleep 2; exit 7", "echo out; exit 8")
+        )
+        async with engine.backend() as first:
+            for launch in (inert, running, ended):
+                made = await first.backend.create(launch, look=False)
+                assert made is not None
+                if launch is not inert:
+                    await first.backend.release(launch.key, made.run_uid)
+            await first.reaches(running.key, Phase.RUNNING)
+            await first.reaches(ended.key, Phase.ENDED)
+        async with engine.backend() as second:
+            assert (await second.reaches(inert.key, Phase.INERT)).outcome is None
+            late = await second.reaches(ended.key, Phase.ENDED)
+            assert late.outcome is not None
+            assert late.outcome.exit_code == 8
+            assert (await second.backend.output(ended.key, late.run_uid, 1000)).tail == b"out\n"
+            finished = await second.reaches(running.key, Phase.ENDED)
+            assert finished.outcome is not None
+            assert finished.outcome.exit_code == 7
+
+    asyncio.run(go())
+
+
+def test_another_installations_runs_are_neither_seen_nor_touched(engine: Engine) -> None:
+    if engine.name == "memory":
+        pytest.skip("backend memory: each engine object is one installation")
+
+    async def go() -> None:
+        launch = engine.launch("sleep 60")
+        stranger = Engine(engine.name, engine.connect, engine.real)
+        async with engine.backend() as ours, stranger.backend() as theirs:
+            made = await ours.backend.create(launch, look=False)
+            assert made is not None
+            await theirs.lists(lambda listing: not listing.runs)
+            await theirs.backend.delete(launch.key, None)
+            await ours.lists(lambda listing: [seen.run_uid for seen in listing.runs] == [made.run_uid])
+            await ours.backend.delete(launch.key, made.run_uid)
+
+    asyncio.run(go())
+
+
+@pytest.mark.real_shell
+def test_output_is_the_end_of_both_streams_as_raw_bytes(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch(r"printf '\377\000\303'; printf 'err\n' >&2; printf 'no newline'")
+        ended = await watched.run(launch)
+        output = await watched.backend.output(launch.key, ended.run_uid, 1000)
+        assert sorted(output.tail) == sorted(b"\xff\x00\xc3err\nno newline")
+        assert not output.truncated
+        short = await watched.backend.output(launch.key, ended.run_uid, 7)
+        assert short.tail == output.tail[-7:]
+        assert short.truncated
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_of_much_output_the_end_is_kept(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("head -c 5242880 /dev/zero | tr '\\0' x; echo end", timeout=60)
+        ended = await watched.run(launch)
+        output = await watched.backend.output(launch.key, ended.run_uid, 1 << 20)
+        assert output.truncated
+        assert len(output.tail) == 1 << 20
+        assert output.tail == b"x" * ((1 << 20) - 4) + b"end\n"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_command_and_env_arrive_byte_for_byte(engine: Engine) -> None:
+    env = {
+        "PLAIN": "a b",
+        "DOLLARS": "$$ $(HOSTNAME) ${X} $",
+        "QUOTES": "'\"`\\",
+        "LINES": "one\ntwo\r\n\ttab",
+        "UNICODE": "žluť 🐎 \u202e",
+        "EMPTY": "",
+        "PATH": "/nowhere:/bin:/usr/bin",
+        "ENV": "/dev/null",
+    }
+    shown = "; ".join(f'printf "%s\\0" "${name}"' for name in env)
+    command = f"{shown}; printf '%s|' '$$' '$(X' \"`printf quoted`\" 'ünï' $0 $#"
+
+    async def test(watched: Watched) -> None:
+        launch = engine.launch(command, env=env)
+        ended = await watched.run(launch)
+        output = await watched.backend.output(launch.key, ended.run_uid, 10_000)
+        values = output.tail.split(b"\0")
+        assert [value.decode() for value in values[:-1]] == list(env.values())
+        assert values[-1].decode() == "$$|$(X|quoted|ünï|/bin/sh|0|"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_a_command_near_the_largest_size_runs(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("printf done #" + "x" * 65_000, env={"BIG": "y" * 60_000})
+        ended = await watched.run(launch)
+        assert (await watched.backend.output(launch.key, ended.run_uid, 100)).tail == b"done"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_the_controllers_environment_does_not_reach_the_command(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://secret")
+
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("env; cat /dev/stdin")
+        ended = await watched.run(launch)
+        output = await watched.backend.output(launch.key, ended.run_uid, 10_000)
+        assert ended.outcome is not None
+        assert ended.outcome.exit_code == 0
+        assert b"secret" not in output.tail
+        assert b"DATABASE_URL" not in output.tail
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_what_a_command_leaves_behind_is_killed_with_it(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("(sleep 300; echo late) & (setsid sleep 300 >/dev/null 2>&1 &) ; echo left; exit 0")
+        ended = await watched.run(launch)
+        assert ended.outcome is not None
+        assert ended.outcome.exit_code == 0
+        assert ended.started_at is not None
+        assert ended.ended_at is not None
+        assert (ended.ended_at - ended.started_at).total_seconds() < 20
+        assert (await watched.backend.output(launch.key, ended.run_uid, 1000)).tail == b"left\n"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_a_command_that_kills_itself_has_128_and_the_signal(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        ended = await watched.run(engine.launch("kill -KILL $$"))
+        assert ended.outcome is not None
+        assert (ended.outcome.state, ended.outcome.exit_code) == (State.FAILED, 137)
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_signals_have_their_default_meaning_in_the_command(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        ended = await watched.run(engine.launch("kill -INT $$; echo survived"))
+        assert ended.outcome is not None
+        assert ended.outcome.exit_code == 130
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_the_work_directory_is_writable_and_the_commands_own(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        command = base64.b64encode(b"hello").decode()
+        launch = engine.launch(f"pwd > where; echo {command} > file; ls | sort; cat file")
+        ended = await watched.run(launch)
+        output = await watched.backend.output(launch.key, ended.run_uid, 1000)
+        assert output.tail.decode() == f"file\nwhere\n{command}\n"
+
+    with_backend(engine, test)

