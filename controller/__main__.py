@@ -18,6 +18,7 @@ from controller.backends.base import Backend
 from controller.carry import Carrier
 from controller.compare import Comparison
 from controller.errors import SandboxError
+from controller.explain import explain
 from controller.http import Http
 from controller.live import Lives
 from controller.loop import Controller, Pace
@@ -27,6 +28,7 @@ from controller.queue.migrate import check_schema, migrate
 from controller.queue.store import Queue, open_pool
 from controller.settings import Settings
 from controller.steps import Steps
+from controller.submit import add_options, submit
 
 log = logging.getLogger("controller")
 
@@ -52,6 +54,15 @@ def _parser() -> argparse.ArgumentParser:
     drain = verbs.add_parser("drain", help="cancel everything, wait until it has ended, and clean up")
     drain.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="give up after (default: 300)")
     drain.set_defaults(run=run_drain)
+    asking = verbs.add_parser("submit", help="ask for one sandbox, wait for it, and end as it did")
+    add_options(asking)
+    asking.set_defaults(run=submit)
+    explaining = verbs.add_parser("explain", help="tell all about one sandbox")
+    explaining.add_argument("id", help="the id that its insert returned")
+    explaining.set_defaults(run=explain)
+    demo = verbs.add_parser("demo", help="show it all on a Postgres of its own, which is gone at the end")
+    demo.add_argument("--backend", choices=("docker", "process"), help="default: docker where an engine answers")
+    demo.set_defaults(run=run_demo)
     return parser
 
 
@@ -82,6 +93,16 @@ def run_drain(options: argparse.Namespace) -> int:
     settings = Settings.read()
     logs.set_up(settings.log_format)
     return asyncio.run(_drain(settings, options.timeout))
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """`demo`: with packages that nothing else needs."""
+    try:
+        from controller.demo import demo
+
+        return demo(options.backend)
+    except ModuleNotFoundError as error:
+        raise SandboxError(f"{error.name} is missing: `make setup`, or pip install 'ci-fixer-sandbox[demo]'") from error
 
 
 async def serve(settings: Settings, backend: Backend) -> None:
@@ -131,8 +152,8 @@ async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[
     """A controller with its parts, on a database that fits and an engine that answers."""
     try:
         await check_schema(settings.database_url)
-        async with open_pool(settings.database_url) as pool:
-            me = f"{socket.gethostname()}/{os.getpid()}-{uuid4().hex[:6]}"
+        me = f"{socket.gethostname()[:40]}/{os.getpid()}-{uuid4().hex[:6]}"  # Postgres keeps 63 bytes of a name
+        async with open_pool(settings.database_url, me) as pool:
             queue = Queue(pool, me, settings.sandbox_output_bytes)
             installation = await queue.installation()
             queue.engine = await backend.check(installation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from controller.backends.base import Backend
@@ -14,15 +14,15 @@ from controller.lifecycle import Do, decide
 from controller.live import Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
-from controller.model import Key, Listing, Phase, Row, Seen
+from controller.model import Key, Listing, Phase, Row, Seen, State
 from controller.queue.store import Queue
 
 log = logging.getLogger(__name__)
 
 
 class Comparison:
-    """Compares rows with runs. Other controllers' rows are acted on only where a step stayed due between two looks:
-    their owner is gone, or slow, and a step taken twice does no harm."""
+    """Compares rows with runs. Rows of a controller that is gone are adopted. Those of one that is still connected
+    are acted on only where a step stayed due between two looks: it is stuck, and a step taken twice does no harm."""
 
     def __init__(
         self, queue: Queue, backend: Backend, carrier: Carrier, lives: Lives, metrics: Metrics, grace: float
@@ -30,7 +30,7 @@ class Comparison:
         self._queue, self._backend, self._carrier, self._lives = queue, backend, carrier, lives
         self._metrics, self._grace = metrics, grace
         # `grace`: seconds that a run must stay without a trace before it counts as gone
-        self._due: set[Key] | None = None  # others' rows with a step due at the last look; None before the first
+        self._due: set[Key] = set()  # others' rows with a step due at the last look
         self._missing: dict[UUID, float] = {}  # rows whose run the engine does not have, and since when
 
     async def make(self, listing: Listing) -> None:
@@ -42,7 +42,7 @@ class Comparison:
         for seen in listing.runs:
             runs.setdefault(seen.key, []).append(seen)
         self._missing = {one: since for one, since in self._missing.items() if one in rows}
-        due = set()
+        due, orphans = set(), []
         for row in rows.values():
             there = runs.get(row.key, [])
             missing = self._is_missing(row, there, began)
@@ -51,10 +51,13 @@ class Comparison:
                 self._agree(live, row, missing)
                 continue
             live = Live(row, began, runs={seen.run_uid: seen for seen in there}, missing=missing)
-            if self._next(live) is not Do.WAIT:
+            if row.orphaned and row.state is not State.LAUNCHING:
+                orphans.append(live)
+            elif self._next(live) is not Do.WAIT:
                 due.add(row.key)
-                if self._due is None or row.key in self._due:
+                if row.key in self._due:
                     self._carrier.hold(live)
+        await self._adopt(orphans)
         self._due = due
         await self._let_go(
             [live for one, live in self._lives.by_id.items() if one not in rows and live.read_at < began]
@@ -86,6 +89,13 @@ class Comparison:
             self._carrier.poke(live)
         elif row.claimed_by != self._queue.me:
             self._lives.drop(live)
+
+    async def _adopt(self, orphans: Sequence[Live]) -> None:
+        adopted = await self._queue.adopt([live.row for live in orphans]) if orphans else set()
+        for live in orphans:
+            if live.row.id in adopted:
+                live.row.claimed_by = self._queue.me
+                self._carrier.hold(live)
 
     async def _let_go(self, lives: Collection[Live]) -> None:
         """Drops what the table no longer has, or has as ended."""

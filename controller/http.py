@@ -18,6 +18,7 @@ from controller.queue.store import TRANSIENT, Queue
 
 STALLED_SECONDS = 15.0  # an event loop that has not turned for this long is not healthy
 READY_SECONDS = 5.0  # for database and engine to answer
+COUNT_SECONDS = 3.0  # for the database to count rows; a scrape must not wait longer for it
 
 
 class Http:
@@ -59,8 +60,10 @@ class Http:
     async def metrics(self, request: web.Request) -> web.Response:
         """The counters, and the rows by state."""
         try:
-            for state, count in {"queued": 0, "launching": 0, "running": 0, **await self._queue.counts()}.items():
+            async with asyncio.timeout(COUNT_SECONDS):
+                counts = await self._queue.counts()
+            for state, count in {"queued": 0, "launching": 0, "running": 0, **counts}.items():
                 self._metrics.rows.labels(state).set(count)
-        except TRANSIENT:
+        except (*TRANSIENT, TimeoutError):
             self._metrics.rows.clear()  # no figure is better than an old one
         return web.Response(body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -125,11 +125,11 @@ def _absent(row: Row, run: Seen | None, standing: Standing) -> Step:
 
 
 def _inert(row: Row, run: Seen, standing: Standing) -> Step:
-    if row.cancelled:
+    if row.cancelled and row.run_uid is None:
         return Step(Do.DISCARD, run)
-    if not standing.mine:
+    if not standing.mine:  # its holder may be about to release it
         return WAIT
-    if standing.overdue:
+    if row.cancelled or standing.overdue:
         return Step(Do.DISCARD, run)
     return Step(Do.BIND if row.run_uid is None else Do.RELEASE, run)
 

@@ -138,7 +138,8 @@ class Controller:
             self._update.clear()
             await self._tick()
             try:
-                await asyncio.wait_for(self._update.wait(), self._pace.poll)
+                async with asyncio.timeout(self._pace.poll):  # wait_for would swallow a cancellation now and then
+                    await self._update.wait()
             except TimeoutError:
                 self._insert.set()  # the poll: it alone suffices
 
@@ -162,7 +163,8 @@ class Controller:
         lives = [live for live in self._lives.by_id.values() if live.lease_end and live.row.state is State.LAUNCHING]
         held = await self._queue.renew([live.row for live in lives], self._pace.lease)
         for live in lives:
-            live.lease_end = sent + self._pace.lease if live.row.id in held else 0.0
+            if live.row.id in held:  # one that somebody held locked keeps its old end, and is renewed next time
+                live.lease_end = sent + self._pace.lease
 
     async def _observe(self) -> None:
         async for sight in self._backend.observe():

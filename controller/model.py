@@ -116,6 +116,7 @@ class Row:
     timeout_seconds: int
     claimed_age: float | None  # seconds from its first claim to this reading
     started_age: float | None  # seconds from its start to this reading
+    orphaned: bool = False  # its controller has no connection to the database
 
     @property
     def key(self) -> Key:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import pydantic_settings
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from controller.errors import SettingsError
 
@@ -44,12 +44,12 @@ class Settings(BaseSettings):
         1 << 20, ge=1024, le=8 << 20, description="bytes of output kept of each attempt, its end"
     )
     sandbox_retention_seconds: float = Field(
-        30 * 86_400.0, ge=1, description="seconds that an ended sandbox stays in the table"
+        30 * 86_400.0, ge=1, le=100 * 365 * 86_400, description="seconds that an ended sandbox stays in the table"
     )
     sandbox_work_dir: Path = Field(
         Path(".work/sandboxes"), description="directory of the `process` backend's runs; must outlive the controller"
     )
-    sandbox_job_options: dict[str, Any] = Field(
+    sandbox_job_options: Annotated[dict[str, Any], NoDecode] = Field(
         default_factory=dict,
         description="JSON for every Job: runtimeClassName, nodeSelector, tolerations, priorityClassName, "
         "imagePullSecrets, queue",
@@ -66,6 +66,17 @@ class Settings(BaseSettings):
             raise ValueError("must be a postgresql:// URL")
         return value
 
+    @field_validator("sandbox_job_options", mode="before")
+    @classmethod
+    def _is_object(cls, value: object) -> object:
+        try:
+            read = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            read = None
+        if not isinstance(read, dict):
+            raise ValueError("must be a JSON object")
+        return read
+
     @classmethod
     def read(cls) -> Self:
         """The environment's settings. Raises SettingsError naming every variable that is wrong or unknown."""
@@ -79,8 +90,6 @@ class Settings(BaseSettings):
             settings = cls()
         except ValidationError as error:
             faults += [_fault(fault) for fault in error.errors()]
-        except pydantic_settings.SettingsError:
-            faults.append("SANDBOX_JOB_OPTIONS must be a JSON object")
         if faults:
             raise SettingsError("; ".join(faults))
         return settings

@@ -57,10 +57,10 @@ class Engine:
         timeout: aiohttp.ClientTimeout = QUICK,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Sends one request; its answer is read inside the block."""
-        docker = self._connected()
-        url = URL(f"{docker.docker_host}/{path}", encoded=True).with_query(params)
+        session, base = self._connected()
+        url = URL(f"{base}/{path}", encoded=True).with_query(params)
         try:
-            async with docker.session.request(
+            async with session.request(
                 method, url, json=body, data=data, timeout=timeout, allow_redirects=False
             ) as response:
                 if response.status >= 300 and response.status != 304:
@@ -79,15 +79,14 @@ class Engine:
         async with self.request(method, path, **more) as response:
             await response.read()
 
-    def _connected(self) -> aiodocker.Docker:
-        if self._docker is None:
-            try:
-                docker = aiodocker.Docker(self._url)
-                URL(docker.docker_host)
-            except (AssertionError, ValueError, aiodocker.DockerError) as error:  # as it says that it found no socket
-                raise NotNow(f"{UNCONFIGURED} ({error})" if str(error) else UNCONFIGURED) from error
-            self._docker = docker
-        return self._docker
+    def _connected(self) -> tuple[aiohttp.ClientSession, str]:
+        """The session with the engine, and what its URLs begin with."""
+        try:
+            if self._docker is None:
+                self._docker = aiodocker.Docker(self._url)
+            return self._docker.session, str(URL(self._docker.docker_host))
+        except (AssertionError, ValueError, aiodocker.DockerError) as error:  # as it says that it found no socket
+            raise NotNow(f"{UNCONFIGURED} ({error})" if str(error) else UNCONFIGURED) from error
 
     def _trouble(self, error: Exception) -> str:
         where = "the Docker engine" if self._url is None else f"the Docker engine at {self._url}"

@@ -32,10 +32,8 @@ class Images:
         try:
             return await self._inspect(image)
         except EngineError as error:
-            if error.status not in (301, 404):  # 301: no name of an image, as the pull says in the engine's words
-                raise
-            if _is_id(image):  # no registry knows images by their id
-                raise Refused(Reason.IMAGE_PULL_FAILED, error.words) from error
+            if error.status not in (301, 404) or _is_id(image):  # 301: no name at all, as the pull will say
+                raise pull_error(image, error) from error
         await self._pulled(image)
         return await self._inspect(image)
 
@@ -70,7 +68,7 @@ class Images:
                 while (said := await lines.read(SILENCE_SECONDS)) is not None:
                     _check(image, said)
         except EngineError as error:
-            raise _pull_error(image, error) from error
+            raise pull_error(image, error) from error
 
 
 def _check(image: str, said: list[Json]) -> None:
@@ -81,13 +79,15 @@ def _check(image: str, said: list[Json]) -> None:
             raise EngineError(500, str(each["error"]))
 
 
-def _pull_error(image: str, error: EngineError) -> SandboxError:
+def pull_error(image: str, error: EngineError) -> SandboxError:
+    """What a failed pull means: refused for good, or worth another try."""
     if error.status == 400:
         return Refused(Reason.INVALID_REQUEST, f"image {image!r}: {error.words}")
     if error.status in (401, 403, 404) or NO_SUCH_IMAGE.search(error.words):
         return Refused(Reason.IMAGE_PULL_FAILED, f"image {image!r}: {error.words}")
-    return NotNow(f"the image {image} cannot be pulled now: {error.words}")
+    return NotNow(f"the image {image} cannot be had now: {error.words}")
 
 
 def _is_id(image: str) -> bool:
+    """No registry knows images by their id."""
     return re.fullmatch(r"(sha256:)?[0-9a-f]{64}", image) is not None

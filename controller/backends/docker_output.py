@@ -5,6 +5,7 @@ from __future__ import annotations
 from controller.backends.docker_spec import LOG_FILE_MB, LOG_FILES
 from controller.model import Output
 
+PART_BYTES = 16384  # a longer line comes in frames of this size and a last shorter one
 HEADER_BYTES = 8  # of a frame: its stream, three zeros, its length
 RECORD_BYTES = 28  # that the engine's log takes for a record, beside its line
 FULL_LOG_BYTES = (LOG_FILE_MB * (LOG_FILES - 1) - 1) * 1_000_000  # a log that has dropped something holds more
@@ -19,6 +20,7 @@ class LogTail:
         self._tail = bytearray()
         self._size = 0
         self._stored = 0
+        self._open = False  # the last record was no part of a longer line, and yet had no line end
 
     def feed(self, chunk: bytes) -> None:
         """Takes the next bytes of the engine's answer, cut anywhere."""
@@ -29,13 +31,21 @@ class LogTail:
             size = int.from_bytes(self._unread[at + 4 : begin], "big")
             if begin + size > end:
                 break
-            self._tail += self._unread[begin : begin + size]
-            self._size += size
-            self._stored += size + RECORD_BYTES
+            self._take(self._unread[begin : begin + size])
             at = begin + size
         del self._unread[:at]
         if len(self._tail) > 2 * self._limit:
             self._cut()
+
+    def _take(self, record: bytearray) -> None:
+        """Adds one record, and before it the line end that Docker 20.10 loses after a line of several records."""
+        if self._open:
+            self._tail += b"\n"
+            self._size += 1
+        self._open = len(record) < PART_BYTES and not record.endswith(b"\n")
+        self._tail += record
+        self._size += len(record)
+        self._stored += len(record) + RECORD_BYTES
 
     def output(self) -> Output:
         """What was kept."""

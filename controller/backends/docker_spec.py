@@ -53,7 +53,7 @@ PHASES = {
 
 def create_body(launch: Launch, image: str, volumes: Iterable[str], installation: str) -> dict[str, Any]:
     """The body of `POST /containers/create`; `volumes` are those that the image declares."""
-    seconds, disk = str(launch.timeout_seconds), launch.disk_mib
+    seconds, disk, tmpfs = str(launch.timeout_seconds), launch.disk_mib, "rw,exec,nosuid,nodev"
     quota = max(launch.cpu_millis * CPU_PERIOD // 1000, LEAST_CPU_QUOTA)
     log_options = {"max-size": f"{LOG_FILE_MB}m", "max-file": str(LOG_FILES), "compress": "false"}
     return {
@@ -71,10 +71,10 @@ def create_body(launch: Launch, image: str, volumes: Iterable[str], installation
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": True,
             "Tmpfs": {
-                "/tmp": f"rw,exec,nosuid,nodev,size={TMP_MIB}m,mode=1777",
-                WORK_DIR: f"rw,exec,nosuid,nodev,size={disk}m,uid={USER},gid={USER},mode=0700",
+                **dict.fromkeys(["/tmp", *_declared(volumes)], f"{tmpfs},size={TMP_MIB}m,mode=1777"),
+                WORK_DIR: f"{tmpfs},size={disk}m,uid={USER},gid={USER},mode=0700",
             },
-            "Mounts": _mounts(volumes),
+            "Mounts": [{"Type": "volume", "Target": STATE_DIR, "VolumeOptions": {"NoCopy": True}}],
             "CpuPeriod": CPU_PERIOD,  # not NanoCpus: it refuses a limit above what the machine has
             "CpuQuota": quota,
             "Memory": launch.memory_mib * MIB,
@@ -94,12 +94,9 @@ def create_body(launch: Launch, image: str, volumes: Iterable[str], installation
     }
 
 
-def _mounts(volumes: Iterable[str]) -> list[dict[str, Any]]:
-    """The state's volume, and the image's own, read-only as the rest of the image: a volume has no bound."""
-    state = {"Type": "volume", "Target": STATE_DIR, "VolumeOptions": {"NoCopy": True}}
-    ours = (STATE_DIR, WORK_DIR, "/tmp")
-    declared = sorted({posixpath.normpath(volume) for volume in volumes} - set(ours))
-    return [state, *({"Type": "volume", "Target": volume, "ReadOnly": True} for volume in declared)]
+def _declared(volumes: Iterable[str]) -> list[str]:
+    """Where the image wants volumes, which would have no bound: these get small file systems in memory."""
+    return sorted({posixpath.normpath(volume) for volume in volumes} - {STATE_DIR, WORK_DIR, "/tmp"})
 
 
 def labels(key: Key, installation: str) -> dict[str, str]:

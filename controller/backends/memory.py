@@ -146,19 +146,17 @@ class MemoryBackend:
         watcher: asyncio.Queue[Seen] = asyncio.Queue()
         self.engine.watchers.add(watcher)
         loop = asyncio.get_running_loop()
-        listed = -self._list_seconds
         try:
             while True:
-                if loop.time() - listed >= self._list_seconds:
-                    listed = loop.time()
-                    yield Listing(tuple(run.seen for run in self.engine.runs.values()))
-                try:
-                    async with asyncio.timeout(self._list_seconds):
-                        yield await watcher.get()
-                    while not watcher.empty():
-                        yield watcher.get_nowait()
-                except TimeoutError:
-                    pass
+                yield Listing(tuple(run.seen for run in self.engine.runs.values()))
+                due = loop.time() + self._list_seconds
+                while (left := due - loop.time()) > 0:
+                    try:
+                        async with asyncio.timeout(left):
+                            seen = await watcher.get()
+                    except TimeoutError:
+                        break
+                    yield seen
         finally:
             self.engine.watchers.discard(watcher)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 import psycopg
+
+log = logging.getLogger(__name__)
+
+LOCKED_SECONDS = 0.5  # between looks at a row that another transaction holds
 
 
 class Write(Protocol):
@@ -25,12 +30,21 @@ W = TypeVar("W", bound=Write)
 
 
 class Batch(Generic[W]):
-    """Turns single writes into statements over all that wait; answers each whether its row matched."""
+    """Turns single writes into statements over all that wait; answers each whether its row matched.
+
+    `write` raises psycopg.errors.LockNotAvailable where it would have to wait for another transaction's rows, and
+    `locked` tells which: those wait apart, so that a requester's open transaction holds up nobody else.
+    """
 
     def __init__(
-        self, write: Callable[[Sequence[W]], Awaitable[set[UUID]]], most: int = 1000, size: int = 8 << 20
+        self,
+        write: Callable[[Sequence[W]], Awaitable[set[UUID]]],
+        locked: Callable[[Sequence[UUID]], Awaitable[set[UUID]]],
+        most: int = 1000,
+        size: int = 8 << 20,
     ) -> None:
-        self._write = write
+        self._write, self._locked = write, locked
+        self._apart: set[asyncio.Task[None]] = set()
         self._most, self._size = most, size
         self._waiting: list[tuple[W, asyncio.Future[bool]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -38,10 +52,13 @@ class Batch(Generic[W]):
     async def __call__(self, item: W) -> bool:
         """Writes `item` with whatever else is ready. Raises psycopg.Error where the database refuses this very item."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self._add((item, future))
+        return await future
+
+    def _add(self, pair: tuple[W, asyncio.Future[bool]]) -> None:
+        self._waiting.append(pair)
         if self._task is None:
             self._task = asyncio.create_task(self._flush())
-        return await future
 
     async def _flush(self) -> None:
         try:
@@ -51,11 +68,14 @@ class Batch(Generic[W]):
             self._task = None
 
     def _take(self) -> list[tuple[W, asyncio.Future[bool]]]:
+        """As many as fit, each sandbox at most once: a statement takes only one of two writes to a row."""
         count = size = 0
+        ids: set[UUID] = set()
         for item, _ in self._waiting[: self._most]:
             size += item.size
-            if count and size > self._size:
+            if count and size > self._size or item.id in ids:
                 break
+            ids.add(item.id)
             count += 1
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         return sorted(taken, key=lambda pair: pair[0].id)
@@ -63,7 +83,9 @@ class Batch(Generic[W]):
     async def _settle(self, pairs: list[tuple[W, asyncio.Future[bool]]]) -> None:
         try:
             done = await self._write([item for item, _ in pairs])
-        except psycopg.Error as error:
+        except psycopg.errors.LockNotAvailable:
+            return await self._around_locks(pairs)
+        except Exception as error:
             if len(pairs) > 1:  # one bad item must not hold up the others
                 for pair in pairs:
                     await self._settle([pair])
@@ -77,3 +99,23 @@ class Batch(Generic[W]):
         for item, future in pairs:
             if not future.done():
                 future.set_result(item.id in done)
+
+    async def _around_locks(self, pairs: list[tuple[W, asyncio.Future[bool]]]) -> None:
+        held = await self._locked([item.id for item, _ in pairs])
+        for pair in pairs:
+            if pair[0].id in held:
+                log.warning("sandbox %s is held by another transaction, waiting for it", pair[0].id)
+                task = asyncio.create_task(self._wait_apart(pair))
+                self._apart.add(task)
+                task.add_done_callback(self._apart.discard)
+        if free := [pair for pair in pairs if pair[0].id not in held]:
+            await self._settle(free)
+
+    async def _wait_apart(self, pair: tuple[W, asyncio.Future[bool]]) -> None:
+        try:
+            while await self._locked([pair[0].id]):
+                await asyncio.sleep(LOCKED_SECONDS)
+        except BaseException:
+            pair[1].cancel()
+            raise
+        self._add(pair)

@@ -14,6 +14,7 @@ from controller.errors import DatabaseUnavailable, SchemaError
 
 log = logging.getLogger(__name__)
 
+BAD_URL = "DATABASE_URL cannot be read: write the special characters of its password percent-encoded (@ is %40)"
 LOCK = 7263002  # an advisory lock: one migration at a time
 CODE_VERSION = sql.migrations()[-1].version  # what this code was written for
 
@@ -22,16 +23,20 @@ def migrate(url: str, passwords: dict[str, str | None]) -> int:
     """Applies what is missing, as the owner; sets the passwords given, by login. Returns how many steps it took.
 
     Safe beside another migration, and on a database that is newer. Raises DatabaseUnavailable, or SchemaError where
-    the login may not do it.
+    the login may not do it or the database refuses it.
     """
     try:
         with psycopg.connect(url, autocommit=True, row_factory=dict_row, connect_timeout=10) as connection:
             connection.execute("select pg_advisory_lock(%s)", [LOCK])
             return _migrate(connection, passwords)
     except psycopg.errors.InsufficientPrivilege as error:
-        raise SchemaError(f"migrate needs the database's owner with the right to make roles: {error}") from error
+        raise SchemaError(f"migrate needs the database's owner with the right to make roles: {_line(error)}") from error
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"the database does not answer: {str(error).strip()}") from error
+        raise DatabaseUnavailable(f"the database does not answer: {_line(error)}") from error
+    except psycopg.Error as error:
+        if error.sqlstate is None:  # the URL could not be read, and its reader's words repeat it
+            raise DatabaseUnavailable(BAD_URL) from None
+        raise SchemaError(f"the database refuses the migration: {_line(error)}") from error
 
 
 def _migrate(connection: psycopg.Connection[DictRow], passwords: dict[str, str | None]) -> int:
@@ -59,14 +64,16 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
     """Raises SchemaError where this code must not run on that database: it is too old, or has shut this code out.
     A merely newer one will do. Raises DatabaseUnavailable where it does not answer."""
     try:
-        connection = await psycopg.AsyncConnection.connect(url, row_factory=dict_row, connect_timeout=10)
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"the database does not answer: {str(error).strip()}") from error
-    async with connection:
-        try:
+        async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row, connect_timeout=10) as connection:
             found = await (await connection.execute(sql.statements("roles.sql")["standing"])).fetchone()
-        except psycopg.errors.UndefinedTable:
-            found = None
+    except psycopg.errors.UndefinedTable:
+        found = None
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SchemaError(f"this login has not the controller's rights: {_line(error)}") from error
+    except psycopg.Error as error:
+        if error.sqlstate is None and not isinstance(error, psycopg.OperationalError):
+            raise DatabaseUnavailable(BAD_URL) from None
+        raise DatabaseUnavailable(f"the database does not answer: {_line(error)}") from error
     version, oldest = (found["version"], found["min_code_version"]) if found else (0, 0)
     if oldest > code_version:
         raise SchemaError(
@@ -78,3 +85,7 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
             f"the database is at version {version}, and this controller needs {code_version}: "
             "run `python -m controller migrate`"
         )
+
+
+def _line(error: psycopg.Error) -> str:
+    return " ".join(str(error).split())

@@ -78,6 +78,7 @@ class Ended:
     output: Output | None = None
     counted: bool = False
     delay: float = 0.0  # seconds until the next attempt
+    epoch: int | None = None  # where given, `again` is only for who still holds this lease
 
     @property
     def id(self) -> UUID:
@@ -95,12 +96,12 @@ class Queue:
         self._pool, self.me, self._output_bytes = pool, me, output_bytes
         self._sql = sql.statements("queue.sql")
         self.engine = ""
-        self.bind = Batch(self._bind)
-        self.start = Batch(self._start)
-        self.wait = Batch(self._wait)
-        self.record = Batch(self._record)
-        self.again = Batch(self._again)
-        self.clean = Batch(self._clean)
+        self.bind = Batch(self._bind, self._locked)
+        self.start = Batch(self._start, self._locked)
+        self.wait = Batch(self._wait, self._locked)
+        self.record = Batch(self._record, self._locked)
+        self.again = Batch(self._again, self._locked)
+        self.clean = Batch(self._clean, self._locked)
 
     async def claim(self, most: int, max_running: int, lease: float) -> list[Claimed]:
         """The next rows that may run. Raises psycopg.OperationalError where the reply was lost: see `take_over`."""
@@ -134,6 +135,11 @@ class Queue:
         """Every row that this engine's controllers still owe something."""
         return [_row(found) for found in await self._run("standing", {"engine": self.engine})]
 
+    async def adopt(self, rows: Sequence[Row]) -> set[UUID]:
+        """Puts this controller's name on rows whose own is gone; returns those that nobody else took."""
+        params = {"ids": [row.id for row in rows], "epochs": [row.epoch for row in rows], "me": self.me}
+        return await self._ids("adopt", params | {"claimed_by": [row.claimed_by for row in rows]})
+
     async def facts(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
         """How these rows stand now."""
         return {row.id: row for row in map(_row, await self._run("facts", {"ids": list(ids)}))}
@@ -162,56 +168,62 @@ class Queue:
     async def _bind(self, items: Sequence[Bind]) -> set[UUID]:
         params = _keys([item.key for item in items])
         params |= {"epochs": [item.epoch for item in items], "run_uids": [item.run_uid for item in items]}
-        return await self._ids("bind", params)
+        return await self._ids("bind", params, patient=False)
 
     async def _start(self, items: Sequence[Mark]) -> set[UUID]:
-        return await self._ids(
-            "start", _keys([item.key for item in items]) | {"run_uids": [item.text for item in items]}
-        )
+        params = _keys([item.key for item in items]) | {"run_uids": [item.text for item in items]}
+        return await self._ids("start", params, patient=False)
 
     async def _wait(self, items: Sequence[Mark]) -> set[UUID]:
-        waiting = [storable(item.text or "")[:1000] or None for item in items]
-        return await self._ids("wait", _keys([item.key for item in items]) | {"waiting": waiting})
+        waiting = [_short(item.text) for item in items]
+        return await self._ids("wait", _keys([item.key for item in items]) | {"waiting": waiting}, patient=False)
 
     async def _clean(self, items: Sequence[Mark]) -> set[UUID]:
-        return await self._ids("clean", {"ids": [item.id for item in items]})
+        return await self._ids("clean", {"ids": [item.id for item in items]}, patient=False)
 
     async def _record(self, items: Sequence[Ended]) -> set[UUID]:
-        return await self._ids("record", self._ended(items))
+        return await self._ids("record", self._ended(items), patient=False)
 
     async def _again(self, items: Sequence[Ended]) -> set[UUID]:
         params = {"counted": [item.counted for item in items], "delays": [item.delay for item in items]}
-        return await self._ids("again", self._ended(items) | params)
+        params |= {"epochs": [item.epoch for item in items]}
+        return await self._ids("again", self._ended(items) | params, patient=False)
+
+    async def _locked(self, ids: Sequence[UUID]) -> set[UUID]:
+        return await self._ids("locked", {"ids": list(ids)})
 
     def _ended(self, items: Sequence[Ended]) -> dict[str, Any]:
         outcomes = [item.outcome for item in items]
+        outputs = [tail(item.output.tail, self._output_bytes) if item.output else (None, False) for item in items]
         return _keys([item.key for item in items]) | {
             "run_uids": [item.run_uid for item in items],
             "states": [str(outcome.state) for outcome in outcomes],
             "exit_codes": [outcome.exit_code for outcome in outcomes],
             "reasons": [str(outcome.reason) for outcome in outcomes],
-            "messages": [outcome.message and storable(outcome.message)[:2000] for outcome in outcomes],
-            "outputs": [item.output and tail(item.output.tail, self._output_bytes) for item in items],
-            "truncated": [bool(item.output and (item.output.truncated or self._long(item.output))) for item in items],
+            "messages": [_short(outcome.message, 2000) for outcome in outcomes],
+            "outputs": [text for text, _ in outputs],
+            "truncated": [
+                cut or bool(item.output and item.output.truncated)
+                for item, (_, cut) in zip(items, outputs, strict=True)
+            ],
             "started": [item.seen and item.seen.started_at for item in items],
             "ended": [item.seen and item.seen.ended_at for item in items],
-            "nodes": [item.seen and item.seen.node for item in items],
-            "digests": [item.seen and item.seen.image_digest for item in items],
+            "nodes": [item.seen and _short(item.seen.node) for item in items],
+            "digests": [item.seen and _short(item.seen.image_digest) for item in items],
         }
 
-    def _long(self, output: Output) -> bool:
-        return len(output.tail) > self._output_bytes
+    async def _ids(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> set[UUID]:
+        return {found["id"] for found in await self._run(name, params, patient=patient)}
 
-    async def _ids(self, name: str, params: Mapping[str, Any]) -> set[UUID]:
-        return {found["id"] for found in await self._run(name, params)}
-
-    async def _run(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
-        """Runs a statement until the database has answered it."""
+    async def _run(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> list[DictRow]:
+        """Runs a statement until the database has answered it; unless `patient`, not past another's lock."""
         pause = 0.05
         while True:
             try:
                 return await self._once(name, params)
             except TRANSIENT as error:
+                if isinstance(error, psycopg.errors.LockNotAvailable) and not patient:
+                    raise
                 log.warning("the database did not take %s, trying again: %s", name, _first_line(error))
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
@@ -223,16 +235,19 @@ class Queue:
             return await cursor.fetchall() if cursor.description else []
 
 
-def open_pool(url: str, size: int = 6) -> AsyncConnectionPool[AsyncConnection[DictRow]]:
-    """A closed pool on that database; open it with `async with`."""
-    kwargs = {"autocommit": True, "row_factory": dict_row, "application_name": "sandbox-controller"} | KEEPALIVE
+def open_pool(
+    url: str, name: str = "sandbox-controller", size: int = 6
+) -> AsyncConnectionPool[AsyncConnection[DictRow]]:
+    """A closed pool on that database, its connections under this name; open it with `async with`."""
+    kwargs = {"autocommit": True, "row_factory": dict_row, "application_name": name} | KEEPALIVE
     return AsyncConnectionPool(
         url,
         connection_class=AsyncConnection[DictRow],
         kwargs=kwargs,
         min_size=1,
         max_size=size,
-        timeout=10,
+        timeout=5,
+        reconnect_timeout=3,  # then anew with the next statement: its pause would else double through an outage
         configure=_configure,
         open=False,
     )
@@ -242,10 +257,15 @@ async def _configure(connection: AsyncConnection[DictRow]) -> None:
     """Every statement has its index, but the planner's statistics lag behind bursts of inserts."""
     await connection.execute("set enable_seqscan = off")
     await connection.execute("set statement_timeout = '30s'")
+    await connection.execute("set lock_timeout = '500ms'")  # below deadlock_timeout: a requester never meets a deadlock
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _short(text: str | None, length: int = 1000) -> str | None:
+    return storable(text)[:length] or None if text else None
 
 
 def _keys(keys: Sequence[Key]) -> dict[str, Any]:
@@ -266,6 +286,7 @@ def _row(found: DictRow) -> Row:
         timeout_seconds=found["timeout_seconds"],
         claimed_age=found["claimed_age"],
         started_age=found["started_age"],
+        orphaned=found.get("orphaned", False),
     )
 
 

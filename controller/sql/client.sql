@@ -1,21 +1,28 @@
--- The statements of a requester: what `submit` and `explain` ask.
+-- The statements of a requester: what `submit`, `explain` and `demo` ask. None needs more than sandbox_requester's rights.
+
+-- listen --
+listen sandbox_finished;
 
 -- submit --
--- -> queued
-insert into sandboxes (command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant, priority,
-                       max_attempts)
-values (%(command)s, %(image)s, %(env)s, %(cpu_millis)s, %(memory_mib)s, %(disk_mib)s, %(timeout_seconds)s, %(network)s,
-        %(tenant)s, %(priority)s, %(max_attempts)s)
-returning id;
+-- -> queued. Only the columns that are given are named, so that the table's own defaults count for the others.
+insert into sandboxes ({columns}) values ({values})
+on conflict (tenant, idempotency_key) do nothing returning id;
 
 -- cancel --
-update sandboxes set cancel_requested_at = now() where id = %(id)s;
+update sandboxes set cancel_requested_at = sandbox_now() where id = %(id)s and finished_at is null;
 
 -- progress --
-select state, attempt, waiting from sandboxes where id = %(id)s;
+-- How those rows stand. `seconds`: from the insert to the end, or to now. `resting`: the next attempt is not due yet.
+-- `controllers`: how many are connected, counted only for a row that has been left in the queue for long.
+select id, state, attempt, exit_code, reason, message, waiting, retry_at is not null as resting,
+       extract(epoch from coalesce(finished_at, sandbox_now()) - created_at)::float8 as seconds,
+       case when state = 'queued' and created_at < sandbox_now() - interval '10 seconds'
+            then (select count(*) from pg_stat_activity
+                  where datname = current_database() and application_name = 'sandbox-listener') end as controllers
+from sandboxes where id = any (%(ids)s);
 
--- result --
-select * from sandbox_results where id = %(id)s;
+-- output --
+select output, output_truncated from sandbox_results where id = %(id)s;
 
 -- sandbox --
 -- The whole row, with what it waits for that only the table knows.
@@ -25,7 +32,9 @@ select s.*, sandbox_now() as now,
                                 and (q.priority, -q.seq) > (s.priority, -s.seq) limit 1000) ahead) as ahead,
        (select count(*) from sandboxes r where r.state in ('launching', 'running')) as busy,
        (select count(*) from sandboxes r where r.state in ('launching', 'running') and r.tenant = s.tenant) as tenant_busy,
-       (select t.max_running from tenants t where t.name = s.tenant) as tenant_max_running
+       (select t.max_running from tenants t where t.name = s.tenant) as tenant_max_running,
+       (select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'sandbox-listener') as controllers
 from sandboxes s where s.id = %(id)s;
 
 -- events --
@@ -33,5 +42,5 @@ select at, attempt, step, detail from sandbox_events where sandbox_id = %(id)s o
 
 -- attempts --
 select attempt, state, exit_code, reason, message, started_at, ended_at, output_truncated, octet_length(output) as bytes,
-       engine, node, image_digest
+       node, image_digest
 from sandbox_attempts where sandbox_id = %(id)s order by attempt;

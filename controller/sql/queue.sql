@@ -17,7 +17,7 @@ with expired as materialized (
     select id from sandboxes
     where state = 'launching' and engine = %(engine)s
       and (lease_until < sandbox_now() or %(mine)s and claimed_by = %(me)s and id <> all (%(held)s::uuid[]))
-    order by lease_until limit %(most)s for update skip locked
+    order by lease_until limit %(most)s for no key update skip locked
 ), taken as (
     update sandboxes s
     set epoch = s.epoch + 1, claimed_by = %(me)s, lease_until = sandbox_now() + make_interval(secs => %(lease)s::float8)
@@ -32,11 +32,15 @@ select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is no
 from taken;
 
 -- renew --
--- launching -> launching: the lease of rows still in this controller's hands.
+-- launching -> launching: the lease of rows still in this controller's hands. One row that somebody holds locked must
+-- not cost all the others theirs.
+with held as materialized (
+    select s.id from sandboxes s join unnest(%(ids)s::uuid[], %(epochs)s::bigint[]) as w (id, epoch)
+        on s.id = w.id and s.epoch = w.epoch and s.state = 'launching'
+    for no key update of s skip locked
+)
 update sandboxes s set lease_until = sandbox_now() + make_interval(secs => %(lease)s::float8)
-from unnest(%(ids)s::uuid[], %(epochs)s::bigint[]) as w (id, epoch)
-where s.id = w.id and s.epoch = w.epoch and s.state = 'launching'
-returning s.id;
+from held h where s.id = h.id returning s.id;
 
 -- wait --
 -- launching -> launching: says why it does not run yet.
@@ -106,17 +110,16 @@ select id, pg_notify('sandbox_finished', id::text) from recorded;
 
 -- again --
 -- launching, running -> queued: this attempt is over and another is due. `counted`: it ran and ended badly, and uses up
--- one of max_attempts; otherwise it never started, and its start deadline runs on.
+-- one of max_attempts; otherwise it never started, and its start deadline runs on. That nothing started is only known to
+-- who held the lease throughout: hence `epochs` (null: seen by the engine itself).
 with w as (
     select * from unnest(
         %(ids)s::uuid[], %(attempts)s::integer[], %(run_uids)s::text[], %(states)s::text[], %(exit_codes)s::integer[],
         %(reasons)s::text[], %(messages)s::text[], %(outputs)s::text[], %(truncated)s::boolean[],
         %(started)s::timestamptz[], %(ended)s::timestamptz[], %(nodes)s::text[], %(digests)s::text[],
-        %(counted)s::boolean[], %(delays)s::float8[])
+        %(counted)s::boolean[], %(delays)s::float8[], %(epochs)s::bigint[])
         as w (id, attempt, run_uid, state, exit_code, reason, message, output, truncated, started, ended, node, digest,
-              counted, delay)
-), before as materialized (
-    select s.id, s.claimed_at, s.engine from sandboxes s join w on s.id = w.id for update of s
+              counted, delay, epoch)
 ), requeued as (
     update sandboxes s
     set state = 'queued', attempt = s.attempt + 1, runs = s.runs + w.counted::integer, run_uid = null,
@@ -124,15 +127,17 @@ with w as (
         claimed_by = null, lease_until = null, engine = null,
         retry_at = sandbox_now() + make_interval(secs => w.delay),
         waiting = format('attempt %%s ended: %%s; the next is due', w.attempt, w.reason)
-    from w where s.id = w.id and s.attempt = w.attempt and s.run_uid is not distinct from w.run_uid
-             and s.state in ('launching', 'running') and s.cancel_requested_at is null
-    returning s.id
+    from w join sandboxes old on old.id = w.id
+    where s.id = w.id and s.attempt = w.attempt and s.run_uid is not distinct from w.run_uid
+      and s.state in ('launching', 'running') and s.cancel_requested_at is null
+      and s.epoch = coalesce(w.epoch, s.epoch)
+    returning s.id, old.claimed_at, old.engine
 ), attempts as (
     insert into sandbox_attempts (sandbox_id, attempt, run_uid, state, exit_code, reason, message, claimed_at, started_at,
                                   ended_at, output, output_truncated, engine, node, image_digest)
-    select w.id, w.attempt, w.run_uid, w.state, w.exit_code, w.reason, w.message, b.claimed_at, w.started,
-           w.ended, w.output, w.truncated, b.engine, w.node, w.digest
-    from w join requeued r on r.id = w.id join before b on b.id = w.id
+    select w.id, w.attempt, w.run_uid, w.state, w.exit_code, w.reason, w.message, r.claimed_at, w.started,
+           w.ended, w.output, w.truncated, r.engine, w.node, w.digest
+    from w join requeued r on r.id = w.id
 ), noted as (
     insert into sandbox_events (sandbox_id, attempt, step, detail)
     select w.id, w.attempt, 'queued again', w.reason from w join requeued r on r.id = w.id
@@ -154,7 +159,7 @@ select id from cleaned;
 -- queued -> cancelled: what was never claimed, or waits for another attempt, has nothing to end.
 with asked as materialized (
     select id from sandboxes where cancel_requested_at is not null and finished_at is null and state = 'queued'
-    limit 1000 for update skip locked
+    limit 1000 for no key update skip locked
 ), cancelled as (
     update sandboxes s
     set state = 'cancelled', reason = 'Cancelled', message = 'cancelled before it started', finished_at = sandbox_now(),
@@ -175,18 +180,29 @@ where cancel_requested_at is not null and finished_at is null and state <> 'queu
 -- queued -> queued: attempts whose time has come may be claimed.
 with due as materialized (
     select id from sandboxes where state = 'queued' and retry_at <= sandbox_now()
-    order by retry_at limit 1000 for update skip locked
+    order by retry_at limit 1000 for no key update skip locked
 )
 update sandboxes s set retry_at = null from due d where s.id = d.id returning s.id;
 
 -- standing --
--- Every row that this engine's controllers still owe something: active, or ended and not yet cleaned.
+-- Every row that this engine's controllers still owe something: active, or ended and not yet cleaned. A controller's
+-- connections bear its name: a row is orphaned where its controller has none.
 select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
        extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age,
-       extract(epoch from sandbox_now() - started_at)::float8 as started_age, timeout_seconds
+       extract(epoch from sandbox_now() - started_at)::float8 as started_age, timeout_seconds,
+       claimed_by <> all (array(select application_name from pg_stat_activity where datname = current_database()))
+           as orphaned
 from sandboxes
 where engine = %(engine)s
   and (state in ('launching', 'running') or finished_at is not null and cleaned_at is null);
+
+-- adopt --
+-- running, terminal -> the same: a row whose controller is gone gets another.
+update sandboxes s set claimed_by = %(me)s
+from unnest(%(ids)s::uuid[], %(epochs)s::bigint[], %(claimed_by)s::text[]) as w (id, epoch, claimed_by)
+where s.id = w.id and s.epoch = w.epoch and s.claimed_by = w.claimed_by
+  and (s.state = 'running' or s.finished_at is not null and s.cleaned_at is null)
+returning s.id;
 
 -- facts --
 -- How those rows stand, whatever their state; one that is no more is missing from the answer.
@@ -200,13 +216,24 @@ from sandboxes where id = any (%(ids)s::uuid[]);
 select sandbox_forget(%(retention)s::float8, 1000) as forgotten;
 
 -- cancel_all --
--- Asks for the end of everything that has not ended.
-update sandboxes set cancel_requested_at = sandbox_now() where finished_at is null and cancel_requested_at is null;
+-- Asks for the end of everything that has not ended. The three states, spelled out, are three partial indexes.
+update sandboxes set cancel_requested_at = sandbox_now()
+where (state = 'queued' and retry_at is null or state = 'queued' and retry_at is not null
+       or state in ('launching', 'running')) and cancel_requested_at is null;
 
 -- unfinished --
 -- What is left to end or to clean, by engine (null: not claimed).
 select engine, count(*) as n from sandboxes
-where finished_at is null or cleaned_at is null group by engine order by engine nulls first;
+where state = 'queued' and retry_at is null or state = 'queued' and retry_at is not null
+   or state in ('launching', 'running') or finished_at is not null and cleaned_at is null
+group by engine order by engine nulls first;
+
+-- locked --
+-- Which of these rows another transaction holds.
+with free as materialized (
+    select id from sandboxes where id = any (%(ids)s::uuid[]) for no key update skip locked
+)
+select id from sandboxes where id = any (%(ids)s::uuid[]) and id not in (select id from free);
 
 -- counts --
 -- Rows of each state that is not terminal; the queue is counted up to 10,000.

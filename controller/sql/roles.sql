@@ -17,14 +17,19 @@ do $$ begin
 exception when duplicate_object or unique_violation then null; end $$;
 
 -- become_owner --
--- What migrations make belongs to sandbox_owner, whoever connects.
+-- What migrations make belongs to sandbox_owner, whoever connects. From Postgres 16 on, whoever makes a role is its
+-- member, but may not become it.
 do $$ begin
     if current_user <> 'sandbox_owner' then
-        if not pg_has_role(current_user, 'sandbox_owner', 'member') then
+        if not pg_has_role(current_user, 'sandbox_owner',
+                           case when current_setting('server_version_num')::integer < 160000 then 'member' else 'set' end) then
             execute format('grant sandbox_owner to %I', current_user);
         end if;
         if not has_schema_privilege('sandbox_owner', 'public', 'create') then
             grant usage, create on schema public to sandbox_owner;
+        end if;
+        if not has_schema_privilege('sandbox_requester', 'public', 'usage') then
+            grant usage on schema public to sandbox_controller, sandbox_requester;
         end if;
         set role sandbox_owner;
     end if;

@@ -51,7 +51,10 @@ def run_storm(made: Stage, postgres: Postgres, rows: int) -> dict[UUID, str]:
 
 def terminate_backends(made: Stage) -> None:
     """Cuts every connection of every controller."""
-    made.query("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'sandbox-%%'")
+    made.query(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()"
+    )
 
 
 def pause(made: Stage, controller: object) -> None:

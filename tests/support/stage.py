@@ -148,11 +148,11 @@ class Stage:
             words = ["docker", "ps", "-aq", "--filter", f"label=installation={installation}"]
             return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
         runs = [str(path) for path in self.place.rglob("sandbox-*")]
-        mine = str(self.directory)
+        mine = (str(self.place), str(self.marks))
         known = {os.getpid(), *(controller.pid for controller in self.controllers)}
         for process in psutil.process_iter(["pid", "cmdline"]):
             line = " ".join(process.info["cmdline"] or [])
-            if mine in line and process.info["pid"] not in known:
+            if any(path in line for path in mine) and process.info["pid"] not in known:
                 runs.append(f"{process.info['pid']}: {line[:200]}")
         return runs
 

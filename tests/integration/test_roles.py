@@ -1,0 +1,253 @@
+"""Least rights: what each role can and cannot do, from the catalog and by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from tests.support.database import Connection, ask, claim, connect, insert, one, row
+
+REQUEST = {
+    *("id", "command", "image", "env", "cpu_millis", "memory_mib", "disk_mib", "timeout_seconds", "network", "tenant"),
+    *("priority", "max_attempts", "idempotency_key"),
+}
+OUTCOME = {
+    *("state", "attempt", "runs", "exit_code", "reason", "message", "waiting", "claimed_at", "launched_at", "started_at"),
+    *("finished_at", "cleaned_at", "epoch", "claimed_by", "lease_until", "engine", "run_uid", "retry_at"),
+}
+TABLES = {"sandboxes", "sandbox_attempts", "sandbox_events", "sandbox_results", "tenants"}
+READS = {
+    "sandbox_requester": TABLES,
+    "sandbox_controller": TABLES | {"sandbox_installation", "sandbox_migrations"},
+}
+CALLS = {
+    "sandbox_requester": {"sandbox_now"},
+    "sandbox_controller": {"sandbox_now", "sandbox_claim", "sandbox_forget"},
+}
+ROLES = pytest.mark.parametrize("role", ["sandbox_requester", "sandbox_controller"])
+DENIED = psycopg.errors.InsufficientPrivilege
+
+
+@pytest.fixture
+def owner(database: str) -> Iterator[Connection]:
+    with connect(database) as connection:
+        yield connection
+
+
+def column_rights(connection: Connection, role: str) -> dict[tuple[str, str], set[str]]:
+    """Of each table and each right, the columns; by what the role may do, however it came by it."""
+    found = connection.execute(
+        "select c.relname, p.power, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0,"
+        " unnest(array['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) as p (power)"
+        " where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v', 'p', 'm')"
+        " and has_column_privilege(%s, c.oid, a.attnum, p.power)",
+        [role],
+    )
+    rights: dict[tuple[str, str], set[str]] = {}
+    for each in found:
+        rights.setdefault((each["relname"], each["power"]), set()).add(each["attname"])
+    return rights
+
+
+def table_rights(connection: Connection, role: str) -> set[tuple[str, str]]:
+    found = connection.execute(
+        "select c.relname, p.power from pg_class c, unnest(array['DELETE', 'TRUNCATE', 'TRIGGER']) as p (power)"
+        " where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v')"
+        " and has_table_privilege(%s, c.oid, p.power)",
+        [role],
+    )
+    return {(each["relname"], each["power"]) for each in found}
+
+
+@ROLES
+def test_the_catalog_grants_what_the_protocol_needs_and_nothing_else(role: str, owner: Connection) -> None:
+    rights = column_rights(owner, role)
+    assert {table for table, right in rights if right == "SELECT"} == READS[role]
+    wanted: dict[tuple[str, str], set[str]] = {
+        "sandbox_requester": {
+            ("sandboxes", "INSERT"): REQUEST,
+            ("sandboxes", "UPDATE"): {"cancel_requested_at"},
+        },
+        "sandbox_controller": {
+            ("sandboxes", "UPDATE"): OUTCOME,
+            ("sandbox_attempts", "INSERT"): rights["sandbox_attempts", "SELECT"],
+            ("sandbox_events", "INSERT"): rights["sandbox_events", "SELECT"],
+        },
+    }[role]
+    assert {key: columns for key, columns in rights.items() if key[1] != "SELECT"} == wanted
+    assert table_rights(owner, role) == set()
+
+
+@ROLES
+def test_a_role_calls_its_own_functions_alone(role: str, owner: Connection) -> None:
+    found = owner.execute(
+        "select proname from pg_proc where pronamespace = 'public'::regnamespace and has_function_privilege(%s, oid, 'EXECUTE')",
+        [role],
+    )
+    assert {each["proname"] for each in found} == CALLS[role]
+
+
+def test_public_can_do_nothing(owner: Connection) -> None:
+    nobody = f"nobody_{uuid4().hex[:8]}"
+    owner.execute(f"create role {nobody}")
+    try:
+        assert column_rights(owner, nobody) == {}
+        assert table_rights(owner, nobody) == set()
+        found = owner.execute(
+            "select proname from pg_proc where pronamespace = 'public'::regnamespace"
+            " and has_function_privilege(%s, oid, 'EXECUTE')",
+            [nobody],
+        )
+        assert found.fetchall() == []
+        sequences = (
+            "select from pg_class where case relkind when 'S' then has_sequence_privilege(%s, oid, 'USAGE, SELECT, UPDATE') end"
+        )
+        assert owner.execute(sequences, [nobody]).fetchall() == []
+    finally:
+        owner.execute(f"drop role {nobody}")
+
+
+def test_no_role_of_ours_has_a_power_of_the_whole_server(owner: Connection) -> None:
+    found = owner.execute(
+        "select rolname, rolcanlogin from pg_roles where rolname like 'sandbox\\_%%' and not"
+        " (rolsuper or rolcreatedb or rolcreaterole or rolreplication or rolbypassrls)",
+        [],
+    )
+    assert {(each["rolname"], each["rolcanlogin"]) for each in found} == {
+        ("sandbox_owner", False),
+        ("sandbox_controller", True),
+        ("sandbox_requester", True),
+    }
+    memberships = "select from pg_auth_members where member in ('sandbox_controller'::regrole, 'sandbox_requester'::regrole)"
+    assert owner.execute(memberships).rowcount == 0
+
+
+def test_everything_belongs_to_the_owner_role(owner: Connection) -> None:
+    found = owner.execute(
+        "select relname as name, relowner::regrole::text as owner from pg_class where relnamespace = 'public'::regnamespace"
+        " union all select proname, proowner::regrole::text from pg_proc where pronamespace = 'public'::regnamespace"
+    ).fetchall()
+    assert len(found) > 15
+    assert {each["owner"] for each in found} == {"sandbox_owner"}
+
+
+def test_what_runs_with_the_owners_rights_has_a_fixed_search_path(owner: Connection) -> None:
+    found = owner.execute("select proname, proconfig from pg_proc where prosecdef and pronamespace = 'public'::regnamespace")
+    assert {each["proname"]: each["proconfig"] for each in found} == {
+        "sandbox_forget": ["search_path=pg_catalog, public, pg_temp"]
+    }
+
+
+def test_a_requester_asks_cancels_and_reads(database: str, owner: Connection) -> None:
+    with connect(database, "sandbox_requester") as requester:
+        made = insert(requester, command="x", env='{"A": "1"}', idempotency_key="k")
+        assert requester.execute("update sandboxes set cancel_requested_at = now() where id = %s", [made]).rowcount == 1
+        assert one(requester, "select * from sandbox_results")["state"] == "queued"
+        for table in READS["sandbox_requester"]:
+            requester.execute(f"select * from {table}")
+        requester.execute("listen sandbox_finished")
+
+
+def test_a_requester_does_nothing_else(database: str, owner: Connection) -> None:
+    made = insert(owner)
+    with connect(database, "sandbox_requester") as requester:
+        for column in OUTCOME | {"created_at", "seq", "cancel_requested_at"}:
+            value = "default" if column == "seq" else "null"
+            with pytest.raises(DENIED):
+                requester.execute(f"insert into sandboxes (command, {column}) values ('x', {value})")
+        for column in OUTCOME | REQUEST | {"created_at"}:
+            with pytest.raises(DENIED):
+                requester.execute(f"update sandboxes set {column} = {column} where id = %s", [made])
+        refuse_all(
+            requester,
+            "delete from sandboxes",
+            "truncate sandboxes cascade",
+            "insert into sandbox_events (sandbox_id, attempt, step) values (gen_random_uuid(), 1, 'x')",
+            "insert into sandbox_attempts (sandbox_id, attempt, state, reason) select id, 1, 'x', 'x' from sandboxes",
+            "update sandbox_attempts set output = 'x'",
+            "insert into tenants values ('t', 1, 1)",
+            "update tenants set max_running = null",
+            "select * from sandbox_installation",
+            "select * from sandbox_migrations",
+            "select sandbox_claim('me', 'e', 60, 1, 1)",
+            "select sandbox_forget(0, 1000)",
+            "alter table sandboxes disable trigger all",
+            "drop trigger wake_on_insert on sandboxes",
+            "create table public.mine (x int)",
+            "create function public.sandbox_now(int) returns int language sql return 1",
+            "set role sandbox_owner",
+            "set role sandbox_controller",
+            "set session_replication_role = replica",
+        )
+
+
+def test_a_controller_lives_through_a_whole_sandbox(database: str, owner: Connection) -> None:
+    made = insert(owner)
+    with connect(database, "sandbox_controller") as controller:
+        [got] = claim(controller)
+        bound = ask(controller, "bind", ids=[made], attempts=[1], epochs=[got["epoch"]], run_uids=["u"])
+        assert bound == [{"id": made}]
+        assert ask(controller, "start", ids=[made], attempts=[1], run_uids=["u"]) == [{"id": made}]
+        ended: dict[str, Any] = {
+            name: [None] for name in ("exit_codes", "messages", "outputs", "started", "ended", "nodes", "digests")
+        }
+        ended |= {"ids": [made], "attempts": [1], "run_uids": ["u"], "states": ["lost"], "reasons": ["Lost"]}
+        assert [each["id"] for each in ask(controller, "record", truncated=[False], **ended)] == [made]
+        assert ask(controller, "clean", ids=[made]) == [{"id": made}]
+        assert ask(controller, "locked", ids=[made]) == []
+        assert ask(controller, "forget", retention=-1.0) == [{"forgotten": 1}]
+        controller.execute("listen sandbox_wake")
+
+
+def test_a_controller_does_nothing_else(database: str, owner: Connection) -> None:
+    made = insert(owner)
+    with connect(database, "sandbox_controller") as controller:
+        for column in REQUEST | {"cancel_requested_at", "created_at"}:
+            with pytest.raises(DENIED):
+                controller.execute(f"update sandboxes set {column} = {column} where id = %s", [made])
+        refuse_all(
+            controller,
+            "insert into sandboxes (command) values ('x')",
+            "insert into sandboxes default values",
+            "delete from sandboxes",
+            "delete from sandbox_attempts",
+            "delete from sandbox_events",
+            "update sandbox_attempts set output = 'x'",
+            "update sandbox_events set step = 'x'",
+            "update sandbox_installation set id = gen_random_uuid()",
+            "update sandbox_migrations set version = 0",
+            "insert into sandbox_migrations values (99, 'x', 99)",
+            "insert into tenants values ('t', 1, 1)",
+            "alter table sandboxes disable trigger all",
+            "create table public.mine (x int)",
+            "set role sandbox_owner",
+        )
+    assert row(owner, made)["command"] == "true"
+
+
+def refuse_all(connection: Connection, *queries: str) -> None:
+    for query in queries:
+        try:
+            connection.execute(query)
+        except DENIED:
+            pass
+        else:
+            pytest.fail(f"allowed: {query}")
+
+
+@pytest.mark.parametrize("name", ["controller", "requester"])
+def test_the_password_that_migrate_set_opens_the_door_and_no_other_does(name: str, database: str, owner: Connection) -> None:
+    verifier = one(owner, "select rolpassword from pg_authid where rolname = %s", [f"sandbox_{name}"])["rolpassword"]
+    assert verifier.startswith("SCRAM-SHA-256$4096:")
+    given = conninfo_to_dict(database)
+    if str(given.get("host", "/")).startswith("/"):
+        return  # a socket's peer is trusted: there is no door
+    with psycopg.connect(make_conninfo(database, user=f"sandbox_{name}", password=name)) as connection:
+        assert connection.execute("select current_user").fetchall() == [(f"sandbox_{name}",)]
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(make_conninfo(database, user=f"sandbox_{name}", password="wrong"))

@@ -1,0 +1,286 @@
+"""The wrapper, run for real as PID 1 under the shells that images have: busybox ash, dash and bash."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from controller.backends.docker_spec import STATE_DIR, STATE_FILE, empty_state
+from controller.backends.wrapper import wrapper_text
+from tests.support.engines import missing, need_docker
+
+ASH, DASH = "busybox:stable", "debian:bookworm-slim"
+KILL_SLEEPS = 'for p in /proc/[0-9]*; do read c <$p/comm && [ "$c" = sleep ] && kill ${p#/proc/}; done'
+
+
+def docker(*words: str, stdin: bytes = b"") -> bytes:
+    """The docker command line; what it writes."""
+    done = subprocess.run(["docker", *words], input=stdin, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bash() -> Iterator[str]:
+    """An image whose /bin/sh is bash."""
+    need_docker()
+    tag = f"wrapper-test-bash:{uuid4().hex}"
+    built = subprocess.run(
+        ["docker", "build", "-q", "-t", tag, "-"],
+        input=f"FROM {DASH}\nRUN ln -sf bash /bin/sh\n".encode(),
+        env={"DOCKER_BUILDKIT": "0", "PATH": "/usr/local/bin:/usr/bin:/bin"},
+        capture_output=True,
+    )
+    if built.returncode:
+        missing("docker", f"an image with bash cannot be built: {built.stderr.decode()}")
+    yield tag
+    docker("rmi", tag)
+
+
+@pytest.fixture(params=["ash", "dash", "bash"])
+def image(request: pytest.FixtureRequest) -> str:
+    """An image for each shell in turn."""
+    need_docker()
+    if request.param == "bash":
+        return str(request.getfixturevalue("bash"))
+    return {"ash": ASH, "dash": DASH}[request.param]
+
+
+@dataclass
+class Run:
+    """A container with the wrapper, as a backend makes it."""
+
+    name: str
+
+    @property
+    def state(self) -> list[str]:
+        """The lines of its state file."""
+        archive = io.BytesIO(docker("cp", f"{self.name}:{STATE_FILE}", "-"))
+        with tarfile.open(fileobj=archive) as tar:
+            content = tar.extractfile("state")
+            assert content is not None
+            return content.read().decode().splitlines()
+
+    @property
+    def words(self) -> list[str]:
+        """The state file without its times, which come when they come."""
+        return [line for line in self.state if "_at " not in line]
+
+    @property
+    def output(self) -> bytes:
+        """All that it wrote."""
+        return docker("logs", self.name)
+
+    def start(self) -> int:
+        """Starts it; its exit code."""
+        docker("start", self.name)
+        return int(docker("wait", self.name))
+
+
+@pytest.fixture
+def runs() -> Iterator[list[str]]:
+    """The names of the containers to remove."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        docker("rm", "-fv", name)
+
+
+@pytest.fixture
+def make(image: str, runs: list[str]) -> Any:
+    """Makes a run, not started."""
+
+    def made(command: str, timeout: int = 30, env: Mapping[str, str] | None = None, *, permitted: bool = True) -> Run:
+        run = Run(f"wrapper-test-{uuid4()}")
+        given = [word for name, value in (env or {}).items() for word in ("--env", f"{name}={value}")]
+        limits = "--memory=48m --memory-swap=48m --pids-limit=40 --cpus=1 --network=none --read-only --cap-drop=ALL"
+        places = f"--tmpfs=/work:exec,uid=1000,gid=1000,mode=0700 --mount=type=volume,target={STATE_DIR},volume-nocopy"
+        fixed = "--user=1000:1000 --workdir=/work --log-driver=local --entrypoint=/bin/sh"
+        settings = [*limits.split(), *places.split(), *fixed.split(), *given]
+        words = ["-c", wrapper_text(), "sandbox", STATE_FILE, str(timeout), command]
+        docker("create", "--name", run.name, *settings, image, *words)
+        runs.append(run.name)
+        if permitted:
+            docker("cp", "-", f"{run.name}:{STATE_DIR}", stdin=empty_state())
+        return run
+
+    return made
+
+
+def test_both_streams_keep_their_order_and_their_bytes(make: Any) -> None:
+    run = make(r"printf 'a'; printf 'b\377' >&2; printf '\000c'; printf '\n  d' >&2; exit 7")
+    assert run.start() == 7
+    assert run.output == b"ab\xff\0c\n  d"
+    assert run.words == ["started", "exit 7"]
+    assert {line.split()[0] for line in run.state} == {"started", "started_at", "exit", "ended_at"}
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("true", 0),
+        ("exit 125", 125),
+        ("exit 255", 255),
+        ("exit 137", 137),
+        ("no-such-command", 127),
+        ("/etc", 126),
+        ("kill -9 $$", 137),
+        ("kill -INT $$", 130),
+        ("kill -TERM $$", 143),
+    ],
+)
+def test_exit_codes_pass_through(make: Any, command: str, code: int) -> None:
+    run = make(command)
+    assert run.start() == code
+    assert run.words == ["started", f"exit {code}"]
+    if "kill" in command:
+        assert run.output == b""  # not a word of the shell around it
+
+
+def test_the_environment_arrives_as_it_is(make: Any) -> None:
+    env = {
+        "PATH": "/nowhere",
+        "HOME": "/else where",
+        "ENV": "/etc/passwd",
+        "PS4": "$(exit 9)",
+        "LD_LIBRARY_PATH": "/nowhere",
+        "QUOTES": "'\"\\`$$ $(HOSTNAME) $HOME ${X} %s",
+        "LINES_": "a\n\n b\t\n",
+        "WORDS_": "é 漢 🙂",
+        "EMPTY": "",
+        **dict.fromkeys(("now", "rest", "end", "file", "word", "count", "state", "command"), "theirs"),
+    }
+    run = make("/bin/cat /proc/self/environ", env=env)
+    assert run.start() == 0
+    pairs = [entry.partition(b"=") for entry in run.output.split(b"\0") if entry]
+    found = {name.decode(): value.decode() for name, _, value in pairs}
+    assert {name: found.get(name) for name in env} == env
+    shells = {"HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_"}
+    images = {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT"}
+    assert found.keys() - env.keys() <= shells | images
+    assert len(run.state) == 4  # the wrapper found its own tools all the same
+
+
+@pytest.mark.parametrize("name", ["IFS", "PATH"])
+def test_the_environment_does_not_change_the_timer(make: Any, name: str) -> None:
+    run = make("while :; do :; done", timeout=1, env={name: "0123456789./"})
+    run.start()
+    assert run.words[:2] == ["started", "timeout"]
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        ('echo "$0 $# $*"', b"/bin/sh 0 \n"),
+        ("echo $$ >/dev/null; echo '$$' \"$(echo x)\" `echo y`\necho z", b"$$ x y\nz\n"),
+        ("# only a comment", b""),
+        ("pwd; read -r line; echo $? $line", b"/work\n1\n"),
+        ('for fd in /proc/self/fd/*; do [ -e $fd ] && printf %s "${fd##*/} "; done; true', b"0 1 2 "),
+        ("printf %s '" + "é\n" * 10_000 + "'", "é\n".encode() * 10_000),
+        ("umask; ulimit -c >/dev/null; trap", b"0022\n"),
+    ],
+    ids=["arguments", "quoting", "comment", "stdin", "descriptors", "long", "settings"],
+)
+def test_the_command_is_as_under_a_plain_shell(make: Any, command: str, output: bytes) -> None:
+    run = make(command)
+    assert run.start() == 0
+    assert run.output == output
+
+
+@pytest.mark.parametrize("command", ["-c", "--help", "-x -v", "-"])
+def test_a_command_that_looks_like_an_option_is_a_command(make: Any, command: str) -> None:
+    run = make(command)
+    assert run.start() == 127
+    assert b"not found" in run.output
+
+
+def test_a_second_start_runs_nothing(make: Any) -> None:
+    run = make("echo ran; exit 3")
+    assert run.start() == 3
+    first = run.state
+    assert run.start() == 3
+    assert run.start() == 3
+    assert run.output == b"ran\n"
+    assert run.state == [*first, "again", "again"]
+
+
+def test_a_second_start_of_one_that_was_killed_runs_nothing(make: Any) -> None:
+    run = make("echo ran; sleep 60")
+    docker("start", run.name)
+    wait_for(run, b"ran\n")
+    docker("kill", run.name)
+    docker("wait", run.name)
+    assert run.start() == 125
+    assert run.output == b"ran\n"
+    assert run.words == ["started", "again"]
+
+
+def test_without_the_file_nothing_runs(make: Any) -> None:
+    run = make("echo ran", permitted=False)
+    assert run.start() == 125
+    assert run.output == b""
+
+
+def test_the_timeout_ends_the_command_and_all_that_it_started(make: Any) -> None:
+    run = make("setsid sleep 100 & echo on; sleep 100", timeout=1)
+    assert run.start() == 143
+    assert run.words == ["started", "timeout", "exit 143"]
+
+
+def test_a_command_that_ignores_the_end_is_killed(make: Any) -> None:
+    run = make("trap '' TERM INT HUP; while :; do sleep 1; done", timeout=1)
+    begin = time.monotonic()
+    assert run.start() == 137
+    assert 5.5 < time.monotonic() - begin < 20
+    assert run.words == ["started", "timeout", "exit 137"]
+
+
+def test_killing_every_sleep_does_not_move_the_timeout(make: Any) -> None:
+    run = make(f"sleep 0.3; {KILL_SLEEPS}; sleep 0.5; echo alive; sleep 100", timeout=3)
+    run.start()
+    assert run.output.endswith(b"alive\n")
+    assert run.words[:2] == ["started", "timeout"]
+
+
+def test_a_command_that_kills_all_that_it_can_has_its_own_end(make: Any) -> None:
+    run = make("trap '' TERM; kill -TERM -1; exit 4")
+    assert run.start() == 4
+    assert run.words == ["started", "exit 4"]
+
+
+def test_what_is_left_behind_is_killed(make: Any) -> None:
+    run = make("setsid sh -c 'trap \"\" TERM HUP; (sleep 1000 & sleep 1000) &' & sleep 0.3; echo done; exit 6")
+    begin = time.monotonic()
+    assert run.start() == 6
+    assert time.monotonic() - begin < 15  # and not 1000 s, though they hold the output open
+    assert run.output == b"done\n"
+
+
+def test_a_full_process_table_does_not_save_the_command(make: Any) -> None:
+    run = make("trap '' TERM; while :; do sleep 100 & done 2>/dev/null", timeout=2)
+    begin = time.monotonic()
+    run.start()
+    assert time.monotonic() - begin < 40
+    assert "timeout" in run.state or any(line.startswith("exit ") for line in run.state)
+
+
+def test_memory_leaves_evidence(make: Any) -> None:
+    run = make("tail /dev/zero; exit $?")
+    assert run.start() == 137
+    assert "oom" in run.words
+    assert run.words[:2] == ["started", "exit 137"]
+
+
+def wait_for(run: Run, output: bytes) -> None:
+    """Waits until it has written that."""
+    deadline = time.monotonic() + 20
+    while run.output != output:
+        assert time.monotonic() < deadline, run.output

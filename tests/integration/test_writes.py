@@ -1,0 +1,547 @@
+"""What a controller writes: compare-and-set, once, whole, and whatever happens to the connection or a neighbour."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from controller.model import Key, Outcome, Output, Phase, Reason, Seen, State, exit_outcome
+from controller.queue.store import Bind, Claimed, Ended, Mark, Queue
+from tests.support.database import (
+    Connection,
+    ask,
+    at,
+    claim,
+    clock,
+    connect,
+    insert,
+    insert_many,
+    kill_controllers,
+    one,
+    opened,
+    row,
+    steps,
+    until,
+)
+
+BAD = exit_outcome(1)
+Work = Callable[[Queue], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def owner(database: str) -> Iterator[Connection]:
+    with connect(database) as connection:
+        yield connection
+
+
+def with_queue(url: str, work: Work, size: int = 6, output_bytes: int = 1 << 20) -> None:
+    async def go() -> None:
+        async with asyncio.timeout(30), opened(url, size=size, output_bytes=output_bytes) as queue:
+            await work(queue)
+
+    asyncio.run(go())
+
+
+async def claimed(queue: Queue, count: int = 1) -> list[Claimed]:
+    got = await queue.claim(count, 1_000_000, 60)
+    assert len(got) == count
+    return sorted(got, key=lambda each: each.row.id)
+
+
+async def bound(queue: Queue, count: int = 1) -> list[Key]:
+    got = await claimed(queue, count)
+    keys = [each.row.key for each in got]
+    done = await asyncio.gather(*(queue.bind(Bind(each.row.key, 1, "u")) for each in got))
+    assert all(done)
+    return keys
+
+
+# Compare and set
+
+
+def test_bind_needs_attempt_epoch_state_no_cancel_and_no_other_run(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [got] = await claimed(queue)
+        key = got.row.key
+        assert not await queue.bind(Bind(replace(key, attempt=2), 1, "u"))
+        assert not await queue.bind(Bind(key, 2, "u"))
+        assert not await queue.bind(Bind(Key(uuid4(), 1), 1, "u"))
+        assert row(owner, key.sandbox_id)["run_uid"] is None
+        assert await queue.bind(Bind(key, 1, "u"))
+        assert await queue.bind(Bind(key, 1, "u"))  # a repeat after a lost reply
+        assert not await queue.bind(Bind(key, 1, "v"))
+        owner.execute("update sandboxes set cancel_requested_at = now()")
+        assert not await queue.bind(Bind(key, 1, "u"))
+        found = row(owner, key.sandbox_id)
+        assert (found["run_uid"], found["state"], found["finished_at"]) == ("u", "launching", None)
+        assert found["launched_at"] is not None
+
+    insert(owner)
+    with_queue(database, work)
+
+
+def test_start_needs_attempt_run_and_launching(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        assert not await queue.start(Mark(replace(key, attempt=2), "u"))
+        assert not await queue.start(Mark(key, "v"))
+        assert row(owner, key.sandbox_id)["state"] == "launching"
+        assert await queue.start(Mark(key, "u"))
+        assert not await queue.start(Mark(key, "u"))
+        found = row(owner, key.sandbox_id)
+        assert (found["state"], found["lease_until"]) == ("running", None)
+        assert found["started_at"] is not None
+        assert not await queue.bind(Bind(key, 1, "u"))
+        assert steps(owner, key.sandbox_id) == ["claimed", "bound", "running"]
+
+    insert(owner)
+    with_queue(database, work)
+
+
+def test_an_unbound_row_does_not_start(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [got] = await claimed(queue)
+        assert not await queue.start(Mark(got.row.key, None))
+
+    insert(owner)
+    with_queue(database, work)
+
+
+def test_record_needs_attempt_and_run_and_the_first_one_wins(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        for wrong in (Ended(replace(key, attempt=2), "u", BAD), Ended(key, "v", BAD), Ended(key, None, BAD)):
+            assert not await queue.record(wrong)
+        assert await queue.record(Ended(key, "u", BAD))
+        first = row(owner, key.sandbox_id)
+        assert not await queue.record(Ended(key, "u", exit_outcome(0)))
+        assert not await queue.again(Ended(key, "u", exit_outcome(0)))
+        assert row(owner, key.sandbox_id) == first
+        assert (first["state"], first["exit_code"], first["reason"], first["lease_until"]) == ("failed", 1, "NonZeroExit", None)
+        assert one(owner, "select count(*) as n from sandbox_attempts")["n"] == 1
+
+    insert(owner)
+    with_queue(database, work)
+
+
+def test_a_queued_row_is_not_recorded(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        assert not await queue.record(Ended(Key(made, 1), None, BAD))
+        assert not await queue.again(Ended(Key(made, 1), None, BAD))
+
+    made = insert(owner)
+    with_queue(database, work)
+
+
+def test_again_counts_a_run_and_starts_the_deadline_anew(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        assert await queue.start(Mark(key, "u"))
+        claimed_at = row(owner, key.sandbox_id)["claimed_at"]
+        seen = Seen(key, "u", Phase.ENDED, BAD, started_at=at(1), ended_at=at(2), node="n", image_digest="d")
+        assert await queue.again(Ended(key, "u", BAD, seen, Output(b"out", True), counted=True, delay=3600))
+        found = row(owner, key.sandbox_id)
+        assert (found["state"], found["attempt"], found["runs"], found["run_uid"]) == ("queued", 2, 1, None)
+        assert [found[name] for name in ("claimed_at", "launched_at", "started_at", "lease_until", "engine", "claimed_by")] == [
+            None
+        ] * 6
+        assert found["retry_at"] is not None
+        assert found["waiting"] == "attempt 1 ended: NonZeroExit; the next is due"
+        assert steps(owner, key.sandbox_id)[-1] == "queued again"
+        attempt = one(owner, "select * from sandbox_attempts")
+        del attempt["recorded_at"]
+        assert attempt == {
+            "sandbox_id": key.sandbox_id,
+            "attempt": 1,
+            "run_uid": "u",
+            "state": "failed",
+            "exit_code": 1,
+            "reason": "NonZeroExit",
+            "message": "the command exited with 1",
+            "claimed_at": claimed_at,
+            "started_at": at(1),
+            "ended_at": at(2),
+            "output": "out",
+            "output_truncated": True,
+            "engine": queue.engine,
+            "node": "n",
+            "image_digest": "d",
+        }
+        assert not await queue.again(Ended(key, "u", BAD, counted=True))
+        assert await queue.retry_due() == 0
+
+    insert(owner, max_attempts=2)
+    with_queue(database, work)
+
+
+def test_again_of_what_never_started_counts_nothing_and_its_deadline_runs_on(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        never = Outcome(State.FAILED, Reason.NOT_STARTED, "never started")
+        [key] = await bound(queue)
+        claimed_at = row(owner, key.sandbox_id)["claimed_at"]
+        assert not await queue.again(Ended(key, "v", never))
+        assert not await queue.again(Ended(key, "u", never, epoch=2))  # in other hands, nobody can know
+        assert await queue.again(Ended(key, "u", never, epoch=1))
+        found = row(owner, key.sandbox_id)
+        assert (found["state"], found["attempt"], found["runs"], found["claimed_at"]) == ("queued", 2, 0, claimed_at)
+        assert await queue.retry_due() == 1
+        [second] = await claimed(queue)
+        assert row(owner, second.row.id)["claimed_at"] == claimed_at
+        assert one(owner, "select reason from sandbox_attempts")["reason"] == "NotStarted"
+
+    insert(owner)
+    with_queue(database, work)
+
+
+def test_what_is_being_cancelled_is_not_queued_again(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        owner.execute("update sandboxes set cancel_requested_at = now()")
+        assert not await queue.again(Ended(key, "u", BAD, counted=True))
+        assert one(owner, "select count(*) as n from sandbox_attempts")["n"] == 0
+        assert await queue.cancelling() == {key.sandbox_id}
+        assert await queue.record(Ended(key, "u", BAD))
+        assert await queue.cancelling() == set()
+
+    insert(owner, max_attempts=2)
+    with_queue(database, work)
+
+
+def test_only_what_has_ended_is_cleaned_and_once(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        assert not await queue.clean(Mark(key))
+        assert await queue.record(Ended(key, "u", BAD))
+        assert [each.id for each in await queue.standing()] == [key.sandbox_id]
+        assert await queue.clean(Mark(key))
+        assert not await queue.clean(Mark(key))
+        assert steps(owner, key.sandbox_id) == ["claimed", "bound", "failed", "cleaned"]
+        assert await queue.standing() == []
+
+    insert(owner)
+    with_queue(database, work)
+
+
+def test_a_wait_is_told_once_and_only_while_it_launches(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        for text in ("no room", "no room", "pulls\0 \ud800", "x" * 5000, "", None):
+            await queue.wait(Mark(key, text))
+        waits = owner.execute("select detail from sandbox_events where step = 'waiting' order by id").fetchall()
+        assert [each["detail"] for each in waits] == ["no room", "pulls\ufffd ?", "x" * 1000, None]
+        assert await queue.record(Ended(key, "u", BAD))
+        assert not await queue.wait(Mark(key, "late"))
+
+    insert(owner)
+    with_queue(database, work)
+
+
+# Whole or not at all
+
+
+def test_outcome_attempt_event_and_notification_come_in_one_transaction(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        owner.execute("listen sandbox_finished")
+        owner.execute("alter table sandbox_attempts add constraint broken check (reason <> 'NonZeroExit')")
+        before = row(owner, key.sandbox_id)
+        with pytest.raises(psycopg.errors.CheckViolation):
+            await queue.record(Ended(key, "u", BAD))
+        assert row(owner, key.sandbox_id) == before
+        assert steps(owner, key.sandbox_id) == ["claimed", "bound"]
+        assert list(owner.notifies(timeout=0)) == []
+        owner.execute("alter table sandbox_attempts drop constraint broken")
+        assert await queue.record(Ended(key, "u", BAD, output=Output(b"bye", False)))
+        assert [told.payload for told in owner.notifies(timeout=0.5, stop_after=1)] == [str(key.sandbox_id)]
+        assert one(owner, "select xmin::text::bigint as x from sandboxes") == one(
+            owner, "select xmin::text::bigint as x from sandbox_attempts"
+        )
+        result = one(owner, "select * from sandbox_results")
+        assert (result["state"], result["output"], result["attempts"]) == ("failed", "bye", 1)
+
+    insert(owner)
+    with_queue(database, work)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text", "truncated"),
+    [
+        (b"", "", False),
+        (b"no newline", "no newline", False),
+        (b"a\0b\xff\xfe", "a\ufffdb\ufffd\ufffd", False),
+        (b"x" * 2000, "x" * 1024, True),
+        (b"\xff" * 1024, "\ufffd" * 341, True),  # what replaces it is longer, and cut
+        (("€" * 1000).encode(), "€" * 341, True),
+    ],
+)
+def test_any_output_can_be_stored(raw: bytes, text: str, truncated: bool, database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        outcome = Outcome(State.FAILED, Reason.START_FAILED, "engine said \0\ud800" + "x" * 5000)
+        seen = Seen(key, "u", Phase.ENDED, outcome, node="n\0", image_digest="\udcff")
+        assert await queue.record(Ended(key, "u", outcome, seen, Output(raw, False)))
+        found = one(owner, "select * from sandbox_attempts")
+        assert (found["output"], found["output_truncated"]) == (text, truncated)
+        assert found["message"] == ("engine said \ufffd?" + "x" * 5000)[:2000]
+        assert (found["node"], found["image_digest"]) == ("n\ufffd", "?")
+
+    insert(owner)
+    with_queue(database, work, output_bytes=1024)
+
+
+def test_no_output_is_not_empty_output(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        first, second = await bound(queue, 2)
+        assert await queue.record(Ended(first, "u", BAD))
+        assert await queue.record(Ended(second, "u", BAD, output=Output(b"", False)))
+        found = owner.execute("select id, output from sandbox_results order by id").fetchall()
+        assert [each["output"] for each in found] == [None, ""]
+
+    insert_many(owner, 2)
+    with_queue(database, work)
+
+
+# Batches
+
+
+def test_one_poisoned_item_does_not_fail_the_others(database: str, owner: Connection) -> None:
+    """Be it refused by the database or by the driver on the way there."""
+
+    async def work(queue: Queue) -> None:
+        keys = await bound(queue, 40)
+        owner.execute("alter table sandbox_attempts add constraint poison check (exit_code <> 66)")
+        far = datetime(9999, 1, 1, tzinfo=UTC)
+        items = [Ended(key, "u", BAD) for key in keys]
+        items[7] = Ended(keys[7], "u", exit_outcome(66))
+        items[20] = Ended(keys[20], "u", exit_outcome(2**40))
+        items[30] = Ended(keys[30], "\ud800", BAD)
+        items[31] = Ended(keys[31], "u", BAD, Seen(keys[31], "u", Phase.ENDED, BAD, started_at=far))
+        done = await asyncio.gather(*map(queue.record, items), return_exceptions=True)
+        failed = {index for index, answer in enumerate(done) if isinstance(answer, Exception)}
+        assert failed == {7, 20, 30}
+        assert [answer for index, answer in enumerate(done) if index not in failed] == [True] * 37
+        assert await queue.record(Ended(keys[7], "u", BAD))  # and the batch lives on
+
+    insert_many(owner, 40)
+    with_queue(database, work)
+
+
+def test_what_is_ready_together_is_written_together(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        keys = await bound(queue, 300)
+        await asyncio.gather(*(queue.record(Ended(key, "u", BAD)) for key in keys))
+        written = one(owner, "select count(distinct xmin::text) as n from sandbox_attempts")
+        assert written["n"] <= 3
+
+    insert_many(owner, 300)
+    with_queue(database, work)
+
+
+def test_large_outputs_are_split_over_statements(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        keys = await bound(queue, 20)
+        output = Output(b"x" * (1 << 20), False)
+        done = await asyncio.gather(*(queue.record(Ended(key, "u", BAD, output=output)) for key in keys))
+        assert all(done)
+        per_statement = owner.execute("select count(*) as n from sandbox_attempts group by xmin::text").fetchall()
+        assert max(each["n"] for each in per_statement) == 7
+
+    insert_many(owner, 20)
+    with_queue(database, work)
+
+
+def test_two_writes_to_one_row_do_not_meet_in_one_statement(database: str, owner: Connection) -> None:
+    """A step of a past attempt may still be under way when the next one's is due."""
+
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        stale = Ended(replace(key, attempt=7), "u", exit_outcome(0))
+        answers = await asyncio.gather(*map(queue.record, [stale, Ended(key, "u", BAD), Ended(key, "u", exit_outcome(9))]))
+        assert answers == [False, True, False]
+        assert [each["attempt"] for each in owner.execute("select attempt from sandbox_attempts").fetchall()] == [1]
+        assert row(owner, key.sandbox_id)["exit_code"] == 1
+
+    insert(owner)
+    with_queue(database, work)
+
+
+def test_a_requesters_open_transaction_holds_up_nobody_else(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        keys = await bound(queue, 5)
+        held = keys[2].sandbox_id
+        with connect(database, "sandbox_requester") as requester:
+            with requester.transaction():
+                requester.execute("update sandboxes set cancel_requested_at = now() where id = %s", [held])
+                writes = {key: asyncio.create_task(queue.record(Ended(key, "u", BAD))) for key in keys}
+                late = writes.pop(keys[2])
+                assert await asyncio.gather(*writes.values()) == [True] * 4
+                assert not late.done()
+            assert await late
+        assert row(owner, held)["state"] == "failed"
+
+    insert_many(owner, 5)
+    with_queue(database, work)
+
+
+def test_a_requester_never_meets_a_deadlock_of_ours(database: str, owner: Connection) -> None:
+    """It locks two rows in the wrong order, while a batch has one and wants the other."""
+
+    async def work(queue: Queue) -> None:
+        first, second = await bound(queue, 2)
+        cancel = "update sandboxes set cancel_requested_at = now() where id = %s"
+        with connect(database, "sandbox_requester") as requester:
+            with requester.transaction():
+                requester.execute(cancel, [second.sandbox_id])
+                writes = [asyncio.create_task(queue.record(Ended(key, "u", BAD))) for key in (first, second)]
+                await asyncio.to_thread(
+                    until, owner, "select exists (select from pg_locks where not granted and locktype = 'transactionid')"
+                )
+                await asyncio.to_thread(requester.execute, cancel, [first.sandbox_id])
+            assert await asyncio.gather(*writes) == [True, True]
+
+    insert_many(owner, 2)
+    with_queue(database, work)
+
+
+def test_two_controllers_recording_the_same_rows_do_not_deadlock(database: str) -> None:
+    async def go() -> None:
+        async with asyncio.timeout(60), opened(database, "a") as a, opened(database, "b") as b:
+            with connect(database) as owner:
+                insert_many(owner, 600)
+                keys = await bound(a, 600)
+                before = one(owner, "select deadlocks as n from pg_stat_database where datname = current_database()")
+                forward = [a.record(Ended(key, "u", exit_outcome(0))) for key in keys]
+                backward = [b.record(Ended(key, "u", exit_outcome(1))) for key in reversed(keys)]
+                done = await asyncio.gather(*(write for pair in zip(forward, backward, strict=True) for write in pair))
+                wins = dict.fromkeys(keys, 0)
+                for key, won in zip([key for pair in zip(keys, reversed(keys), strict=True) for key in pair], done, strict=True):
+                    wins[key] += won
+                assert set(wins.values()) == {1}  # each row by one of the two
+                after = one(owner, "select deadlocks as n from pg_stat_database where datname = current_database()")
+                assert before == after
+                assert one(owner, "select count(*) as n from sandbox_attempts")["n"] == 600
+
+    asyncio.run(go())
+
+
+# Lost connections
+
+
+def test_a_write_whose_connection_is_killed_is_done_once(database: str, owner: Connection) -> None:
+    """Killed before it was done (it waits for a lock), it is repeated; killed after, the repeat finds it done."""
+
+    async def work(queue: Queue) -> None:
+        [key] = await bound(queue)
+        with connect(database) as blocker:
+            with blocker.transaction():
+                blocker.execute("lock table sandbox_attempts in exclusive mode")
+                write = asyncio.create_task(queue.record(Ended(key, "u", BAD)))
+                waits = "select exists (select from pg_locks where not granted and relation = 'sandbox_attempts'::regclass)"
+                await asyncio.to_thread(until, owner, waits)
+                kill_controllers(owner)
+            assert await write
+        kill_controllers(owner)
+        assert not await queue.record(Ended(key, "u", BAD))
+        assert one(owner, "select count(*) as n from sandbox_attempts")["n"] == 1
+        assert steps(owner, key.sandbox_id) == ["claimed", "bound", "failed"]
+
+    insert(owner)
+    with_queue(database, work)
+
+
+def test_a_storm_of_killed_connections_loses_and_doubles_nothing(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        got = await claimed(queue, 60)
+
+        async def life(each: Claimed) -> None:
+            key = each.row.key
+            assert await queue.bind(Bind(key, 1, "u"))
+            await queue.start(Mark(key, "u"))
+            await queue.record(Ended(key, "u", BAD, output=Output(b"x", False)))
+            await queue.clean(Mark(key))
+
+        lives = asyncio.gather(*map(life, got))
+        waves = 0
+        while not lives.done():
+            before = one(owner, "select count(*) as n from sandbox_events")["n"]
+            await asyncio.to_thread(kill_controllers, owner)
+            waves += 1
+            moved = "select count(*) > %s or count(*) filter (where step = 'cleaned') = 60 from sandbox_events"
+            await asyncio.to_thread(until, owner, moved, [before])
+            await asyncio.sleep(0)
+        await lives
+        assert waves > 1
+        counts = one(
+            owner,
+            "select (select count(*) from sandboxes where state = 'failed' and cleaned_at is not null) as rows,"
+            " (select count(*) from sandbox_attempts) as attempts,"
+            " (select count(distinct (sandbox_id, step)) from sandbox_events) as steps",
+        )
+        assert counts == {"rows": 60, "attempts": 60, "steps": 60 * 5}
+
+    insert_many(owner, 60)
+    with_queue(database, work)
+
+
+# Retention
+
+
+def test_forget_takes_what_is_past_its_retention_a_thousand_at_a_time(owner: Connection) -> None:
+    clock(owner, 0)
+    insert_many(owner, 1100)
+    claim(owner, 1100)
+    owner.execute("update sandboxes set state = 'lost', reason = 'Lost', finished_at = sandbox_now()")
+    owner.execute("insert into sandbox_attempts (sandbox_id, attempt, state, reason) select id, 1, 'lost', 'Lost' from sandboxes")
+
+    def forgotten(second: float) -> int:
+        clock(owner, second)
+        [answer] = ask(owner, "forget", retention=100.0)
+        return int(answer["forgotten"])
+
+    assert forgotten(1000) == 0  # not yet cleaned
+    clock(owner, 5)
+    owner.execute("update sandboxes set cleaned_at = sandbox_now()")
+    assert forgotten(100) == 0
+    assert forgotten(100.001) == 1000
+    assert forgotten(100.001) == 100
+    left = one(owner, "select (select count(*) from sandboxes) + (select count(*) from sandbox_attempts) as n")
+    assert left["n"] + one(owner, "select count(*) as n from sandbox_events")["n"] == 0
+
+
+def test_forget_leaves_what_has_not_ended_and_what_somebody_holds(database: str, owner: Connection) -> None:
+    clock(owner, 0)
+    held, gone = insert(owner), insert(owner)
+    claim(owner)
+    insert(owner)
+    owner.execute(
+        "update sandboxes set state = 'lost', reason = 'Lost', finished_at = sandbox_now(), cleaned_at = sandbox_now()"
+        " where state = 'launching'"
+    )
+    clock(owner, 1000)
+    with connect(database) as other, other.transaction():
+        other.execute("select from sandboxes where id = %s for key share", [held])
+        assert ask(owner, "forget", retention=1.0) == [{"forgotten": 1}]
+    left: set[UUID] = {each["id"] for each in owner.execute("select id from sandboxes").fetchall()}
+    assert gone not in left
+    assert len(left) == 2
+
+
+def test_a_drain_cancels_everything_and_counts_what_is_left(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        await bound(queue, 2)
+        owner.execute("update sandboxes set retry_at = now() where state = 'queued' and seq %% 2 = 0", [])
+        assert await queue.unfinished() == {None: 3, queue.engine: 2}
+        await queue.cancel_all()
+        assert await queue.cancel_queued() == 3
+        assert len(await queue.cancelling()) == 2
+        assert await queue.unfinished() == {queue.engine: 2}
+
+    insert_many(owner, 5)
+    with_queue(database, work)

@@ -1,0 +1,94 @@
+"""Controllers in the test's own process, hurried, on a fake engine whose every verb may fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import psycopg
+import pytest
+from psycopg.rows import DictRow, dict_row
+
+from controller import __main__ as program
+from controller.backends.base import Backend
+from controller.loop import Controller, Pace
+from controller.queue.listen import listen
+from controller.settings import Settings
+
+DEADLINE = 20.0  # seconds that a condition may take to come true
+
+
+class Table:
+    """The database as a requester has it."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
+        self._connection = connection
+
+    async def rows(self, statement: str, *values: object) -> list[DictRow]:
+        """Whatever that statement returns."""
+        cursor = await self._connection.execute(statement.encode(), values)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def insert(self, command: str = "echo hi; exit 3", **columns: Any) -> Any:
+        """Asks for a sandbox; its id."""
+        names, values = ["command", *columns], [command, *columns.values()]
+        places = ", ".join(["%s"] * len(values))
+        rows = await self.rows(f"insert into sandboxes ({', '.join(names)}) values ({places}) returning id", *values)
+        return rows[0]["id"]
+
+    async def row(self, sandbox: Any) -> DictRow:
+        """The whole row."""
+        return (await self.rows("select * from sandboxes where id = %s", sandbox))[0]
+
+    async def cancel(self, sandbox: Any) -> None:
+        """Asks for its end."""
+        await self.rows("update sandboxes set cancel_requested_at = now() where id = %s", sandbox)
+
+    async def until(self, sandbox: Any, true: Callable[[DictRow], bool], what: str = "the row to change") -> DictRow:
+        """Waits for a condition on the row."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while not true(row := await self.row(sandbox)):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            events = await self.rows("select attempt, step, detail from sandbox_events where sandbox_id = %s", sandbox)
+            pytest.fail(f"waited {DEADLINE} s for {what}: {await self.row(sandbox)}\n{events}")
+        return row
+
+    async def cleaned(self, sandbox: Any) -> DictRow:
+        """Waits for the end of it all."""
+        return await self.until(sandbox, lambda row: row["cleaned_at"] is not None, "the end")
+
+
+@asynccontextmanager
+async def table(url: str) -> AsyncIterator[Table]:
+    """A connection to ask by."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=dict_row) as connection:
+        yield Table(connection)
+
+
+@asynccontextmanager
+async def control(url: str, backend: Backend, *, crash: bool = False, **settings: Any) -> AsyncIterator[Controller]:
+    """A controller at work; at the end it stops in order, or with `crash` it lets everything fall."""
+    asked = {"sandbox_backend": "memory", "sandbox_poll_seconds": 0.1} | settings
+    hurried = partial(Pace, compare=0.2, grace=0.6)
+    with patch.object(program, "Pace", hurried):
+        async with program.assemble(Settings(database_url=url, **asked), backend) as (controller, _, _):
+            stop = asyncio.Event()
+            tasks = [
+                asyncio.create_task(controller.run(stop)),
+                asyncio.create_task(listen(url, "sandbox_wake", controller.wake)),
+            ]
+            try:
+                yield controller
+            finally:
+                if not crash:
+                    stop.set()
+                    await tasks[0]
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)

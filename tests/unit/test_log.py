@@ -1,0 +1,94 @@
+"""A log line is one line, says what it is about, and never holds a value of an env."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+
+from controller import log as logs
+from controller.backends.memory import Fault, MemoryBackend
+from controller.model import Key, Launch
+
+KEY = Key(UUID(int=5), 2)
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root, pool = logging.getLogger(), logging.getLogger("psycopg.pool")
+    handlers, level, pool_level = root.handlers[:], root.level, pool.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    pool.setLevel(pool_level)
+
+
+def record(message: str, **extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("controller.steps", logging.WARNING, __file__, 1, message, (), None)
+    made.__dict__.update(extra)
+    return made
+
+
+def test_json_is_one_object_a_line_with_sandbox_and_attempt() -> None:
+    line = logs.Json().format(record("two\nlines “€” \x1b[31m", **logs.about(KEY)))
+    assert "\n" not in line
+    assert line.isascii()
+    read = json.loads(line)
+    assert read.pop("at").endswith("+00:00")
+    assert read == {
+        "level": "warning",
+        "logger": "controller.steps",
+        "message": "two\nlines “€” \x1b[31m",
+        "sandbox": str(KEY.sandbox_id),
+        "attempt": 2,
+    }
+
+
+def test_json_without_a_sandbox_has_no_empty_fields() -> None:
+    assert set(json.loads(logs.Json().format(record("ready")))) == {"at", "level", "logger", "message"}
+
+
+def test_console_tells_the_same_to_people() -> None:
+    line = logs.Console().format(record("released", **logs.about(KEY)))
+    assert line.endswith(f" warning released sandbox={KEY.sandbox_id} attempt=2")
+
+
+@pytest.mark.parametrize("formatter", [logs.Json(), logs.Console()])
+def test_an_error_brings_its_trace(formatter: logging.Formatter) -> None:
+    try:
+        raise ValueError("broken here")
+    except ValueError:
+        made = record("failed", exc_info=sys.exc_info())
+    assert "ValueError: broken here" in formatter.format(made)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_log_goes_to_standard_error(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(log_format)
+    logging.getLogger("controller").info("hello", extra=logs.about(KEY))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "hello" in err
+    assert str(KEY.sandbox_id) in err
+
+
+def test_no_log_line_and_no_error_holds_an_env_value(caplog: pytest.LogCaptureFixture) -> None:
+    launch = Launch(KEY, "true", 60, env={"TOKEN": "s3cr3t"})
+    caplog.set_level(logging.DEBUG)
+
+    async def refused() -> None:
+        backend = MemoryBackend(fault=lambda verb, key: Fault.REFUSED)
+        try:
+            await backend.create(launch, look=False)
+        except Exception:
+            logging.getLogger("controller").exception("could not create", extra=logs.about(launch.key))
+
+    asyncio.run(refused())
+    assert caplog.records
+    assert not [line for line in caplog.records if "s3cr3t" in logs.Json().format(line) + repr(line.__dict__)]

@@ -1,0 +1,90 @@
+"""All SQL is in files, each statement named, explained and used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from controller import sql
+from controller.model import Reason, State
+
+ROOT = Path(sql.__file__).parent
+FILES = ("queue.sql", "client.sql")
+
+
+def used(module: str) -> set[str]:
+    source = (ROOT.parent / "queue" / module).read_text()
+    return set(re.findall(r"""_(?:once|run|ids)\(\s*"(\w+)\"""", source)) | set(re.findall(r"""roles\["(\w+)"\]""", source))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_block_is_one_statement(file: str) -> None:
+    found = sql.statements(file)
+    assert list(found) == re.findall(r"^-- (\w+) --$", (ROOT / file).read_text(), re.MULTILINE)
+    for name, body in found.items():
+        code = re.sub(r"--.*", "", re.sub(r"\$\$.*?\$\$", "", body, flags=re.DOTALL))
+        assert re.sub(r"'[^']*'", "", code).count(";") == 1, name
+        assert code.rstrip().endswith(";"), name
+
+
+def test_every_statement_of_the_queue_says_first_what_it_does() -> None:
+    assert [name for name, body in sql.statements("queue.sql").items() if not re.match(r"-- \S.*\S\n", body)] == []
+
+
+def test_the_queue_uses_every_statement_and_no_other() -> None:
+    assert used("store.py") == set(sql.statements("queue.sql"))
+
+
+def test_migrate_uses_every_statement_and_no_other() -> None:
+    roles = set(sql.statements("roles.sql"))
+    assert used("migrate.py") | {"owner", "controller", "requester", "standing"} == roles
+
+
+def test_no_sql_stands_in_python() -> None:
+    allowed = {"listen.py", "migrate.py", "store.py"}  # connection set-up: listen, set, alter role, the advisory lock
+    for path in ROOT.parent.rglob("*.py"):
+        found = re.findall(r"""["'](?:select|insert into|update|delete from|with|alter|create) """, path.read_text())
+        assert not found or path.name in allowed, (path, found)
+
+
+def test_migrations_are_numbered_from_one_without_a_gap() -> None:
+    steps = sql.migrations()
+    assert [step.version for step in steps] == list(range(1, len(steps) + 1))
+    assert len(steps) == len(list((ROOT / "migrations").iterdir()))
+
+
+def test_min_code_version_is_stated_or_stays_and_is_never_ahead() -> None:
+    oldest = 1
+    for step in sql.migrations():
+        assert oldest <= step.min_code_version <= step.version
+        oldest = step.min_code_version
+
+
+def test_min_code_version_is_read_from_the_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "migrations").mkdir()
+    for name, text in {
+        "0001_one.sql": "select 1;",
+        "0002_two.sql": "-- min_code_version: 2\nselect 2;",
+        "0003_three.sql": "select 3;\n-- min_code_version: 3\n",
+        "notes.txt": "",
+    }.items():
+        (tmp_path / "migrations" / name).write_text(text)
+    monkeypatch.setattr(sql, "files", lambda package: tmp_path)
+    assert [(step.version, step.name, step.min_code_version) for step in sql.migrations()] == [
+        (1, "one", 1),
+        (2, "two", 2),
+        (3, "three", 2),
+    ]
+
+
+def words(constraint: str) -> set[str]:
+    schema = sql.migrations()[0].sql
+    body = schema[schema.index(f'constraint "{constraint}"') :]
+    return set(re.findall(r"'(\w+)'", body[: body.index("constraint", 11)]))
+
+
+def test_the_schema_knows_every_state_and_reason_and_no_other() -> None:
+    assert words("state must be a known one") == set(State)
+    assert words("reason must be a known one") == set(Reason)
