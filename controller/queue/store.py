@@ -231,8 +231,13 @@ class Queue:
     async def _once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
         statement: LiteralString = self._sql[name]
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(statement, params)
-            return await cursor.fetchall() if cursor.description else []
+            try:
+                cursor = await connection.execute(statement, params)
+                return await cursor.fetchall() if cursor.description else []
+            except psycopg.OperationalError:
+                if connection.closed:  # others may have gone with it: not each statement is to find one of them
+                    await self._pool.check()
+                raise
 
 
 def open_pool(

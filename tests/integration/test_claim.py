@@ -255,7 +255,9 @@ def test_a_lost_claim_reply_raises_and_the_rows_come_back(database: str) -> None
                     with pytest.raises(psycopg.OperationalError):
                         await claiming
                 claim(owner)  # as if it had been done before the connection went
-            assert len(await queue.take_over(10, 60, held=[])) == 5
+            [*back] = await queue.take_over(10, 60, held=[])
+            assert len(back) == 5
+            assert {each.row.epoch for each in back} == {2}
 
     asyncio.run(go())
 

@@ -456,16 +456,33 @@ def test_a_write_whose_connection_is_killed_is_done_once(database: str, owner: C
     with_queue(database, work)
 
 
+def test_one_failure_tells_of_every_dead_connection(database: str, owner: Connection) -> None:
+    """After a restart of the server the pool is full of them; a claim must not meet one after another."""
+
+    async def work(queue: Queue) -> None:
+        await asyncio.gather(*(queue.counts() for _ in range(30)))
+        kill_controllers(owner)
+        with pytest.raises(psycopg.OperationalError):
+            await queue.claim(1, 10, 60)
+        assert len(await queue.claim(1, 10, 60)) == 1
+
+    insert(owner)
+    with_queue(database, work)
+
+
 def test_a_storm_of_killed_connections_loses_and_doubles_nothing(database: str, owner: Connection) -> None:
     async def work(queue: Queue) -> None:
         got = await claimed(queue, 60)
 
+        few = asyncio.Semaphore(4)
+
         async def life(each: Claimed) -> None:
             key = each.row.key
-            assert await queue.bind(Bind(key, 1, "u"))
-            await queue.start(Mark(key, "u"))
-            await queue.record(Ended(key, "u", BAD, output=Output(b"x", False)))
-            await queue.clean(Mark(key))
+            async with few:
+                assert await queue.bind(Bind(key, 1, "u"))
+                await queue.start(Mark(key, "u"))
+                await queue.record(Ended(key, "u", BAD, output=Output(b"x", False)))
+                await queue.clean(Mark(key))
 
         lives = asyncio.gather(*map(life, got))
         waves = 0
