@@ -47,7 +47,10 @@ def demo(backend: str | None) -> int:
         _say("interrupted; what it had started is gone")
         return 130
     except BaseException:
-        _say(f"the controller's log: {log}")
+        if os.path.getsize(log):
+            _say(f"the controller's log: {log}")
+        else:
+            os.unlink(log)
         raise
     wrong = sum(1 for run in runs if run.faults)
     if wrong:
@@ -129,8 +132,8 @@ def _table(runs: list[Run]) -> Table:
 
 
 def _say(*lines: str) -> None:
-    for line in lines:
-        print(f"demo: {line}", flush=True)
+    with suppress(OSError):  # nobody reads it any more: what was started is removed all the same
+        print(*(f"demo: {line}" for line in lines), sep="\n", end="\n" if lines else "", flush=True)
 
 
 def _backend(wanted: str | None) -> str:

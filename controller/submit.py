@@ -88,14 +88,13 @@ def exit_code(end: Progress) -> int:
 
 
 def _stay(client: Client, sandbox_id: UUID, interrupts: Interrupts) -> int:
-    look = f"`python -m controller explain {sandbox_id}` tells how it stands"
     try:
-        end = _follow(client, sandbox_id, interrupts, look)
+        end = follow(client, sandbox_id, interrupts)
         output, truncated = client.output(sandbox_id)
     except SandboxError as error:
-        raise SandboxError(f"{error}; {look}") from error
+        raise SandboxError(f"{error}; {_look(sandbox_id)}") from error
     except KeyboardInterrupt:
-        print(f"\nsubmit: left before the end of {sandbox_id}\nsubmit: {look}", file=sys.stderr)
+        print(f"\nsubmit: left before its end; {_look(sandbox_id)}", file=sys.stderr)
         return CANCELLED
     _print_output(output)
     if truncated:
@@ -104,7 +103,8 @@ def _stay(client: Client, sandbox_id: UUID, interrupts: Interrupts) -> int:
     return exit_code(end)
 
 
-def _follow(client: Client, sandbox_id: UUID, interrupts: Interrupts, look: str) -> Progress:
+def follow(client: Client, sandbox_id: UUID, interrupts: Interrupts) -> Progress:
+    """Tells on stderr what is new until it has ended; the first Ctrl-C asks for its cancellation."""
     told, cancelled, hinted = None, False, False
     for now in client.follow(sandbox_id):
         if now.state.terminal:
@@ -120,13 +120,13 @@ def _follow(client: Client, sandbox_id: UUID, interrupts: Interrupts, look: str)
             _say(now, "asked to cancel it, waiting for its end; Ctrl-C again leaves at once")
         if now.controllers is not None and not now.resting and not hinted:
             hinted = True
-            _say(
-                now,
-                f"no room for it yet; {look}"
-                if now.controllers
-                else f"no controller is connected to this database; {START}",
-            )
+            none = f"no controller is connected to this database; {START}"
+            _say(now, f"there is no room for it yet; {_look(sandbox_id)}" if now.controllers else none)
     return now
+
+
+def _look(sandbox_id: UUID) -> str:
+    return f"see: python -m controller explain {sandbox_id}"
 
 
 def _say(now: Progress, *about: object) -> None:

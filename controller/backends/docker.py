@@ -32,8 +32,8 @@ LIMITS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "the numbe
 class DockerBackend:
     """Containers on one engine. `image` is for launches that name none; `url` None: DOCKER_HOST, or its socket."""
 
-    def __init__(self, image: str, url: str | None = None) -> None:
-        self._image = image
+    def __init__(self, image: str, url: str | None = None, list_seconds: float = RELIST_SECONDS) -> None:
+        self._image, self._list_seconds = image, list_seconds
         self._engine = Engine(url)
         self._images = Images(self._engine)
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
@@ -79,7 +79,7 @@ class DockerBackend:
             events = Lines(response)
             while True:
                 yield await self._listing(known)
-                relist_at = time.monotonic() + RELIST_SECONDS
+                relist_at = time.monotonic() + self._list_seconds
                 while (left := relist_at - time.monotonic()) > 0:
                     batch = await events.read(left)
                     if batch is None:

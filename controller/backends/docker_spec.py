@@ -40,7 +40,8 @@ PIDS = 512
 CPU_PERIOD = 100_000  # microseconds
 LEAST_CPU_QUOTA = 1000  # microseconds a period; the kernel takes no less
 LOG_FILE_MB, LOG_FILES = 8, 3  # a full log keeps the last 16 to 24 MB
-NOT_BEGUN = (125, 137, 255)  # exit codes of a wrapper that stopped itself, was killed, or went with its host
+NOT_BEGUN = 125  # exit code of a wrapper that stopped itself before the command
+STRUCK = (137, 255)  # exit codes of one that was killed, or went with its host
 
 PHASES = {
     "created": Phase.INERT,
@@ -254,7 +255,11 @@ def _outcome(inspect: Json, evidence: Evidence) -> Outcome | None:
 
 def _not_begun(engine: Json) -> Outcome | None:
     """Of a container that exited without a word in its state file: None, or why it would never do better."""
-    if engine["ExitCode"] in NOT_BEGUN:
+    if engine["ExitCode"] == NOT_BEGUN:
         return None
+    if (
+        engine["ExitCode"] in STRUCK
+    ):  # as a rule before the command; but it may have wiped the file, and must not run again
+        return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command, or before it", 137)
     why = engine.get("Error") or f"it exited with {engine['ExitCode']} before the command; its output may say why"
     return Outcome(State.FAILED, Reason.START_FAILED, f"the image's /bin/sh does not run: {why}")

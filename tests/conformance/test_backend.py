@@ -317,12 +317,12 @@ def test_output_is_the_end_of_both_streams_as_raw_bytes(engine: Engine) -> None:
 @pytest.mark.real_shell
 def test_of_much_output_the_end_is_kept(engine: Engine) -> None:
     async def test(watched: Watched) -> None:
-        launch = engine.launch("head -c 5242880 /dev/zero | tr '\\0' x; echo end", timeout=60)
+        launch = engine.launch("head -c 5242900 /dev/zero | tr '\\0' x; echo; echo end", timeout=60)
         ended = await watched.run(launch)
         output = await watched.backend.output(launch.key, ended.run_uid, 1 << 20)
         assert output.truncated
         assert len(output.tail) == 1 << 20
-        assert output.tail == b"x" * ((1 << 20) - 4) + b"end\n"
+        assert output.tail == b"x" * ((1 << 20) - 5) + b"\nend\n"
 
     with_backend(engine, test)
 

@@ -204,7 +204,9 @@ def test_a_lease_is_taken_over_exactly_when_it_is_over_with_the_same_attempt(own
 def test_what_runs_or_waits_or_has_ended_is_not_taken_over(owner: Connection) -> None:
     insert_many(owner, 3)
     claim(owner, 2)
-    owner.execute("update sandboxes set state = 'running' where id in (select id from sandboxes where state = 'launching' limit 1)")
+    owner.execute(
+        "update sandboxes set state = 'running' where id in (select id from sandboxes where state = 'launching' limit 1)"
+    )
     owner.execute("update sandboxes set state = 'lost', reason = 'Lost', finished_at = now() where state = 'launching'")
     clock(owner, 1000)
     assert take_over(owner) == []
@@ -247,7 +249,9 @@ def test_a_lost_claim_reply_raises_and_the_rows_come_back(database: str) -> None
         async with opened(database) as queue:
             with connect(database) as owner, connect(database) as killer:
                 insert_many(owner, 5)
-                with owner.transaction():  # the claim waits behind this lock, claims nothing yet, and loses its connection
+                with (
+                    owner.transaction()
+                ):  # the claim waits behind this lock, claims nothing yet, and loses its connection
                     owner.execute("select pg_advisory_xact_lock(7263001)")
                     claiming = asyncio.create_task(queue.claim(10, 100, 60))
                     await asyncio.to_thread(until, killer, WAITS_FOR_LOCK)
@@ -266,9 +270,7 @@ def test_locked_rows_are_skipped_and_starve_nobody(database: str, owner: Connect
     locked, free = insert(owner, priority=9), insert(owner)
     alone = insert(owner, tenant="alone")
     with connect(database, "sandbox_requester") as requester, requester.transaction():
-        requester.execute(
-            "update sandboxes set cancel_requested_at = now() where id = any(%s)", [[locked, alone]]
-        )
+        requester.execute("update sandboxes set cancel_requested_at = now() where id = any(%s)", [[locked, alone]])
         assert [each["id"] for each in claim(owner, 1)] == [free]  # though it was the turn of `alone`, and of `locked`
         assert claim(owner) == []
         assert ask(owner, "cancel_queued") == []

@@ -172,7 +172,8 @@ def test_finished_at_is_set_if_and_only_if_the_state_is_terminal(owner: Connecti
         wrong = "null" if state.terminal else "now()"
         with pytest.raises(psycopg.errors.CheckViolation, match="finished_at is set if and only if"):
             owner.execute(
-                f"insert into sandboxes (command, state, reason, finished_at) values ('x', %s, 'Lost', {wrong})", [state]
+                f"insert into sandboxes (command, state, reason, finished_at) values ('x', %s, 'Lost', {wrong})",
+                [state],
             )
 
 

@@ -17,7 +17,18 @@ REQUEST = {
     *("priority", "max_attempts", "idempotency_key"),
 }
 OUTCOME = {
-    *("state", "attempt", "runs", "exit_code", "reason", "message", "waiting", "claimed_at", "launched_at", "started_at"),
+    *(
+        "state",
+        "attempt",
+        "runs",
+        "exit_code",
+        "reason",
+        "message",
+        "waiting",
+        "claimed_at",
+        "launched_at",
+        "started_at",
+    ),
     *("finished_at", "cleaned_at", "epoch", "claimed_by", "lease_until", "engine", "run_uid", "retry_at"),
 }
 TABLES = {"sandboxes", "sandbox_attempts", "sandbox_events", "sandbox_results", "tenants"}
@@ -104,9 +115,7 @@ def test_public_can_do_nothing(owner: Connection) -> None:
             [nobody],
         )
         assert found.fetchall() == []
-        sequences = (
-            "select from pg_class where case relkind when 'S' then has_sequence_privilege(%s, oid, 'USAGE, SELECT, UPDATE') end"
-        )
+        sequences = "select from pg_class where case relkind when 'S' then has_sequence_privilege(%s, oid, 'USAGE, SELECT, UPDATE') end"
         assert owner.execute(sequences, [nobody]).fetchall() == []
     finally:
         owner.execute(f"drop role {nobody}")
@@ -123,7 +132,9 @@ def test_no_role_of_ours_has_a_power_of_the_whole_server(owner: Connection) -> N
         ("sandbox_controller", True),
         ("sandbox_requester", True),
     }
-    memberships = "select from pg_auth_members where member in ('sandbox_controller'::regrole, 'sandbox_requester'::regrole)"
+    memberships = (
+        "select from pg_auth_members where member in ('sandbox_controller'::regrole, 'sandbox_requester'::regrole)"
+    )
     assert owner.execute(memberships).rowcount == 0
 
 
@@ -137,7 +148,9 @@ def test_everything_belongs_to_the_owner_role(owner: Connection) -> None:
 
 
 def test_what_runs_with_the_owners_rights_has_a_fixed_search_path(owner: Connection) -> None:
-    found = owner.execute("select proname, proconfig from pg_proc where prosecdef and pronamespace = 'public'::regnamespace")
+    found = owner.execute(
+        "select proname, proconfig from pg_proc where prosecdef and pronamespace = 'public'::regnamespace"
+    )
     assert {each["proname"]: each["proconfig"] for each in found} == {
         "sandbox_forget": ["search_path=pg_catalog, public, pg_temp"]
     }
@@ -241,7 +254,9 @@ def refuse_all(connection: Connection, *queries: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["controller", "requester"])
-def test_the_password_that_migrate_set_opens_the_door_and_no_other_does(name: str, database: str, owner: Connection) -> None:
+def test_the_password_that_migrate_set_opens_the_door_and_no_other_does(
+    name: str, database: str, owner: Connection
+) -> None:
     verifier = one(owner, "select rolpassword from pg_authid where rolname = %s", [f"sandbox_{name}"])["rolpassword"]
     assert verifier.startswith("SCRAM-SHA-256$4096:")
     given = conninfo_to_dict(database)

@@ -32,7 +32,9 @@ def test_smoke(database: str) -> None:
             for r in rows:
                 print(r)
             await asyncio.sleep(0.2)
-            for r in await (await c.execute("select at, attempt, step, detail from sandbox_events order by id")).fetchall():
+            for r in await (
+                await c.execute("select at, attempt, step, detail from sandbox_events order by id")
+            ).fetchall():
                 print(r)
             await c.close()
             stop.set()

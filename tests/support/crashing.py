@@ -59,7 +59,7 @@ def make_backend(kind: str, place: Path) -> Backend:
         case "process":
             return ProcessBackend(place)
         case "docker":
-            return docker.DockerBackend(SHELL_IMAGE)
+            return docker.DockerBackend(SHELL_IMAGE, list_seconds=0.5)
         case "memory":
             return RemoteBackend(place)
     raise ValueError(kind)

@@ -142,7 +142,7 @@ def make_engine(name: str, directory: Path) -> Engine:
             return Engine(name, lambda: ProcessBackend(directory / "work"), real=True)
         case "docker":
             need_docker()
-            return Engine(name, lambda: DockerBackend(SHELL_IMAGE), real=True)
+            return Engine(name, lambda: DockerBackend(SHELL_IMAGE, list_seconds=0.5), real=True)
     raise ValueError(f"no engine is called {name}")
 
 

@@ -209,12 +209,18 @@ def test_an_end_after_lost_memory_says_so() -> None:
         assert found.state is (State.SUCCEEDED if code == 0 else State.FAILED)
 
 
-@pytest.mark.parametrize("code", [125, 137, 255])
-def test_without_a_word_in_the_file_it_never_started(code: int) -> None:
-    assert outcome("", code=code) is None
-    run = spec.seen(KEY, inspect(code=code), None, "node")
+def test_a_wrapper_that_stopped_itself_without_a_word_never_started() -> None:
+    assert outcome("", code=125) is None
+    run = spec.seen(KEY, inspect(code=125), None, "node")
     assert run is not None
     assert run.phase is Phase.NEVER
+
+
+@pytest.mark.parametrize("code", [137, 255])
+def test_what_was_killed_without_a_word_is_not_taken_for_never_started(code: int) -> None:
+    found = outcome("", code=code)
+    assert found is not None
+    assert found.reason is Reason.KILLED
 
 
 def test_times_are_of_the_first_start() -> None:

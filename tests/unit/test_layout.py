@@ -42,7 +42,9 @@ def code_lines(path: Path) -> int:
         if token.string.strip() and token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER):
             held |= set(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
             held -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return len(held)
 

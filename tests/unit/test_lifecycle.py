@@ -141,7 +141,10 @@ def test_outcomes_say_what_happened() -> None:
     assert outcome(RUNNING, [killed], overrun) == (State.FAILED, Reason.DEADLINE_EXCEEDED)
     assert outcome(cancelled(RUNNING), [BAD]) == (State.FAILED, Reason.NON_ZERO_EXIT)  # it ended first
     assert outcome(cancelled(RUNNING), [DONE]) == (State.SUCCEEDED, Reason.COMPLETED)
-    assert outcome(RUNNING, [seen("a", Phase.ENDED, timeout_outcome(60))]) == (State.TIMED_OUT, Reason.DEADLINE_EXCEEDED)
+    assert outcome(RUNNING, [seen("a", Phase.ENDED, timeout_outcome(60))]) == (
+        State.TIMED_OUT,
+        Reason.DEADLINE_EXCEEDED,
+    )
     waiting = decide(ROW, [], Standing(mine=True, overdue=True, waiting="no node has room")).outcome
     assert waiting is not None
     assert waiting.reason is Reason.START_TIMEOUT
@@ -149,7 +152,9 @@ def test_outcomes_say_what_happened() -> None:
 
 
 def test_retries_back_off_up_to_a_minute() -> None:
-    delays = [settle(replace(RUNNING, max_attempts=100, runs=runs), exit_outcome(1), OTHERS).delay for runs in range(99)]
+    delays = [
+        settle(replace(RUNNING, max_attempts=100, runs=runs), exit_outcome(1), OTHERS).delay for runs in range(99)
+    ]
     assert delays[:3] == [1, 2, 4]
     assert max(delays) == delays[-1] == RETRY_MOST
     assert decide(BOUND, [NEVER], OTHERS).delay == REPLACE_DELAY > 0
@@ -230,13 +235,17 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
         case Do.RECORD:
             assert outcome is not None
             ended = own is not None and own.phase is Phase.ENDED
-            return outcome.state.terminal and alone_or_never(row, there, own) and {
-                State.LOST: (standing.missing and row.run_uid is not None) or ended,
-                State.CANCELLED: row.cancelled,
-                State.SUCCEEDED: ended,
-                State.TIMED_OUT: ended,
-                State.FAILED: ended or (standing.overdue and outcome.reason is Reason.START_TIMEOUT),
-            }.get(outcome.state, False)
+            return (
+                outcome.state.terminal
+                and alone_or_never(row, there, own)
+                and {
+                    State.LOST: (standing.missing and row.run_uid is not None) or ended,
+                    State.CANCELLED: row.cancelled,
+                    State.SUCCEEDED: ended,
+                    State.TIMED_OUT: ended,
+                    State.FAILED: ended or (standing.overdue and outcome.reason is Reason.START_TIMEOUT),
+                }.get(outcome.state, False)
+            )
         case Do.WAIT:
             return step == Step(Do.WAIT) and may_wait(row, there, own, standing)
         case Do.CLEAN | Do.DROP:

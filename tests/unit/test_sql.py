@@ -16,7 +16,9 @@ FILES = ("queue.sql", "client.sql")
 
 def used(module: str) -> set[str]:
     source = (ROOT.parent / "queue" / module).read_text()
-    return set(re.findall(r"""_(?:once|run|ids)\(\s*"(\w+)\"""", source)) | set(re.findall(r"""roles\["(\w+)"\]""", source))
+    return set(re.findall(r"""_(?:once|run|ids)\(\s*"(\w+)\"""", source)) | set(
+        re.findall(r"""roles\["(\w+)"\]""", source)
+    )
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -8,7 +8,9 @@ from hypothesis import strategies as some
 from controller.text import storable, tail
 
 ANY_TEXT = some.text(some.characters())  # lone surrogates and NUL among them
-PIECES = some.sampled_from([b"a", b"\n", "é".encode(), "€".encode(), "😀".encode(), b"\0", b"\xff", b"\xe2\x82", b"\xa9"])
+PIECES = some.sampled_from(
+    [b"a", b"\n", "é".encode(), "€".encode(), "😀".encode(), b"\0", b"\xff", b"\xe2\x82", b"\xa9"]
+)
 OUTPUT = some.binary(max_size=60) | some.lists(PIECES, max_size=40).map(b"".join)
 
 
