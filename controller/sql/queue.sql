@@ -159,7 +159,7 @@ select id from cleaned;
 -- queued -> cancelled: what was never claimed, or waits for another attempt, has nothing to end.
 with asked as materialized (
     select id from sandboxes where cancel_requested_at is not null and finished_at is null and state = 'queued'
-    limit 1000 for no key update skip locked
+    order by id limit 1000 for no key update skip locked
 ), cancelled as (
     update sandboxes s
     set state = 'cancelled', reason = 'Cancelled', message = 'cancelled before it started', finished_at = sandbox_now(),
@@ -174,7 +174,7 @@ select id, pg_notify('sandbox_finished', id::text) from cancelled;
 -- cancelling --
 -- launching, running: whose requester asked for their end.
 select id from sandboxes
-where cancel_requested_at is not null and finished_at is null and state <> 'queued' and engine = %(engine)s;
+where cancel_requested_at is not null and finished_at is null and state in ('launching', 'running') and engine = %(engine)s;
 
 -- retry_due --
 -- queued -> queued: attempts whose time has come may be claimed.
@@ -237,7 +237,8 @@ select id from sandboxes where id = any (%(ids)s::uuid[]) and id not in (select 
 
 -- counts --
 -- Rows of each state that is not terminal; the queue is counted up to 10,000.
-select 'queued' as state, count(*) as n from (select from sandboxes where state = 'queued' and retry_at is null limit 10000) q
+select 'queued' as state, count(*) as n
+from (select from sandboxes where state = 'queued' and retry_at is null order by tenant, priority desc, seq limit 10000) q
 union all
 select s.state, count(*) from sandboxes s where s.state in ('launching', 'running') group by s.state;
 

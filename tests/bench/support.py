@@ -15,6 +15,7 @@ from psycopg.sql import SQL, Identifier
 
 from controller.__main__ import assemble
 from controller.backends.base import Backend
+from controller.loop import cancel
 from controller.queue.listen import listen
 from controller.queue.migrate import migrate
 from controller.settings import Settings
@@ -50,8 +51,7 @@ async def controller(url: str, backend: Backend, kind: str, max_running: int = 1
         finally:
             stop.set()
             await tasks[0]
-            tasks[1].cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(tasks)
 
 
 def _insert(url: str, pipe: Connection, command: str, rate: float, count: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -29,15 +29,12 @@ def run_storm(made: Stage, postgres: Postgres, rows: int) -> dict[UUID, str]:
     chance = random.Random(7)
     asked: dict[UUID, str] = {}
     two = [made.start(), made.start()]
-    shakes = itertools.chain(
-        [
-            lambda: terminate_backends(made),
-            lambda: pause(made, two[0]),
-            postgres.restart,
-            lambda: terminate_backends(made),
-        ],
-        itertools.repeat(lambda: None),
-    )
+    shakes: list[Callable[[], None]] = [
+        lambda: terminate_backends(made),
+        lambda: pause(made),
+        postgres.restart,
+        lambda: terminate_backends(made),
+    ]
     while len(asked) < rows:
         commands = chance.choices(list(EXPECTED), weights=[10, 5, 4, 1], k=max(rows // 8, 1))[: rows - len(asked)]
         ids = made.insert([(command, 1 if command == "sleep 60" else 60) for command in commands])
@@ -45,7 +42,8 @@ def run_storm(made: Stage, postgres: Postgres, rows: int) -> dict[UUID, str]:
         time.sleep(KILL_SECONDS)
         made.kill(two[0])
         two = [two[1], made.start()]
-        next(shakes)()
+        if shakes:
+            shakes.pop(0)()
     return asked
 
 
@@ -57,7 +55,7 @@ def terminate_backends(made: Stage) -> None:
     )
 
 
-def pause(made: Stage, controller: object) -> None:
+def pause(made: Stage) -> None:
     """Stops a controller past its lease, and lets it go on."""
     paused = made.controllers[0]
     made.kill(paused, signal.SIGSTOP)

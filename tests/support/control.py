@@ -15,7 +15,7 @@ from psycopg.rows import DictRow, dict_row
 
 from controller import __main__ as program
 from controller.backends.base import Backend
-from controller.loop import Controller, Pace
+from controller.loop import Controller, Pace, cancel
 from controller.queue.listen import listen
 from controller.settings import Settings
 
@@ -72,9 +72,9 @@ async def table(url: str) -> AsyncIterator[Table]:
 
 
 @asynccontextmanager
-async def control(url: str, backend: Backend, *, crash: bool = False, **settings: Any) -> AsyncIterator[Controller]:
-    """A controller at work; at the end it stops in order, or with `crash` it lets everything fall."""
-    asked = {"sandbox_backend": "memory", "sandbox_poll_seconds": 0.1} | settings
+async def control(url: str, backend: Backend, **settings: Any) -> AsyncIterator[Controller]:
+    """A controller at work, which stops in order at the end."""
+    asked: dict[str, Any] = {"sandbox_backend": "memory", "sandbox_poll_seconds": 0.1} | settings
     hurried = partial(Pace, compare=0.2, grace=0.6)
     with patch.object(program, "Pace", hurried):
         async with program.assemble(Settings(database_url=url, **asked), backend) as (controller, _, _):
@@ -86,9 +86,6 @@ async def control(url: str, backend: Backend, *, crash: bool = False, **settings
             try:
                 yield controller
             finally:
-                if not crash:
-                    stop.set()
-                    await tasks[0]
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                stop.set()
+                await tasks[0]
+                await cancel(tasks)

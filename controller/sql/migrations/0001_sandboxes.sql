@@ -217,6 +217,7 @@ create function sandbox_claim(
 ) returns setof sandboxes
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan  -- planning it anew would cost more than running it
+set jit = off                             -- compiling it would take 500 times as long as running it
 set enable_seqscan = off                  -- statistics lag behind bursts; every step here has its index
 set lock_timeout = '30s'                  -- for the turn of every other controller
 as $$
@@ -263,7 +264,8 @@ begin
             set state = 'launching', epoch = s.epoch + 1, engine = on_engine, claimed_by = controller, waiting = null,
                 claimed_at = coalesce(s.claimed_at, sandbox_now()),
                 lease_until = sandbox_now() + make_interval(secs => lease_seconds)
-            from picked p where s.id = p.id returning s as claimed
+            where s.id = any (array(select p.id from picked p))  -- not a join: its plan may read the whole table
+            returning s as claimed
         ), noted as (
             insert into sandbox_events (sandbox_id, attempt, step, detail)
             select (c.claimed).id, (c.claimed).attempt, 'claimed', controller from claimed c
@@ -292,7 +294,7 @@ begin
         where cleaned_at is not null and finished_at < public.sandbox_now() - make_interval(secs => older_than_seconds)
         order by finished_at limit most for update skip locked
     ), gone as (
-        delete from public.sandboxes s using old where s.id = old.id returning s.id
+        delete from public.sandboxes s where s.id = any (array(select o.id from old o)) returning s.id
     )
     select coalesce(array_agg(id), '{}') into forgotten from gone;
     delete from public.sandbox_events where sandbox_id = any (forgotten);

@@ -12,9 +12,9 @@ from typing import Any
 from uuid import UUID
 
 from controller.errors import SandboxError
-from controller.explain import START, visible
 from controller.model import State
 from controller.queue.client import Client, Progress, RequestRefused
+from controller.tools.explain import START, visible
 
 REFUSED, TIMED_OUT, UNKNOWN, CANCELLED = 2, 124, 125, 130  # exit codes; every other one is the command's own
 NUMBERS = {  # option: column, unit, default

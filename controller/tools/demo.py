@@ -22,13 +22,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from controller.demo_cases import Case, Run, cases, faults
 from controller.errors import BackendUnavailable, SandboxError
-from controller.explain import WIDTH, screen
 from controller.queue.client import Client, RequestRefused
 from controller.queue.migrate import migrate
+from controller.tools.demo_cases import Case, Run, cases, faults
+from controller.tools.explain import WIDTH, screen
 
-IMAGE, IMAGE_DIRECTORY = "ci-fixer-sandbox:dev", Path(__file__).parent.parent / "images" / "sandbox"
+IMAGE, IMAGE_DIRECTORY = "ci-fixer-sandbox:dev", Path(__file__).parents[2] / "images" / "sandbox"
 CHECK_SECONDS, BUILD_SECONDS, RUN_SECONDS, STOP_SECONDS = 5, 40, 30, 15
 READY_SECONDS = {"process": 4, "docker": 8}  # within which the first attempt of the retry has surely begun
 
