@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 from uuid import uuid4
 
 from controller import log as logs
-from controller.backends import AT_ONCE, connect
 from controller.backends.base import Backend
+from controller.backends.connect import AT_ONCE, connect
 from controller.carry import Carrier
 from controller.compare import Comparison
 from controller.errors import SandboxError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller.backends.base import Backend
-from controller.errors import SandboxError
+from controller.errors import SandboxError, SettingsError
 from controller.loop import Controller
 from controller.metrics import Metrics
 from controller.queue.migrate import check_schema
@@ -29,16 +30,20 @@ class Http:
         self._url, self._installation = url, ours
 
     async def serve(self, port: int) -> tuple[web.AppRunner, int]:
-        """Listens on every address; returns the runner to clean up, and the port."""
+        """Listens on every address; returns the runner to clean up, and the port. Raises SettingsError where it may not."""
         app = web.Application()
-        app.add_routes([web.get(path, part) for path, part in self._routes().items()])
+        for path, answer in (("/healthz", self.healthz), ("/readyz", self.readyz), ("/metrics", self.metrics)):
+            app.router.add_get(path, answer)
+        both = socket.has_dualstack_ipv6()  # one socket, so that port 0 is one port
+        family = socket.AF_INET6 if both else socket.AF_INET
+        try:
+            listening = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+        except OSError as error:
+            raise SettingsError(f"HTTP_PORT = {port} cannot be listened on: {error.strerror}; set another") from error
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, port=port).start()
-        return runner, runner.addresses[0][1]
-
-    def _routes(self) -> dict[str, web.Handler]:  # type: ignore[name-defined]
-        return {"/healthz": self.healthz, "/readyz": self.readyz, "/metrics": self.metrics}
+        await web.SockSite(runner, listening).start()
+        return runner, listening.getsockname()[1]
 
     async def healthz(self, request: web.Request) -> web.Response:
         """200 while the loop turns."""

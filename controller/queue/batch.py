@@ -73,7 +73,7 @@ class Batch(Generic[W]):
         ids: set[UUID] = set()
         for item, _ in self._waiting[: self._most]:
             size += item.size
-            if count and size > self._size or item.id in ids:
+            if (count and size > self._size) or item.id in ids:
                 break
             ids.add(item.id)
             count += 1
@@ -91,7 +91,7 @@ class Batch(Generic[W]):
                     await self._settle([pair])
             elif not pairs[0][1].done():
                 pairs[0][1].set_exception(error)
-            return
+            return None
         except BaseException:
             for _, future in pairs:
                 future.cancel()
@@ -113,7 +113,7 @@ class Batch(Generic[W]):
 
     async def _wait_apart(self, pair: tuple[W, asyncio.Future[bool]]) -> None:
         try:
-            while await self._locked([pair[0].id]):
+            while await self._locked([pair[0].id]):  # noqa: ASYNC110 (its holder tells nobody when it lets go)
                 await asyncio.sleep(LOCKED_SECONDS)
         except BaseException:
             pair[1].cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -279,21 +279,8 @@ def _keys(keys: Sequence[Key]) -> dict[str, Any]:
 
 
 def _row(found: DictRow) -> Row:
-    return Row(
-        id=found["id"],
-        attempt=found["attempt"],
-        epoch=found["epoch"],
-        state=State(found["state"]),
-        run_uid=found["run_uid"],
-        claimed_by=found["claimed_by"],
-        cancelled=found["cancelled"],
-        max_attempts=found["max_attempts"],
-        runs=found["runs"],
-        timeout_seconds=found["timeout_seconds"],
-        claimed_age=found["claimed_age"],
-        started_age=found["started_age"],
-        orphaned=found.get("orphaned", False),
-    )
+    known = {each.name: found[each.name] for each in fields(Row) if each.name in found}
+    return Row(**known | {"state": State(found["state"])})
 
 
 def _claimed(found: DictRow) -> Claimed:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -13,8 +14,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from controller.queue.store import Bind, Ended
 from controller.model import Outcome, Reason, State
+from controller.queue.store import Bind, Ended
 from tests.support.database import (
     ENGINE,
     WAITS_FOR_LOCK,
@@ -135,14 +136,15 @@ def test_eight_claimers_at_once_never_go_over_the_limit_and_never_take_a_row_twi
                 for _ in range(12):
                     mine += [each["id"] for each in claim(connection, 7, me=me, max_running=150)]
                     counts = connection.execute(
-                        "select tenant, count(*) as n from sandboxes where state in ('launching', 'running') group by tenant"
+                        "select tenant, count(*) as n from sandboxes"
+                        " where state in ('launching', 'running') group by tenant"
                     ).fetchall()
                     busy = {each["tenant"]: each["n"] for each in counts}
                     assert sum(busy.values()) <= 150
                     assert busy.get("t0", 0) <= 3
             return mine
 
-        claimed = [one for got in together([lambda me=me: work(me) for me in "abcdefgh"]) for one in got]
+        claimed = [one for got in together([partial(work, me) for me in "abcdefgh"]) for one in got]
         assert len(claimed) == len(set(claimed)) == 150
 
 
@@ -156,7 +158,7 @@ def test_two_controllers_claim_2000_rows_each_row_once(database: str) -> None:
 
     with connect(database) as owner:
         insert_many(owner, 2000, tenants=3)
-        parts = together([lambda me=me: asyncio.run(work(me)) for me in "ab"])
+        parts = together([partial(asyncio.run, work(me)) for me in "ab"])
         claimed = parts[0] + parts[1]
         assert len(claimed) == len({one for one, _ in claimed}) == 2000
         assert {epoch for _, epoch in claimed} == {1}
@@ -205,7 +207,8 @@ def test_what_runs_or_waits_or_has_ended_is_not_taken_over(owner: Connection) ->
     insert_many(owner, 3)
     claim(owner, 2)
     owner.execute(
-        "update sandboxes set state = 'running' where id in (select id from sandboxes where state = 'launching' limit 1)"
+        "update sandboxes set state = 'running'"
+        " where id in (select id from sandboxes where state = 'launching' limit 1)"
     )
     owner.execute("update sandboxes set state = 'lost', reason = 'Lost', finished_at = now() where state = 'launching'")
     clock(owner, 1000)

@@ -37,7 +37,7 @@ class Get:
         assert status == 200
         families = text_string_to_metric_families(text)
         return {
-            sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
+            " ".join([sample.name, *sorted(sample.labels.values())]): sample.value
             for family in families
             for sample in family.samples
         }
@@ -73,7 +73,7 @@ def test_a_working_controller_is_healthy_and_ready_and_counts(database: str) -> 
             assert (status, text[:16]) == (200, "the loop turned ")
             assert await get("/readyz") == (200, "ready\n")
             found = await get.metrics()
-            assert found["sandbox_outcomes_total succeeded Completed"] == 3
+            assert found["sandbox_outcomes_total Completed succeeded"] == 3
             assert found["sandbox_claimed_total claimed"] == 4
             assert found["sandbox_queued_seconds_count"] == 4
             assert (found["sandbox_rows queued"], found["sandbox_rows running"]) == (0, 1)

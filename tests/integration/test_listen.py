@@ -13,10 +13,13 @@ from controller.backends.memory import MemoryBackend
 from controller.queue import listen as listening
 from controller.queue.listen import listen
 from controller.settings import Settings
-from tests.support.database import Connection, connect, insert, insert_many, one, until
+from tests.support.database import Connection, ask, connect, insert, insert_many, one, until
 from tests.support.proxy import Proxy
 
-LISTENS = "select count(*) = 1 from pg_stat_activity where application_name = 'sandbox-listener' and datname = current_database() and state = 'idle'"
+LISTENS = (
+    "select count(*) = 1 from pg_stat_activity"
+    " where application_name = 'sandbox-listener' and datname = current_database() and state = 'idle'"
+)
 
 
 @pytest.fixture
@@ -26,7 +29,11 @@ def owner(database: str) -> Iterator[Connection]:
 
 
 def with_listener(
-    url: str, work: Callable[[asyncio.Queue[str]], Awaitable[None]], *, channel: str = "sandbox_wake", probe: float = 10.0
+    url: str,
+    work: Callable[[asyncio.Queue[str]], Awaitable[None]],
+    *,
+    channel: str = "sandbox_wake",
+    probe: float = 10.0,
 ) -> None:
     """Runs `work` beside a listener whose wakes go into the queue."""
 
@@ -66,8 +73,6 @@ def test_an_outcome_is_told_to_whoever_listens(database: str, owner: Connection)
     async def work(woken: asyncio.Queue[str]) -> None:
         made = insert(owner)
         owner.execute("update sandboxes set cancel_requested_at = now()")
-        from tests.support.database import ask
-
         assert len(ask(owner, "cancel_queued")) == 1
         assert await woken.get() == str(made)
 
@@ -78,7 +83,9 @@ def test_a_killed_listener_comes_back(database: str, owner: Connection, monkeypa
     monkeypatch.setattr(listening, "RECONNECT_SECONDS", 0.01)
 
     async def work(woken: asyncio.Queue[str]) -> None:
-        owner.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'sandbox-listener'")
+        owner.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'sandbox-listener'"
+        )
         assert await woken.get() == ""
         insert(owner)
         assert await woken.get() == "insert"
@@ -114,7 +121,9 @@ def test_a_half_open_connection_is_noticed_by_the_probe_and_replaced(
     asyncio.run(go())
 
 
-def test_a_listener_that_no_longer_listens_is_replaced(database: str, owner: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_that_no_longer_listens_is_replaced(
+    database: str, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As behind a pooler that hands the session's connection to somebody else."""
     monkeypatch.setattr(listening, "RECONNECT_SECONDS", 0.01)
     connected: list[psycopg.AsyncConnection[tuple[object, ...]]] = []
@@ -150,7 +159,9 @@ def test_without_triggers_the_poll_still_claims(database: str, owner: Connection
             stop = asyncio.Event()
             running = asyncio.create_task(controller.run(stop))
             short, long = insert(owner), insert(owner, command="sleep 1000")
-            await asyncio.to_thread(until, owner, "select finished_at is not null from sandboxes where id = %s", [short])
+            await asyncio.to_thread(
+                until, owner, "select finished_at is not null from sandboxes where id = %s", [short]
+            )
             await asyncio.to_thread(until, owner, "select state = 'running' from sandboxes where id = %s", [long])
             owner.execute("update sandboxes set cancel_requested_at = now() where id = %s", [long])
             await asyncio.to_thread(until, owner, "select state = 'cancelled' from sandboxes where id = %s", [long])
@@ -170,7 +181,9 @@ def test_a_row_becomes_a_sandbox_and_its_result(database: str, owner: Connection
             await asyncio.to_thread(until, owner, LISTENS)
             made = insert(owner, command="echo hi; exit 3")
             await asyncio.to_thread(until, owner, "select finished_at is not null from sandboxes where id = %s", [made])
-            result = one(owner, "select state, exit_code, reason, output, output_truncated, attempts from sandbox_results")
+            result = one(
+                owner, "select state, exit_code, reason, output, output_truncated, attempts from sandbox_results"
+            )
             assert result == {
                 "state": "failed",
                 "exit_code": 3,

@@ -1,4 +1,4 @@
-"""No statement reads rows in proportion to what has ended or what is queued, with statistics or before there are any."""
+"""No statement reads rows in proportion to what has ended or what is queued, with statistics or before they come."""
 
 from __future__ import annotations
 
@@ -30,19 +30,22 @@ FILL = [
     "alter table sandboxes set (autovacuum_enabled = off)",  # statistics come when the test says so
     "alter table sandbox_attempts set (autovacuum_enabled = off)",
     "alter table sandbox_events set (autovacuum_enabled = off)",
-    f"insert into sandboxes (command, tenant, state, reason, exit_code, finished_at, cleaned_at, engine, run_uid, claimed_by)"
-    f" select 'true', 't' || i %% {{tenants}}, 'succeeded', 'Completed', 0, now() - i * interval '1 second', now(), '{ENGINE}',"
-    f" 'u' || i, 'a' from generate_series(1, {FINISHED}) i",
+    "insert into sandboxes"
+    " (command, tenant, state, reason, exit_code, finished_at, cleaned_at, engine, run_uid, claimed_by)"
+    " select 'true', 't' || i %% {tenants}, 'succeeded', 'Completed', 0, now() - i * interval '1 second', now(),"
+    f" '{ENGINE}', 'u' || i, 'a' from generate_series(1, {FINISHED}) i",
     "insert into sandbox_attempts (sandbox_id, attempt, state, reason) select id, 1, state, reason from sandboxes",
     "insert into sandbox_events (sandbox_id, attempt, step) select id, 1, 'succeeded' from sandboxes",
-    f"insert into sandboxes (command, tenant, state, reason, finished_at, engine, run_uid)"
-    f" select 'true', 't' || i %% {{tenants}}, 'lost', 'Lost', now(), '{ENGINE}', 'u' from generate_series(1, {UNCLEANED}) i",
-    f"insert into sandboxes (command, tenant, retry_at, cancel_requested_at)"
-    f" select 'true', 't' || i %% {{tenants}}, case when i %% 20 = 0 then now() + (i - {QUEUED // 2}) * interval '1 minute' end,"
+    "insert into sandboxes (command, tenant, state, reason, finished_at, engine, run_uid)"
+    f" select 'true', 't' || i %% {{tenants}}, 'lost', 'Lost', now(), '{ENGINE}', 'u'"
+    f" from generate_series(1, {UNCLEANED}) i",
+    "insert into sandboxes (command, tenant, retry_at, cancel_requested_at) select 'true', 't' || i %% {tenants},"
+    f" case when i %% 20 = 0 then now() + (i - {QUEUED // 2}) * interval '1 minute' end,"
     f" case when i %% 50 = 1 then now() end from generate_series(1, {QUEUED}) i",
-    f"insert into sandboxes (command, tenant, state, engine, run_uid, claimed_by, lease_until, epoch, claimed_at)"
-    f" select 'true', 't' || i %% {{tenants}}, case when i %% 3 = 0 then 'launching' else 'running' end, '{ENGINE}', 'u' || i, 'a',"
-    f" case when i %% 3 = 0 then now() + (i - 150) * interval '1 second' end, 1, now() from generate_series(1, {ACTIVE}) i",
+    "insert into sandboxes (command, tenant, state, engine, run_uid, claimed_by, lease_until, epoch, claimed_at)"
+    " select 'true', 't' || i %% {tenants}, case when i %% 3 = 0 then 'launching' else 'running' end,"
+    f" '{ENGINE}', 'u' || i, 'a', case when i %% 3 = 0 then now() + (i - 150) * interval '1 second' end, 1, now()"
+    f" from generate_series(1, {ACTIVE}) i",
     "insert into tenants select 't' || i, 1000, 1 + i from generate_series(0, {tenants} - 1) i",
     "set session_replication_role = origin",
 ]
@@ -80,7 +83,7 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
         "reasons": ["Lost"] * count,
         "truncated": [False] * count,
     }
-    chosen = {
+    chosen: dict[str, dict[str, Any]] = {
         "renew": {"ids": launching, "epochs": [1] * len(launching)},
         "clean": {"ids": some("state = 'lost' and cleaned_at is null", UNCLEANED)},
         "facts": {"ids": some("true", 1000)},
@@ -89,10 +92,17 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
         "wait": {"waiting": ["no room"] * count},
         "bind": {"epochs": [1] * count},
         "again": {"counted": [True] * count, "delays": [1.0] * count, "epochs": [1] * count},
-    }.get(name, {})
-    common = {"me": "a", "engine": ENGINE, "lease": 60.0, "most": 100, "max_running": 1000, "mine": True}
+    }
+    common: dict[str, Any] = {
+        "me": "a",
+        "engine": ENGINE,
+        "lease": 60.0,
+        "most": 100,
+        "max_running": 1000,
+        "mine": True,
+    }
     common |= {"held": active, "retention": 5000.0}
-    return common | ended | chosen
+    return common | ended | chosen.get(name, {})
 
 
 def one_of(connection: Connection, ids: list[UUID]) -> list[str]:

@@ -53,7 +53,8 @@ def owner(database: str) -> Iterator[Connection]:
 def column_rights(connection: Connection, role: str) -> dict[tuple[str, str], set[str]]:
     """Of each table and each right, the columns; by what the role may do, however it came by it."""
     found = connection.execute(
-        "select c.relname, p.power, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0,"
+        "select c.relname, p.power, a.attname"
+        " from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0,"
         " unnest(array['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) as p (power)"
         " where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'v', 'p', 'm')"
         " and has_column_privilege(%s, c.oid, a.attnum, p.power)",
@@ -97,7 +98,8 @@ def test_the_catalog_grants_what_the_protocol_needs_and_nothing_else(role: str, 
 @ROLES
 def test_a_role_calls_its_own_functions_alone(role: str, owner: Connection) -> None:
     found = owner.execute(
-        "select proname from pg_proc where pronamespace = 'public'::regnamespace and has_function_privilege(%s, oid, 'EXECUTE')",
+        "select proname from pg_proc where pronamespace = 'public'::regnamespace"
+        " and has_function_privilege(%s, oid, 'EXECUTE')",
         [role],
     )
     assert {each["proname"] for each in found} == CALLS[role]
@@ -115,7 +117,8 @@ def test_public_can_do_nothing(owner: Connection) -> None:
             [nobody],
         )
         assert found.fetchall() == []
-        sequences = "select from pg_class where case relkind when 'S' then has_sequence_privilege(%s, oid, 'USAGE, SELECT, UPDATE') end"
+        power = "has_sequence_privilege(%s, oid, 'USAGE, SELECT, UPDATE')"
+        sequences = f"select from pg_class where case relkind when 'S' then {power} end"
         assert owner.execute(sequences, [nobody]).fetchall() == []
     finally:
         owner.execute(f"drop role {nobody}")
@@ -140,7 +143,8 @@ def test_no_role_of_ours_has_a_power_of_the_whole_server(owner: Connection) -> N
 
 def test_everything_belongs_to_the_owner_role(owner: Connection) -> None:
     found = owner.execute(
-        "select relname as name, relowner::regrole::text as owner from pg_class where relnamespace = 'public'::regnamespace"
+        "select relname as name, relowner::regrole::text as owner from pg_class"
+        " where relnamespace = 'public'::regnamespace"
         " union all select proname, proowner::regrole::text from pg_proc where pronamespace = 'public'::regnamespace"
     ).fetchall()
     assert len(found) > 15

@@ -18,8 +18,9 @@ from controller.model import Key, Outcome, Phase, Reason, Row, Seen, State, exit
 ID = UUID(int=1)
 KILLED = Outcome(State.FAILED, Reason.KILLED, "killed", 137)
 
-# Two rules that the promises rest on; tests switch them off to see that the model has teeth.
+# Three rules that the promises rest on; tests switch them off to see that the model has teeth.
 FENCED = True  # what is in other hands (another epoch) is let go, and cannot be called never started
+SPENT = True  # once a release was answered, the run may have started, whatever an old sight of it says
 DOUBTED = True  # a bound run that was deleted counts as never started only if no release of it went unanswered
 
 
@@ -142,6 +143,9 @@ def _faults(world: World, max_attempts: int) -> Iterator[tuple[str, World]]:
     for who, hand in enumerate(world.hands):
         if hand is not None:
             yield "crash", _put(world, who, None)
+            for run in hand.view:
+                if run.phase is Phase.STARTING:  # what the engine said before the release arrives after it
+                    yield "old sight", _put(world, who, _believe(hand, run.uid, Phase.INERT))
             for name, after in _act(world, who, hand, max_attempts):  # done, and no answer came
                 pair = _pair(replace(hand, fresh=False), world.hands[1 - who])
                 yield f"{name}, reply lost", replace(after, hands=pair)
@@ -196,9 +200,9 @@ def _act(world: World, who: int, hand: Hand, max_attempts: int) -> Iterator[tupl
         case Do.RELEASE if run is None:
             mine = _believe(hand, uid, Phase.NEVER if hand.fresh else Phase.GONE)
         case Do.RELEASE:
-            if run.phase is Phase.INERT:
+            if run is not None and run.phase is Phase.INERT:
                 after = _start(world, run)
-            mine = _believe(hand, uid, Phase.STARTING)
+            mine = replace(_believe(hand, uid, Phase.STARTING), fresh=hand.fresh and not SPENT)
         case Do.START:
             fits = same and row.state is State.LAUNCHING
             after = replace(world, row=replace(row, state=State.RUNNING)) if fits else world

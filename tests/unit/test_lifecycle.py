@@ -279,7 +279,7 @@ def test_two_controllers_start_an_attempt_once_and_end_every_row(max_attempts: i
     assert not protocol_model.stuck(graph)
 
 
-@pytest.mark.parametrize("rule", ["FENCED", "DOUBTED"])
+@pytest.mark.parametrize("rule", ["FENCED", "SPENT", "DOUBTED"])
 def test_the_model_finds_what_a_missing_rule_breaks(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol_model, rule, False)
     with pytest.raises(protocol_model.Broken):

@@ -1,0 +1,119 @@
+"""What a step may conclude: never that something did not start unless nothing could have started it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+
+from controller.errors import NotNow, Vanished
+from controller.lifecycle import Do, Step
+from controller.live import Live, Lives
+from controller.metrics import Metrics
+from controller.model import Key, Outcome, Phase, Reason, Row, Seen, State
+from controller.queue.store import Bind, Ended
+from controller.steps import Steps
+
+ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
+INERT = Seen(Key(ROW.id, 1), "a", Phase.INERT)
+NEVER = Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, "never started"))
+FOR_STEPS = pytest.mark.xfail(reason="controller/steps.py: see tests/support/protocol_model.py")
+
+
+@dataclass
+class World:
+    """A queue that takes every write, or none, and an engine that answers as told."""
+
+    answers: list[Exception | None] = field(default_factory=list)
+    row: Row | None = None
+    takes: bool = True
+    written: list[Ended] = field(default_factory=list)
+
+    async def bind(self, item: Bind) -> bool:
+        return True
+
+    async def again(self, item: Ended) -> bool:
+        self.written.append(item)
+        return self.takes
+
+    async def facts(self, ids: list[UUID]) -> dict[UUID, Row]:
+        return {self.row.id: self.row} if self.row else {}
+
+    async def release(self, key: Key, run_uid: str) -> None:
+        answer = self.answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    async def delete(self, key: Key, run_uid: str | None) -> None:
+        pass
+
+
+def in_hand(world: World) -> tuple[Steps, Lives, Live]:
+    lives = Lives(600)
+    either = cast(Any, world)
+    live = lives.by_id[ROW.id] = Live(replace(ROW), 0.0, lease_end=1e12, runs={"a": INERT})
+    return Steps(either, either, lives, Metrics(), output_bytes=1024, at_once=1), lives, live
+
+
+def phase_after(world: World, *does: Do) -> Phase:
+    """What is believed of the run after these steps, each of which finds it inert."""
+
+    async def go() -> Phase:
+        steps, _, live = in_hand(world)
+        for do in does:
+            live.runs["a"] = INERT
+            try:
+                await steps.take(live, Step(do, INERT))
+            except NotNow:
+                continue
+        return live.runs["a"].phase
+
+    return asyncio.run(go())
+
+
+def test_what_vanished_before_its_first_release_never_started() -> None:
+    assert phase_after(World([Vanished()]), Do.BIND, Do.RELEASE) is Phase.NEVER
+
+
+def test_what_is_discarded_before_its_first_release_never_started() -> None:
+    assert phase_after(World(), Do.BIND, Do.DISCARD) is Phase.NEVER
+
+
+def test_what_vanished_after_a_release_without_answer_may_have_started() -> None:
+    assert phase_after(World([NotNow(), Vanished()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
+
+
+@FOR_STEPS
+def test_what_vanished_after_a_release_may_have_started() -> None:
+    assert phase_after(World([None, Vanished()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
+
+
+@FOR_STEPS
+@pytest.mark.parametrize("answer", [None, NotNow()], ids=["answered", "without answer"])
+def test_what_is_discarded_after_a_release_may_have_started(answer: Exception | None) -> None:
+    assert phase_after(World([answer]), Do.BIND, Do.RELEASE, Do.DISCARD) is Phase.GONE
+
+
+@FOR_STEPS
+def test_that_it_never_started_is_said_only_under_the_lease() -> None:
+    async def go() -> None:
+        world = World()
+        steps, _, live = in_hand(world)
+        await steps.take(live, NEVER)
+        assert [ended.epoch for ended in world.written] == [1]
+
+    asyncio.run(go())
+
+
+@FOR_STEPS
+def test_what_is_in_other_hands_is_let_go_with_all_that_was_believed_of_it() -> None:
+    async def go() -> None:
+        world = World(row=replace(ROW, epoch=2), takes=False)
+        steps, lives, live = in_hand(world)
+        await steps.take(live, NEVER)
+        assert not lives.holds(live)
+
+    asyncio.run(go())
