@@ -30,7 +30,7 @@ class Http:
         self._url, self._installation = url, ours
 
     async def serve(self, port: int) -> tuple[web.AppRunner, int]:
-        """Listens on every address; returns the runner to clean up, and the port. Raises SettingsError where it may not."""
+        """Listens on every address; returns the runner to clean up, and the port. Raises SettingsError."""
         app = web.Application()
         for path, answer in (("/healthz", self.healthz), ("/readyz", self.readyz), ("/metrics", self.metrics)):
             app.router.add_get(path, answer)

@@ -133,7 +133,7 @@ def become_command(request: list[bytes], run_directory: bytes, pipes: Pipes) -> 
         os.chdir(files.WORK)
         limit(resource.RLIMIT_CORE, 0)
         limit(resource.RLIMIT_DATA, int(request[2]))
-        os.execve(b"/bin/sh", (b"/bin/sh", b"-c", request[4]), environment)
+        os.execve(b"/bin/sh", (b"/bin/sh", b"-c", b"--", request[4]), environment)
     except BaseException as error:  # nothing of this copy of the supervisor may run on
         os.write(pipes.command_errors, (str(error) or repr(error)).encode(errors="replace"))
     finally:

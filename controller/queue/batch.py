@@ -84,14 +84,15 @@ class Batch(Generic[W]):
         try:
             done = await self._write([item for item, _ in pairs])
         except psycopg.errors.LockNotAvailable:
-            return await self._around_locks(pairs)
+            await self._around_locks(pairs)
+            return
         except Exception as error:
             if len(pairs) > 1:  # one bad item must not hold up the others
                 for pair in pairs:
                     await self._settle([pair])
             elif not pairs[0][1].done():
                 pairs[0][1].set_exception(error)
-            return None
+            return
         except BaseException:
             for _, future in pairs:
                 future.cancel()

@@ -197,12 +197,16 @@ where engine = %(engine)s
   and (state in ('launching', 'running') or finished_at is not null and cleaned_at is null);
 
 -- adopt --
--- running, terminal -> the same: a row whose controller is gone gets another.
-update sandboxes s set claimed_by = %(me)s
-from unnest(%(ids)s::uuid[], %(epochs)s::bigint[], %(claimed_by)s::text[]) as w (id, epoch, claimed_by)
-where s.id = w.id and s.epoch = w.epoch and s.claimed_by = w.claimed_by
-  and (s.state = 'running' or s.finished_at is not null and s.cleaned_at is null)
-returning s.id;
+-- running, terminal -> the same: a row whose controller is gone gets another. One that somebody holds locked is left
+-- for the next look.
+with free as materialized (
+    select s.id from sandboxes s
+    join unnest(%(ids)s::uuid[], %(epochs)s::bigint[], %(claimed_by)s::text[]) as w (id, epoch, claimed_by)
+        on s.id = w.id and s.epoch = w.epoch and s.claimed_by = w.claimed_by
+       and (s.state = 'running' or s.finished_at is not null and s.cleaned_at is null)
+    for no key update of s skip locked
+)
+update sandboxes s set claimed_by = %(me)s from free f where s.id = f.id returning s.id;
 
 -- facts --
 -- How those rows stand, whatever their state; one that is no more is missing from the answer.

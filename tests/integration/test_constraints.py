@@ -27,11 +27,16 @@ def test_a_bad_request_is_refused_with_its_column_and_rule(role: str | None, dat
     with connect(database, role) as connection:
         for column, value, rule in REFUSED:
             shown = f"{column} = {str(value)[:60]!r}"
-            with pytest.raises(psycopg.Error) as caught:
-                insert(connection, **{column: value})
-                pytest.fail(f"{shown} was taken")
-            assert rule in str(caught.value), shown
+            assert rule in refusal(connection, column, value), shown
         assert one(connection, "select count(*) as n from sandboxes")["n"] == 0
+
+
+def refusal(connection: Connection, column: str, value: object) -> str:
+    try:
+        insert(connection, **{column: value})
+    except psycopg.Error as error:
+        return str(error)
+    return "it was taken"
 
 
 @ROLES

@@ -313,6 +313,30 @@ def test_no_output_is_not_empty_output(database: str, owner: Connection) -> None
     with_queue(database, work)
 
 
+def test_a_row_whose_controller_is_gone_is_adopted_once(database: str, owner: Connection) -> None:
+    async def work(queue: Queue) -> None:
+        keys = await bound(queue, 4)
+        for key in keys[:3]:
+            assert await queue.start(Mark(key, "u"))
+        assert not any(each.orphaned for each in await queue.standing())  # `a` is connected
+        owner.execute("update sandboxes set claimed_by = 'gone'")
+        rows = await queue.standing()
+        assert all(each.orphaned for each in rows)
+        by_id = {each.id: each for each in rows}
+        running = {key.sandbox_id for key in keys[:3]}
+        held = keys[0].sandbox_id
+        with connect(database, "sandbox_requester") as requester, requester.transaction():
+            requester.execute("update sandboxes set cancel_requested_at = now() where id = %s", [held])
+            assert await queue.adopt(rows) == running - {held}  # what launches has its lease; what is locked, its turn
+        assert await queue.adopt([replace(by_id[held], epoch=2)]) == set()
+        assert await queue.adopt([by_id[held]]) == {held}
+        assert await queue.adopt(rows) == set()
+        assert {each.claimed_by for each in await queue.standing()} == {"a", "gone"}
+
+    insert_many(owner, 4)
+    with_queue(database, work)
+
+
 # Batches
 
 

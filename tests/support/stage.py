@@ -66,7 +66,7 @@ class Stage:
         if kind == "memory":
             words = [sys.executable, "-m", "tests.support.remote_engine", str(self.place)]
             self._engine = subprocess.Popen(words, cwd=ROOT)
-            self._wait("the fake engine", self.place.exists)
+            self.wait("the fake engine", self.place.exists)
 
     def start(self, point: str = "") -> subprocess.Popen[bytes]:
         """Another controller, which dies at that point if one is named."""
@@ -127,7 +127,7 @@ class Stage:
         def done() -> bool:
             return not self.query("select 1 from sandboxes where finished_at is null or cleaned_at is null limit 1")
 
-        self._wait("every row ended and cleaned", done, seconds, 0.2)
+        self.wait("every row ended and cleaned", done, seconds, 0.2)
 
     def starts(self) -> Counter[str]:
         """How often each sandbox's command ran, by the marks that the commands themselves left."""
@@ -179,7 +179,8 @@ class Stage:
         """What the controllers logged."""
         return (self.directory / "controllers.log").read_text()
 
-    def _wait(self, what: str, true: Any, seconds: float = 30, pause: float = 0.02) -> None:
+    def wait(self, what: str, true: Any, seconds: float = 30, pause: float = 0.02) -> None:
+        """Waits for a condition."""
         until = time.monotonic() + seconds
         while not true():
             if time.monotonic() > until:
