@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, int | None, str]] = {  # command: state, exit cod
     "'": ("failed", 2, "NonZeroExit"),
     "-x": ("failed", 127, "NonZeroExit"),
     "$(": ("failed", 2, "NonZeroExit"),
-    "unset PATH; exec 9<nowhere": ("failed", 2, "NonZeroExit"),
+    "unset PATH HOME; cd /; exit 9": ("failed", 9, "NonZeroExit"),
     "kill -SEGV $$": ("failed", 139, "NonZeroExit"),
     "kill -TERM $$": ("failed", 143, "NonZeroExit"),
     "exit 255": ("failed", 255, "NonZeroExit"),
