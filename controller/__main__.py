@@ -108,6 +108,7 @@ async def _drain(settings: Settings, timeout: float) -> int:
     async with assemble(settings, connect(settings)) as (controller, queue, _):
         stop = asyncio.Event()
         running = asyncio.create_task(controller.run(stop, claim=False))
+        left: dict[str | None, int] = {}
         try:
             async with asyncio.timeout(timeout):
                 while True:

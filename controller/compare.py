@@ -31,21 +31,23 @@ class Comparison:
         self._metrics, self._grace = metrics, grace
         # `grace`: seconds that a run must stay without a trace before it counts as gone
         self._due: set[Key] = set()  # others' rows with a step due at the last look
-        self._missing: dict[UUID, float] = {}  # rows whose run the engine does not have, and since when
+        self._missing: dict[tuple[Key, str | None], float] = {}  # runs that the engine does not have, and since when
 
     async def make(self, listing: Listing) -> None:
         """Makes table and engine agree. The list was taken before the table is read, so every run in it that is
         not a stray has its row."""
         began = time.monotonic()
         rows = {row.id: row for row in await self._queue.standing()}
+        read = time.monotonic()  # the table may have kept us waiting for longer than any grace
+        named = {(row.key, row.run_uid) for row in rows.values()}
         runs: dict[Key, list[Seen]] = {}
         for seen in listing.runs:
             runs.setdefault(seen.key, []).append(seen)
-        self._missing = {one: since for one, since in self._missing.items() if one in rows}
+        self._missing = {one: since for one, since in self._missing.items() if one in named}
         due, orphans = set(), []
         for row in rows.values():
             there = runs.get(row.key, [])
-            missing = self._is_missing(row, there, began)
+            missing = self._is_missing(row, there, read)
             live = self._lives.by_id.get(row.id)
             if live is not None:
                 self._agree(live, row, missing)
@@ -66,9 +68,9 @@ class Comparison:
 
     def _is_missing(self, row: Row, there: Collection[Seen], now: float) -> bool:
         if row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):
-            self._missing.pop(row.id, None)
+            self._missing.pop((row.key, row.run_uid), None)
             return False
-        return now - self._missing.setdefault(row.id, now) >= self._grace
+        return now - self._missing.setdefault((row.key, row.run_uid), now) >= self._grace
 
     def _next(self, live: Live) -> Do:
         return decide(live.row, live.runs.values(), self._lives.standing(live)).do

@@ -84,6 +84,8 @@ def _active(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
         return _inert(row, run, standing)
     if run.phase is Phase.NEVER:
         return _never_started(row, standing)
+    if row.run_uid is None and row.cancelled:
+        return Step(Do.DISCARD, run)
     if row.run_uid is None:  # it went past its gate before it was bound: it is the one
         return Step(Do.BIND, run)
     match run.phase:
@@ -117,6 +119,9 @@ def _absent(row: Row, run: Seen | None, standing: Standing) -> Step:
         return WAIT
     if row.cancelled:
         return Step(Do.RECORD, run, cancelled("and its object is gone"))
+    if standing.overdue and row.state is State.LAUNCHING:
+        message = "not seen to start within the start deadline; whether it began before it was removed is not known"
+        return Step(Do.RECORD, run, Outcome(State.LOST, Reason.LOST, message))
     if run is not None:
         message = "its object was removed by somebody else before its end could be read"
         return Step(Do.RECORD, run, Outcome(State.LOST, Reason.DELETED, message))

@@ -80,7 +80,8 @@ class Lives:
 
     def drop(self, live: Live) -> None:
         """Lets go of a sandbox that needs no more, or is in other hands."""
-        self.by_id.pop(live.row.id, None)
+        if self.holds(live):
+            del self.by_id[live.row.id]
         self.released(live)
 
     def released(self, live: Live) -> None:

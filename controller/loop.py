@@ -161,8 +161,8 @@ class Controller:
             await self._renew()
         if now - self._forgot > FORGET_SECONDS:
             self._forgot = now
-            while await self._queue.forget(pace.retention):
-                pass
+            if await self._queue.forget(pace.retention):
+                self._forgot = 0.0  # there may be more: next time round
 
     async def _renew(self) -> None:
         sent = time.monotonic()
@@ -196,10 +196,8 @@ class Controller:
     async def _let_go(self) -> None:
         self._lives.stopping = True
         await self._carrier.settled(STOP_SECONDS)
-        ours = [live.row for live in self._lives.by_id.values() if live.lease_end]
-        if ours:  # a lease that ends now is taken over at once
-            try:
-                async with asyncio.timeout(STOP_SECONDS):
-                    await self._queue.renew(ours, 0.0)
-            except TimeoutError:
-                log.warning("the database does not answer: the leases of %d rows run out by themselves", len(ours))
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._queue.hand_back()
+        except TimeoutError:
+            log.warning("the database does not answer: this controller's leases run out by themselves")

@@ -99,6 +99,7 @@ class Steps:
         else:
             if live.runs[run.run_uid].phase is Phase.INERT:
                 live.runs[run.run_uid] = replace(run, phase=Phase.STARTING)
+            live.fresh = False  # from now on, gone is not proof of never started
         self._lives.released(live)
 
     async def _start(self, live: Live, run: Seen) -> None:
@@ -114,7 +115,8 @@ class Steps:
         async with self._engine:
             await self._backend.delete(live.row.key, run.run_uid)
         if run.run_uid == live.row.run_uid and run.phase is Phase.INERT:
-            live.runs[run.run_uid] = replace(run, phase=Phase.NEVER)
+            live.runs[run.run_uid] = replace(run, phase=Phase.NEVER if live.fresh else Phase.GONE)
+            live.missing = True
         else:
             del live.runs[run.run_uid]
             live.created = False
@@ -126,7 +128,8 @@ class Steps:
         run = live.runs.get(row.run_uid or "")
         output = await self._output(live, run) if run is not None and run.phase is Phase.ENDED else None
         write = self._queue.record if step.do is Do.RECORD else self._queue.again
-        ended = Ended(row.key, row.run_uid, outcome, run, output, step.counted, step.delay)
+        epoch = None if step.counted else row.epoch  # that it never started is known to who held the lease throughout
+        ended = Ended(row.key, row.run_uid, outcome, run, output, step.counted, step.delay, epoch)
         try:
             done = await write(ended)
         except psycopg.Error as error:
@@ -171,11 +174,8 @@ class Steps:
     async def _refresh(self, live: Live) -> None:
         """Looks at the row again: somebody else wrote it."""
         row = (await self._queue.facts([live.row.id])).get(live.row.id)
-        if row is None or row.attempt != live.row.attempt:
-            return self._lives.drop(live)
-        if row.epoch != live.row.epoch:
-            live.lease_end = 0.0
-            self._lives.released(live)
+        if row is None or (row.attempt, row.epoch) != (live.row.attempt, live.row.epoch):
+            return self._lives.drop(live)  # in other hands, and what was believed of its run with it
         live.row, live.read_at = row, time.monotonic()
         return None
 

@@ -40,7 +40,7 @@ PIDS = 512
 CPU_PERIOD = 100_000  # microseconds
 LEAST_CPU_QUOTA = 1000  # microseconds a period; the kernel takes no less
 LOG_FILE_MB, LOG_FILES = 8, 3  # a full log keeps the last 16 to 24 MB
-NOT_BEGUN = 125  # exit code of a wrapper that stopped itself before the command
+UNWRITTEN = 125  # exit code of a wrapper that stopped itself before the command
 STRUCK = (137, 255)  # exit codes of one that was killed, or went with its host
 
 PHASES = {
@@ -231,8 +231,8 @@ def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> Seen |
     return replace(run, phase=phase, outcome=outcome, started_at=started_at, ended_at=ended_at)
 
 
-def _outcome(inspect: Json, evidence: Evidence) -> Outcome | None:
-    """How the first start ended; None where the command never started."""
+def _outcome(inspect: Json, evidence: Evidence) -> Outcome:
+    """How the first start ended."""
     engine, code = inspect["State"], evidence.exit_code
     limit = f"memory_mib = {int(inspect['HostConfig']['Memory']) // MIB}"
     oom = evidence.oom or (bool(engine.get("OOMKilled")) and not evidence.again)
@@ -253,13 +253,12 @@ def _outcome(inspect: Json, evidence: Evidence) -> Outcome | None:
     return replace(outcome, message=f"{outcome.message}; {message}" if outcome.message else message)
 
 
-def _not_begun(engine: Json) -> Outcome | None:
-    """Of a container that exited without a word in its state file: None, or why it would never do better."""
-    if engine["ExitCode"] == NOT_BEGUN:
-        return None
-    if (
-        engine["ExitCode"] in STRUCK
-    ):  # as a rule before the command; but it may have wiped the file, and must not run again
+def _not_begun(engine: Json) -> Outcome:
+    """Of a container that exited without a word in its state file. The command may have wiped it: no other attempt."""
+    code = engine["ExitCode"]
+    if code in STRUCK:
         return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command, or before it", 137)
-    why = engine.get("Error") or f"it exited with {engine['ExitCode']} before the command; its output may say why"
+    if code == UNWRITTEN:
+        return Outcome(State.FAILED, Reason.START_FAILED, "its state file could not be written, or was wiped")
+    why = engine.get("Error") or f"it exited with {code} before the command; its output may say why"
     return Outcome(State.FAILED, Reason.START_FAILED, f"the image's /bin/sh does not run: {why}")

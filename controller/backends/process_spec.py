@@ -157,10 +157,11 @@ def _outcome(record: Mapping[str, str], timeout: int) -> Outcome:
         return timeout_outcome(timeout)
     if "killed" in record and record.get("signal") == "9":
         return Outcome(State.FAILED, Reason.KILLED, "the command was killed from outside", 137)
-    try:
-        return exit_outcome(128 + int(record["signal"]) if "signal" in record else int(record["exit"]))
-    except (KeyError, ValueError):
+    text = record.get("signal", record.get("exit", ""))
+    if not (text.isascii() and text.isdigit() and len(text) <= 3):  # the command can write there too
         return Outcome(State.LOST, Reason.LOST, BAD_RECORD)
+    code = int(text) + (128 if "signal" in record else 0)
+    return exit_outcome(code) if code <= 255 else Outcome(State.LOST, Reason.LOST, BAD_RECORD)
 
 
 def _time(text: str) -> datetime | None:

@@ -102,7 +102,13 @@ class Batch(Generic[W]):
                 future.set_result(item.id in done)
 
     async def _around_locks(self, pairs: list[tuple[W, asyncio.Future[bool]]]) -> None:
-        held = await self._locked([item.id for item, _ in pairs])
+        try:
+            held = await self._locked([item.id for item, _ in pairs])
+        except Exception as error:
+            for _, future in pairs:
+                if not future.done():
+                    future.set_exception(error)
+            return
         for pair in pairs:
             if pair[0].id in held:
                 log.warning("sandbox %s is held by another transaction, waiting for it", pair[0].id)

@@ -119,6 +119,10 @@ class Queue:
         params = {"ids": [row.id for row in rows], "epochs": [row.epoch for row in rows], "lease": lease}
         return await self._ids("renew", params)
 
+    async def hand_back(self) -> None:
+        """Ends this controller's leases now, those of claims whose reply it never saw too."""
+        await self._run("hand_back", {"me": self.me})
+
     async def cancel_queued(self) -> int:
         """Ends what is to be cancelled and was never claimed; returns how many."""
         return len(await self._ids("cancel_queued", {}))

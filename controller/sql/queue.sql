@@ -42,6 +42,13 @@ with held as materialized (
 update sandboxes s set lease_until = sandbox_now() + make_interval(secs => %(lease)s::float8)
 from held h where s.id = h.id returning s.id;
 
+-- hand_back --
+-- launching -> launching: leases that end now, of a controller that stops, so that another takes over at once.
+with mine as materialized (
+    select id from sandboxes where state = 'launching' and claimed_by = %(me)s for no key update skip locked
+)
+update sandboxes s set lease_until = sandbox_now() from mine m where s.id = m.id;
+
 -- wait --
 -- launching -> launching: says why it does not run yet.
 with told as (
@@ -220,10 +227,15 @@ from sandboxes where id = any (%(ids)s::uuid[]);
 select sandbox_forget(%(retention)s::float8, 1000) as forgotten;
 
 -- cancel_all --
--- Asks for the end of everything that has not ended. The three states, spelled out, are three partial indexes.
-update sandboxes set cancel_requested_at = sandbox_now()
-where (state = 'queued' and retry_at is null or state = 'queued' and retry_at is not null
-       or state in ('launching', 'running')) and cancel_requested_at is null;
+-- Asks for the end of everything that has not ended and that nobody else holds. The three states, spelled out, are
+-- three partial indexes.
+with wanted as materialized (
+    select id from sandboxes
+    where (state = 'queued' and retry_at is null or state = 'queued' and retry_at is not null
+           or state in ('launching', 'running')) and cancel_requested_at is null
+    for no key update skip locked
+)
+update sandboxes set cancel_requested_at = sandbox_now() where id = any (array(select id from wanted));
 
 -- unfinished --
 -- What is left to end or to clean, by engine (null: not claimed).

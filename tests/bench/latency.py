@@ -103,7 +103,7 @@ async def insert_to_started(server: str, rate: float = 40, seconds: float = 10) 
             await until_empty(url, "cleaned_at is null")
         with psycopg.connect(url) as connection:
             rows = connection.execute("select id, output from sandbox_results").fetchall()
-            outputs: dict[UUID, str] = {one: output for one, output in rows}
+            outputs: dict[UUID, str] = dict(rows)
     took = [int(outputs[one]) / 1e9 - wall for one, (_, wall) in sent.items()]
     p50, p99 = quantile(took, 0.5), quantile(took, 0.99)
     bare50, bare99 = quantile(floor, 0.5), quantile(floor, 0.99)

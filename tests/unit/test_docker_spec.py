@@ -209,11 +209,16 @@ def test_an_end_after_lost_memory_says_so() -> None:
         assert found.state is (State.SUCCEEDED if code == 0 else State.FAILED)
 
 
-def test_a_wrapper_that_stopped_itself_without_a_word_never_started() -> None:
-    assert outcome("", code=125) is None
+def test_a_container_without_a_state_file_never_started() -> None:
     run = spec.seen(KEY, inspect(code=125), None, "node")
     assert run is not None
     assert run.phase is Phase.NEVER
+
+
+def test_a_state_file_that_was_wiped_gives_no_second_attempt() -> None:
+    found = outcome("", code=125)
+    assert found is not None
+    assert found.reason is Reason.START_FAILED
 
 
 @pytest.mark.parametrize("code", [137, 255])
