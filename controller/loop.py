@@ -151,7 +151,7 @@ class Controller:
 
     async def _tick(self) -> None:
         now, pace = time.monotonic(), self._pace
-        if await self._queue.cancel_queued() or await self._queue.retry_due():
+        if await self._queue.cancel_queued() + await self._queue.retry_due():
             self._insert.set()
         for sandbox_id in await self._queue.cancelling():
             self._carrier.cancel(sandbox_id)

@@ -129,7 +129,9 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except psycopg.ProgrammingError as error:
-        hint = "is it migrated, and may this login use its queue?"
+        hint = "run `python -m controller migrate` as its owner, or use a login that may use the queue"
         raise SchemaError(f"the database says: {str(error).splitlines()[0]}; {hint}") from error
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"the database does not answer: {' '.join(str(error).split())}") from error
+        raise DatabaseUnavailable(
+            f"the database does not answer, or refuses this login: {' '.join(str(error).split())}"
+        ) from error

@@ -14,7 +14,7 @@ from controller.errors import DatabaseUnavailable, SchemaError
 
 log = logging.getLogger(__name__)
 
-BAD_URL = "DATABASE_URL cannot be read: write the special characters of its password percent-encoded (@ is %40)"
+BAD_URL = "DATABASE_URL cannot be read: it must be a postgresql:// URL, special characters percent-encoded (@ is %40)"
 LOCK = 7263002  # an advisory lock: one migration at a time
 CODE_VERSION = sql.migrations()[-1].version  # what this code was written for
 
@@ -32,7 +32,7 @@ def migrate(url: str, passwords: dict[str, str | None]) -> int:
     except psycopg.errors.InsufficientPrivilege as error:
         raise SchemaError(f"migrate needs the database's owner with the right to make roles: {_line(error)}") from error
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"the database does not answer: {_line(error)}") from error
+        raise DatabaseUnavailable(f"the database does not answer, or refuses this login: {_line(error)}") from error
     except psycopg.Error as error:
         if error.sqlstate is None:  # the URL could not be read, and its reader's words repeat it
             raise DatabaseUnavailable(BAD_URL) from None
@@ -73,7 +73,7 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
     except psycopg.Error as error:
         if error.sqlstate is None and not isinstance(error, psycopg.OperationalError):
             raise DatabaseUnavailable(BAD_URL) from None
-        raise DatabaseUnavailable(f"the database does not answer: {_line(error)}") from error
+        raise DatabaseUnavailable(f"the database does not answer, or refuses this login: {_line(error)}") from error
     version, oldest = (found["version"], found["min_code_version"]) if found else (0, 0)
     if oldest > code_version:
         raise SchemaError(

@@ -171,6 +171,10 @@ def _prepare_docker() -> None:
     build = ["docker", "build", "--quiet", "--tag", IMAGE, str(IMAGE_DIRECTORY)]
     try:
         subprocess.run(build, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise BackendUnavailable(
+            f"building took over {BUILD_SECONDS} s: run `{' '.join(build)}`, then again"
+        ) from error
     except (OSError, subprocess.SubprocessError) as error:
         words = getattr(error, "stderr", None) or str(error)
         raise BackendUnavailable(f"{' '.join(build)}: {words.strip().splitlines()[-1]}") from error

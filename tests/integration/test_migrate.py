@@ -220,8 +220,8 @@ def test_a_controllers_login_may_check_and_a_requesters_may_not(database: str) -
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        (NOBODY, "the database does not answer: connection failed"),
-        ("postgresql://u:s3cr3t@no.such.host.invalid/x", "the database does not answer: "),
+        (NOBODY, "the database does not answer, or refuses this login: connection failed"),
+        ("postgresql://u:s3cr3t@no.such.host.invalid/x", "the database does not answer, or refuses this login: "),
         ("postgresql://u:s3cr3t%zz@h/x", "DATABASE_URL cannot be read"),
         ("postgresql://u:s3cr3t word@h/x", "DATABASE_URL cannot be read"),
     ],

@@ -228,7 +228,7 @@ def test_a_database_that_is_not_there_is_one_sentence(verb: str, code: int, url:
 def test_a_database_without_a_queue_is_one_sentence(empty_database: str, verb: str, code: int) -> None:
     done = run(empty_database, verb, str(uuid4()))
     assert done.returncode == code
-    assert "is it migrated" in done.stderr
+    assert "run `python -m controller migrate`" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

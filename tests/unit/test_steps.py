@@ -106,8 +106,9 @@ def test_that_it_never_started_is_said_only_under_the_lease() -> None:
 
 def test_of_what_is_in_other_hands_nothing_is_believed_any_more() -> None:
     async def go() -> None:
-        world = World(row=replace(ROW, epoch=2), takes=False)
+        world = World(row=replace(ROW, epoch=2, run_uid="a"), takes=False)
         steps, lives, live = in_hand(world)
+        live.row.run_uid = "a"
         await steps.take(live, NEVER)
         assert not lives.holds(live) or (not live.runs and not live.fresh and not live.lease_end)
 
