@@ -10,7 +10,9 @@ from tests.support.crashing import BACKEND_STEPS, QUEUE_STEPS
 from tests.support.engines import make_engine
 from tests.support.stage import stage
 
-STEPS = [step for step in (*QUEUE_STEPS, *BACKEND_STEPS) if step != "kill"]
+STEPS = [
+    step for step in (*QUEUE_STEPS, *BACKEND_STEPS) if step not in ("kill", "again")
+]  # these two have a test of their own
 POINTS = [f"{side}:{step}" for step in STEPS for side in ("before", "after")]
 
 
@@ -51,4 +53,23 @@ def test_a_crash_while_cancelling_still_cancels(kind: str, point: str, tmp_path:
         (row,) = made.query("select state, reason from sandboxes")
         assert (row["state"], row["reason"]) == ("cancelled", "Cancelled")
         assert made.starts() == {str(one): 1}
+        assert made.leftovers() == []
+
+
+@pytest.mark.parametrize("point", ["before:again", "after:again"])
+@pytest.mark.parametrize("kind", ["memory", "process", "docker"])
+def test_a_crash_while_an_attempt_is_queued_again_runs_each_attempt_once(
+    kind: str, point: str, tmp_path: Path, database: str
+) -> None:
+    make_engine(kind, tmp_path)
+    with stage(kind, tmp_path, database, LEASE_SECONDS=1) as made:
+        (one,) = made.insert([("exit 3", 60)], max_attempts=2)
+        doomed = made.start(point)
+        assert doomed.wait(timeout=60) == -9, made.log()
+        made.controllers.remove(doomed)
+        made.start()
+        made.wait_until_done(60)
+        (row,) = made.query("select state, exit_code, attempt, runs from sandboxes")
+        assert row == {"state": "failed", "exit_code": 3, "attempt": 2, "runs": 1}
+        assert made.starts() == {str(one): 2}
         assert made.leftovers() == []

@@ -29,7 +29,7 @@ from controller.settings import Settings
 from tests.support.engines import SHELL_IMAGE
 from tests.support.remote_engine import RemoteBackend
 
-QUEUE_STEPS = ("claim", "bind", "start", "record", "clean")
+QUEUE_STEPS = ("claim", "bind", "start", "record", "again", "clean")
 BACKEND_STEPS = ("create", "release", "output", "delete", "kill")
 
 
