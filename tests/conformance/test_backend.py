@@ -112,9 +112,7 @@ def test_every_exit_code_is_the_commands_own(engine: Engine, code: int) -> None:
 def test_a_running_run_is_seen_running(engine: Engine) -> None:
     async def test(watched: Watched) -> None:
         launch = engine.launch("sleep 60")
-        made = await watched.backend.create(launch, look=False)
-        assert made is not None
-        await watched.backend.release(launch.key, made.run_uid)
+        await watched.start(launch)
         running = await watched.reaches(launch.key, Phase.RUNNING)
         assert running.started_at is not None
         assert running.outcome is None
@@ -193,9 +191,7 @@ def test_a_command_that_ignores_the_timeouts_signal_is_killed(engine: Engine) ->
 def test_a_killed_run_ends_at_once_and_leaves_its_outcome_to_be_read(engine: Engine) -> None:
     async def test(watched: Watched) -> None:
         launch = engine.launch("sleep 60")
-        made = await watched.backend.create(launch, look=False)
-        assert made is not None
-        await watched.backend.release(launch.key, made.run_uid)
+        made = await watched.start(launch)
         await watched.reaches(launch.key, Phase.RUNNING)
         await watched.backend.kill(launch.key, made.run_uid)
         ended = await watched.reaches(launch.key, Phase.ENDED)

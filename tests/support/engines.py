@@ -113,10 +113,15 @@ class Watched:
                     assert made is not None
                     return made
 
-    async def run(self, launch: Launch) -> Seen:
-        """Creates, releases, and waits for the end."""
+    async def start(self, launch: Launch) -> Seen:
+        """Creates and releases."""
         made = await self.create(launch)
         await self.backend.release(launch.key, made.run_uid)
+        return made
+
+    async def run(self, launch: Launch) -> Seen:
+        """Creates, releases, and waits for the end."""
+        await self.start(launch)
         return await self.reaches(launch.key, Phase.ENDED)
 
 
