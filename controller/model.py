@@ -150,6 +150,8 @@ class Seen:
     phase: Phase
     outcome: Outcome | None = None  # set if and only if the phase is ENDED
     waiting: str | None = None  # why it does not run yet, in a sentence
+    stuck: Reason | None = None  # how the row ends where that stays so until the start deadline
+    hopeless: bool = False  # it will stay so: no use in waiting for the deadline
     started_at: datetime | None = None  # the engine's own clock
     ended_at: datetime | None = None
     node: str | None = None
@@ -161,6 +163,7 @@ class Listing:
     """Every run of this installation that the engine has, from one whole successful list."""
 
     runs: tuple[Seen, ...]
+    pending: Mapping[Key, str | None] = field(default_factory=dict)  # made, with no run yet; and why, where known
 
 
 def exit_outcome(code: int) -> Outcome:

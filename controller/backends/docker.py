@@ -11,10 +11,11 @@ from typing import Any
 from uuid import UUID
 
 from controller.backends import docker_spec as spec
-from controller.backends.docker_engine import SLOW, STREAM, Engine, EngineError, Json, Lines
+from controller.backends.docker_engine import SLOW, STREAM, WHO, Engine, EngineError, Json
 from controller.backends.docker_images import Images
 from controller.backends.docker_output import LogTail
 from controller.backends.docker_spec import create_body
+from controller.backends.json_lines import Lines
 from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
 from controller.model import Key, Launch, Listing, Output, Phase, Reason, Seen
 
@@ -76,7 +77,7 @@ class DockerBackend:
         known: dict[str, Seen] = {}  # what needs no second look
         wanted = spec.filters(self._installation, type=["container"], event=["start", "die", "destroy"])
         async with self._engine.request("GET", "events", params={"filters": wanted}, timeout=STREAM) as response:
-            events = Lines(response)
+            events = Lines(response, WHO)
             while True:
                 yield await self._listing(known)
                 relist_at = time.monotonic() + self._list_seconds

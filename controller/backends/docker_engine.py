@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -13,12 +12,13 @@ import aiodocker
 import aiohttp
 from yarl import URL
 
+from controller.backends.json_lines import decoded
 from controller.errors import NotNow
 
 QUICK = aiohttp.ClientTimeout(total=15)
 SLOW = aiohttp.ClientTimeout(total=90)  # starts and removals wait for disk and kernel
 STREAM = aiohttp.ClientTimeout(total=None, connect=15)
-LINE_BYTES = 4 << 20
+WHO = "the Docker engine"
 UNCONFIGURED = "no Docker engine is found: start one, or set DOCKER_HOST to where it listens"
 UNREACHED = aiohttp.ClientConnectorError
 Json = Mapping[str, Any]
@@ -72,7 +72,7 @@ class Engine:
     async def json(self, method: str, path: str, **more: Any) -> Any:
         """The engine's answer to a request, decoded."""
         async with self.request(method, path, **more) as response:
-            return _decoded(await response.read())
+            return decoded(await response.read(), WHO)
 
     async def send(self, method: str, path: str, **more: Any) -> None:
         """A request whose answer says nothing beyond its success."""
@@ -96,35 +96,6 @@ class Engine:
             return f"no right to use {where} ({error}): join the group that owns its socket"
         advice = "; start it, or set DOCKER_HOST to where it listens" if isinstance(error, UNREACHED) else ""
         return f"{where} does not answer: {error or type(error).__name__}{advice}"
-
-
-class Lines:
-    """The JSON objects, one a line, of an answer that goes on."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._content = response.content
-        self._rest = b""
-
-    async def read(self, seconds: float) -> list[Any] | None:
-        """Those that have come, waiting at most so long for some; None at the end of the answer."""
-        try:
-            async with asyncio.timeout(seconds):
-                chunk = await self._content.readany()
-        except TimeoutError:
-            return []
-        if not chunk:
-            return None
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > LINE_BYTES:
-            raise NotNow("the Docker engine sends a line without end")
-        return [_decoded(line) for line in whole if line.strip()]
-
-
-def _decoded(raw: bytes) -> Any:
-    try:
-        return json.loads(raw)
-    except ValueError as error:
-        raise NotNow("the Docker engine's answer is no JSON: something else listens there, or it broke off") from error
 
 
 def _words(raw: bytes) -> str:

@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import aiohttp
 
-from controller.backends.docker_engine import Engine, EngineError, Json, Lines
+from controller.backends.docker_engine import WHO, Engine, EngineError, Json
+from controller.backends.json_lines import Lines
 from controller.errors import NotNow, Refused, SandboxError
 from controller.model import Reason
 
@@ -64,7 +65,7 @@ class Images:
             params["tag"] = "latest"  # without one, every tag would be pulled
         try:
             async with self._engine.request("POST", "images/create", params=params, timeout=PULL) as response:
-                lines = Lines(response)
+                lines = Lines(response, WHO)
                 while (said := await lines.read(SILENCE_SECONDS)) is not None:
                     _check(image, said)
         except EngineError as error:

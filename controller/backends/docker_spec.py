@@ -7,24 +7,13 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
-from uuid import UUID
 
-from controller.backends.wrapper import wrapper_text
-from controller.model import (
-    LABEL_APP,
-    Key,
-    Launch,
-    Outcome,
-    Phase,
-    Reason,
-    Seen,
-    State,
-    exit_outcome,
-    timeout_outcome,
-)
+from controller.backends import labels
+from controller.backends.wrapper import Evidence, is_number, untold, wrapper_text
+from controller.model import Key, Launch, Outcome, Phase, Reason, Seen, State
 
 Json = Mapping[str, Any]
 
@@ -40,8 +29,6 @@ PIDS = 512
 CPU_PERIOD = 100_000  # microseconds
 LEAST_CPU_QUOTA = 1000  # microseconds a period; the kernel takes no less
 LOG_FILE_MB, LOG_FILES = 8, 3  # a full log keeps the last 16 to 24 MB
-UNWRITTEN = 125  # exit code of a wrapper that stopped itself before the command
-STRUCK = (137, 255)  # exit codes of one that was killed, or went with its host
 
 PHASES = {
     "created": Phase.INERT,
@@ -64,7 +51,7 @@ def create_body(launch: Launch, image: str, volumes: Iterable[str], installation
         "Env": [f"{name}={value}" for name, value in {"HOME": WORK_DIR, **launch.env}.items()],
         "Entrypoint": ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, seconds],
         "Cmd": [launch.command],
-        "Labels": {**labels(launch.key, installation), "timeoutSeconds": seconds},
+        "Labels": {**labels.labels(launch.key, installation), "timeoutSeconds": seconds},
         "Healthcheck": {"Test": ["NONE"]},  # the image's would run beside the command
         "StopSignal": "SIGKILL",  # PID 1 heeds no other
         "HostConfig": {
@@ -100,31 +87,16 @@ def _declared(volumes: Iterable[str]) -> list[str]:
     return sorted({posixpath.normpath(volume) for volume in volumes} - {STATE_DIR, WORK_DIR, "/tmp"})
 
 
-def labels(key: Key, installation: str) -> dict[str, str]:
-    """The labels by which a container is known as that attempt of that installation."""
-    return {
-        "app": LABEL_APP,
-        "sandboxId": str(key.sandbox_id),
-        "attempt": str(key.attempt),
-        "installation": installation,
-    }
-
-
 def filters(installation: str, key: Key | None = None, **more: list[str]) -> str:
     """The `filters` parameter that selects this installation's containers, or one attempt's."""
-    wanted = labels(key, installation) if key else {"app": LABEL_APP, "installation": installation}
+    wanted = labels.labels(key, installation) if key else labels.installation_labels(installation)
     return json.dumps({"label": [f"{name}={value}" for name, value in wanted.items()], **more})
 
 
-def key_of(labels_: Json | None, name: str, installation: str) -> Key | None:
+def key_of(found: Json | None, name: str, installation: str) -> Key | None:
     """Whose container this is, or None where it is none of ours; its name must say the same as its labels."""
-    found = labels_ or {}
-    try:
-        key = Key(UUID(found["sandboxId"]), int(found["attempt"]))
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return None
-    ours = labels(key, installation).items() <= found.items()
-    return key if ours and name.removeprefix("/") == key.name else None
+    key = labels.key_of(found, installation)
+    return key if key is not None and name.removeprefix("/") == key.name else None
 
 
 def empty_state() -> bytes:
@@ -147,59 +119,6 @@ def state_text(archive: bytes) -> str:
             return content.read(STATE_BYTES).decode("ascii", "replace") if content else ""
     except (tarfile.TarError, EOFError):
         return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What the wrapper wrote down. The command can write there too, and so belie its own outcome alone."""
-
-    started: bool = False
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    timed_out: bool = False
-    exit_code: int | None = None
-    oom: bool = False
-    again: bool = False  # started once more after its end: what the engine says is of that start
-
-    @classmethod
-    def parse(cls, text: str) -> Evidence:
-        """Reads the state file; of each word the first line counts, and what is no such line is ignored."""
-        words: dict[str, int | None] = {}
-        for line in text.split("\n"):
-            word, _, number = line.partition(" ")
-            if word in WORDS and bool(number) == WORDS[word] and (not number or _is_number(number)):
-                words.setdefault(word, int(number) if number else None)
-        order = list(words)
-        ended = order.index("exit") if "exit" in words else len(order)
-        code = words.get("exit")
-        return cls(
-            started=bool(words),  # PID 1 writes none before; the first may have been wiped by the command
-            started_at=_moment(words.get("started_at")),
-            ended_at=_moment(words.get("ended_at")),
-            timed_out="timeout" in order[:ended],
-            exit_code=code if code is None or code <= 255 else None,
-            oom="oom" in words,
-            again="again" in words,
-        )
-
-
-WORDS = {  # of the state file, and whether a number follows
-    "started": False,
-    "started_at": True,
-    "timeout": False,
-    "exit": True,
-    "oom": False,
-    "ended_at": True,
-    "again": False,
-}
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 11
-
-
-def _moment(seconds: int | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _time(text: str | None) -> datetime | None:
@@ -233,32 +152,16 @@ def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> Seen |
 
 def _outcome(inspect: Json, evidence: Evidence) -> Outcome:
     """How the first start ended."""
-    engine, code = inspect["State"], evidence.exit_code
-    limit = f"memory_mib = {int(inspect['HostConfig']['Memory']) // MIB}"
-    oom = evidence.oom or (bool(engine.get("OOMKilled")) and not evidence.again)
-    if evidence.timed_out:
-        seconds = inspect["Config"]["Labels"].get("timeoutSeconds", "")
-        return timeout_outcome(int(seconds) if _is_number(seconds) else 0)
-    if oom and code in (None, 137):
-        return Outcome(State.FAILED, Reason.OOM_KILLED, f"it was killed: it went over {limit}", 137)
+    engine, memory = inspect["State"], int(inspect["HostConfig"]["Memory"]) // MIB
+    seconds = inspect["Config"]["Labels"].get("timeoutSeconds", "")
+    told = evidence.outcome(
+        timeout_seconds=int(seconds) if is_number(seconds) else 0,
+        memory_mib=memory,
+        oom=bool(engine.get("OOMKilled")) and not evidence.again,
+    )
+    if told is not None:
+        return told
     if not evidence.started:
-        return _not_begun(engine)
-    if code is None:
-        known = None if evidence.again else engine["ExitCode"]
-        return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", known)
-    outcome = exit_outcome(code)
-    if not oom:
-        return outcome
-    message = f"the command ended by itself after a process of it was killed: it went over {limit}"
-    return replace(outcome, message=f"{outcome.message}; {message}" if outcome.message else message)
-
-
-def _not_begun(engine: Json) -> Outcome:
-    """Of a container that exited without a word in its state file. The command may have wiped it: no other attempt."""
-    code = engine["ExitCode"]
-    if code in STRUCK:
-        return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command, or before it", 137)
-    if code == UNWRITTEN:
-        return Outcome(State.FAILED, Reason.START_FAILED, "its state file could not be written, or was wiped")
-    why = engine.get("Error") or f"it exited with {code} before the command; its output may say why"
-    return Outcome(State.FAILED, Reason.START_FAILED, f"the image's /bin/sh does not run: {why}")
+        return untold(engine["ExitCode"], engine.get("Error"))
+    known = None if evidence.again else engine["ExitCode"]
+    return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", known)

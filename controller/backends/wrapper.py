@@ -1,9 +1,16 @@
-"""The wrapper: the shell text that is PID 1 of every sandbox."""
+"""The wrapper: the shell text that is PID 1 of every sandbox, and what it writes down of its command."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
+
+from controller.model import Outcome, Reason, State, exit_outcome, timeout_outcome
+
+UNWRITTEN = 125  # exit code of a wrapper that stopped itself before the command
+STRUCK = (137, 255)  # exit codes of one that was killed, or went with its host
 
 
 @cache
@@ -11,3 +18,82 @@ def wrapper_text() -> str:
     """wrapper.sh for `/bin/sh -c`, without the lines that only its readers need."""
     text = files("controller.backends").joinpath("wrapper.sh").read_text("utf-8")
     return "\n".join(line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the wrapper wrote down. The command can write there too, and so belie its own outcome alone."""
+
+    started: bool = False
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    timed_out: bool = False
+    exit_code: int | None = None
+    oom: bool = False
+    again: bool = False  # started once more after its end: what the engine says is of that start
+
+    @classmethod
+    def parse(cls, text: str) -> Evidence:
+        """Reads the state file; of each word the first line counts, and what is no such line is ignored."""
+        words: dict[str, int | None] = {}
+        for line in text.split("\n"):
+            word, _, number = line.partition(" ")
+            if word in WORDS and bool(number) == WORDS[word] and (not number or is_number(number)):
+                words.setdefault(word, int(number) if number else None)
+        order = list(words)
+        ended = order.index("exit") if "exit" in words else len(order)
+        code = words.get("exit")
+        return cls(
+            started=bool(words),  # PID 1 writes none before; the first may have been wiped by the command
+            started_at=_moment(words.get("started_at")),
+            ended_at=_moment(words.get("ended_at")),
+            timed_out="timeout" in order[:ended],
+            exit_code=code if code is None or code <= 255 else None,
+            oom="oom" in words,
+            again="again" in words,
+        )
+
+    def outcome(self, *, timeout_seconds: int, memory_mib: int, oom: bool = False) -> Outcome | None:
+        """How the command ended, None where nothing was written of it; `oom`: the engine saw a kill for memory."""
+        oom, limit = oom or self.oom, f"it went over memory_mib = {memory_mib}"
+        if self.timed_out:
+            return timeout_outcome(timeout_seconds)
+        if oom and self.exit_code in (None, 137):
+            return Outcome(State.FAILED, Reason.OOM_KILLED, f"it was killed: {limit}", 137)
+        if self.exit_code is None:
+            return None
+        outcome = exit_outcome(self.exit_code)
+        if not oom:
+            return outcome
+        message = f"the command ended by itself after a process of it was killed: {limit}"
+        return replace(outcome, message=f"{outcome.message}; {message}" if outcome.message else message)
+
+
+WORDS = {  # of the state file, and whether a number follows
+    "started": False,
+    "started_at": True,
+    "timeout": False,
+    "exit": True,
+    "oom": False,
+    "ended_at": True,
+    "again": False,
+}
+
+
+def untold(code: int, why: str | None = None) -> Outcome:
+    """Of a run that exited with `code` and nothing written. The command may have wiped it: no other attempt."""
+    if code in STRUCK:
+        return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command, or before it", 137)
+    if code == UNWRITTEN:
+        return Outcome(State.FAILED, Reason.START_FAILED, "its state file could not be written, or was wiped")
+    why = why or f"it exited with {code} before the command; its output may say why"
+    return Outcome(State.FAILED, Reason.START_FAILED, f"the image's /bin/sh does not run: {why}")
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a number of a length that no command can make trouble with."""
+    return text.isascii() and text.isdigit() and len(text) <= 11
+
+
+def _moment(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

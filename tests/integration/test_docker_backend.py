@@ -17,6 +17,7 @@ import pytest
 from controller.backends import docker as docker_module
 from controller.backends import docker_spec as spec
 from controller.backends.docker import DockerBackend
+from controller.backends.labels import labels
 from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
 from controller.model import Key, Launch, Listing, Outcome, Phase, Reason, Seen, State
 from tests.support.engines import SHELL_IMAGE, Engine, Watched, make_engine
@@ -287,11 +288,11 @@ def test_an_adopted_container_gets_no_second_file(engine: Engine, look: bool) ->
 def test_foreign_containers_are_left_alone(engine: Engine) -> None:
     async def test(watched: Watched) -> None:
         launch, other = engine.launch("true"), Key(uuid4(), 1)
-        labels = spec.labels(other, str(engine.installation))
+        theirs = labels(other, str(engine.installation))
         foreign = [
             foreign_container(launch.key.name, {}),
-            foreign_container(f"copy-{uuid4()}", labels),
-            foreign_container(f"garbage-{uuid4()}", labels | {"sandboxId": "../x", "attempt": "9" * 5000}),
+            foreign_container(f"copy-{uuid4()}", theirs),
+            foreign_container(f"garbage-{uuid4()}", theirs | {"sandboxId": "../x", "attempt": "9" * 5000}),
         ]
         try:
             with pytest.raises(Refused) as refused:

@@ -18,7 +18,8 @@ from controller.backends import docker_spec as spec
 from controller.backends.docker_engine import EngineError
 from controller.backends.docker_images import pull_error
 from controller.backends.docker_output import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, LogTail
-from controller.backends.wrapper import wrapper_text
+from controller.backends.labels import labels
+from controller.backends.wrapper import WORDS, Evidence, wrapper_text
 from controller.errors import NotNow, Refused
 from controller.model import Key, Launch, Outcome, Phase, Reason, State
 
@@ -58,7 +59,7 @@ def test_the_body_carries_the_request_as_it_is() -> None:
     assert made["Env"] == ["HOME=/work", "A=$$ $(X)\n=é", "B="]
     assert made["User"] == "1000:1000"
     assert made["HostConfig"]["NetworkMode"] == "bridge"
-    assert made["Labels"] | spec.labels(KEY, INSTALLATION) == made["Labels"]
+    assert made["Labels"] | labels(KEY, INSTALLATION) == made["Labels"]
 
 
 def test_home_may_be_given() -> None:
@@ -85,19 +86,19 @@ def test_the_wrapper_loses_only_its_comments() -> None:
 
 
 def test_a_container_is_ours_by_labels_and_name() -> None:
-    labels = spec.labels(KEY, INSTALLATION)
-    assert spec.key_of(labels, f"/{KEY.name}", INSTALLATION) == KEY
-    assert spec.key_of(labels | {"more": "x"}, KEY.name, INSTALLATION) == KEY
-    assert spec.key_of(labels, "/other", INSTALLATION) is None
-    assert spec.key_of(labels, KEY.name, str(uuid4())) is None
-    assert spec.key_of(labels | {"attempt": "02"}, KEY.name, INSTALLATION) is None
-    assert spec.key_of(labels | {"app": "x"}, KEY.name, INSTALLATION) is None
+    found = labels(KEY, INSTALLATION)
+    assert spec.key_of(found, f"/{KEY.name}", INSTALLATION) == KEY
+    assert spec.key_of(found | {"more": "x"}, KEY.name, INSTALLATION) == KEY
+    assert spec.key_of(found, "/other", INSTALLATION) is None
+    assert spec.key_of(found, KEY.name, str(uuid4())) is None
+    assert spec.key_of(found | {"attempt": "02"}, KEY.name, INSTALLATION) is None
+    assert spec.key_of(found | {"app": "x"}, KEY.name, INSTALLATION) is None
     assert spec.key_of(None, KEY.name, INSTALLATION) is None
 
 
 @given(st.dictionaries(st.sampled_from(["app", "sandboxId", "attempt", "installation"]), st.text()), st.text())
-def test_foreign_labels_never_break_a_listing(labels: dict[str, str], name: str) -> None:
-    assert spec.key_of(spec.labels(KEY, INSTALLATION) | labels, name, INSTALLATION) in (None, KEY)
+def test_foreign_labels_never_break_a_listing(foreign: dict[str, str], name: str) -> None:
+    assert spec.key_of(labels(KEY, INSTALLATION) | foreign, name, INSTALLATION) in (None, KEY)
 
 
 def test_filters_select_ours_alone() -> None:
@@ -124,25 +125,23 @@ def test_of_a_huge_state_file_the_beginning_is_read() -> None:
         tar.addfile(entry, io.BytesIO(b"started\nexit 3\n".ljust(entry.size, b"\xff")))
     text = spec.state_text(made.getvalue()[: spec.ARCHIVE_BYTES])
     assert len(text) == spec.STATE_BYTES
-    assert spec.Evidence.parse(text).exit_code == 3
+    assert Evidence.parse(text).exit_code == 3
 
 
 @given(st.binary(max_size=2000))
 def test_no_archive_breaks_the_reading(archive: bytes) -> None:
-    spec.Evidence.parse(spec.state_text(archive))
+    Evidence.parse(spec.state_text(archive))
 
 
-@given(
-    st.text() | st.lists(st.sampled_from([*spec.WORDS, "exit 3", "exit 999", "exit -1", "exit ٣", "x"])).map("\n".join)
-)
+@given(st.text() | st.lists(st.sampled_from([*WORDS, "exit 3", "exit 999", "exit -1", "exit ٣", "x"])).map("\n".join))
 def test_no_state_file_breaks_the_parsing(text: str) -> None:
-    code = spec.Evidence.parse(text).exit_code
+    code = Evidence.parse(text).exit_code
     assert code is None or 0 <= code <= 255
 
 
 def test_of_each_word_the_first_line_counts() -> None:
-    found = spec.Evidence.parse("started\nstarted_at 60\nexit 3\nended_at 120\nexit 0\ntimeout\nended_at 7\n exit 9\n")
-    assert found == spec.Evidence(
+    found = Evidence.parse("started\nstarted_at 60\nexit 3\nended_at 120\nexit 0\ntimeout\nended_at 7\n exit 9\n")
+    assert found == Evidence(
         started=True,
         started_at=datetime.fromtimestamp(60, UTC),
         ended_at=datetime.fromtimestamp(120, UTC),

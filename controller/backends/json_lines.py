@@ -1,0 +1,43 @@
+"""JSON out of an engine's answers, and out of answers that go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+
+from controller.errors import NotNow
+
+LINE_BYTES = 4 << 20
+
+
+class Lines:
+    """The JSON objects, one a line, of an answer of `who` that goes on."""
+
+    def __init__(self, response: aiohttp.ClientResponse, who: str) -> None:
+        self._content, self._who = response.content, who
+        self._rest = b""
+
+    async def read(self, seconds: float) -> list[Any] | None:
+        """Those that have come, waiting at most so long for some; None at the end of the answer."""
+        try:
+            async with asyncio.timeout(seconds):
+                chunk = await self._content.readany()
+        except TimeoutError:
+            return []
+        if not chunk:
+            return None
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > LINE_BYTES:
+            raise NotNow(f"{self._who} sends a line without end")
+        return [decoded(line, self._who) for line in whole if line.strip()]
+
+
+def decoded(raw: bytes, who: str) -> Any:
+    """An answer of `who` as JSON."""
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise NotNow(f"the answer of {who} is no JSON: something else listens there, or it broke off") from error

@@ -1,0 +1,30 @@
+"""The labels by which every engine's objects are known as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from controller.model import LABEL_APP, Key
+
+
+def installation_labels(installation: str) -> dict[str, str]:
+    """What every object of that installation bears."""
+    return {"app": LABEL_APP, "installation": installation}
+
+
+def labels(key: Key, installation: str) -> dict[str, str]:
+    """What an object of that attempt of that installation bears."""
+    own = {"sandboxId": str(key.sandbox_id), "attempt": str(key.attempt)}
+    return installation_labels(installation) | own
+
+
+def key_of(found: Mapping[str, Any] | None, installation: str) -> Key | None:
+    """Whose object this is by its labels, or None where it is none of that installation's."""
+    found = found or {}
+    try:
+        key = Key(UUID(found["sandboxId"]), int(found["attempt"]))
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+    return key if labels(key, installation).items() <= found.items() else None
