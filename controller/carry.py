@@ -37,6 +37,7 @@ class Carrier:
         """The engine says this of one run."""
         live = self._lives.saw(seen)
         if live is not None:
+            live.not_before = 0.0  # what is new may be just what it waited for
             self.poke(live)
 
     def poke(self, live: Live) -> None:
@@ -65,7 +66,7 @@ class Carrier:
         except NotNow as error:
             live.waiting = str(error)
             await self._tell_waiting(live)
-            self._later(live)
+            self._later(live, error.pause)
         except Exception:  # whatever one row does, the others go on
             self._metrics.errors.inc()
             log.exception("a step failed and will be tried again", extra=about(live.row.key))
@@ -82,11 +83,12 @@ class Carrier:
             elif not await self._tell_waiting(live):
                 return  # nothing was awaited since the decision, so nothing seen since it is missed
 
-    def _later(self, live: Live) -> None:
+    def _later(self, live: Live, pause: float = 0.0) -> None:
         live.look = True
         live.backoff = min(max(live.backoff * 2, BACKOFF_FIRST), BACKOFF_MOST)
-        live.not_before = time.monotonic() + live.backoff
-        asyncio.get_running_loop().call_later(live.backoff + 0.001, self._retry, live)
+        pause = max(pause, live.backoff)
+        live.not_before = time.monotonic() + pause
+        asyncio.get_running_loop().call_later(pause + 0.001, self._retry, live)
 
     def _retry(self, live: Live) -> None:
         if self._lives.holds(live):

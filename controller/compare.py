@@ -47,10 +47,11 @@ class Comparison:
         due, orphans = set(), []
         for row in rows.values():
             there = runs.get(row.key, [])
-            missing = self._is_missing(row, there, read)
+            made = row.run_uid is None and row.key in listing.pending
+            missing = self._is_missing(row, there, made, read)
             live = self._lives.by_id.get(row.id)
             if live is not None:
-                self._agree(live, row, missing)
+                self._agree(live, row, missing, listing.pending.get(row.key))
                 continue
             live = Live(row, began, runs={seen.run_uid: seen for seen in there}, missing=missing)
             if row.orphaned and row.state is not State.LAUNCHING:
@@ -64,10 +65,12 @@ class Comparison:
         await self._let_go(
             [live for one, live in self._lives.by_id.items() if one not in rows and live.read_at < began]
         )
-        await self._sweep({key: there for key, there in runs.items() if self._is_stray(key, rows)})
+        found: dict[Key, list[str | None]] = {key: [None] for key in listing.pending}
+        found |= {key: [seen.run_uid for seen in there] for key, there in runs.items()}
+        await self._sweep({key: uids for key, uids in found.items() if self._is_stray(key, rows)})
 
-    def _is_missing(self, row: Row, there: Collection[Seen], now: float) -> bool:
-        if row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):
+    def _is_missing(self, row: Row, there: Collection[Seen], made: bool, now: float) -> bool:
+        if made or row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):
             self._missing.pop((row.key, row.run_uid), None)
             return False
         return now - self._missing.setdefault((row.key, row.run_uid), now) >= self._grace
@@ -75,7 +78,7 @@ class Comparison:
     def _next(self, live: Live) -> Do:
         return decide(live.row, live.runs.values(), self._lives.standing(live)).do
 
-    def _agree(self, live: Live, row: Row, missing: bool) -> None:
+    def _agree(self, live: Live, row: Row, missing: bool, waiting: str | None) -> None:
         """Brings a sandbox in hand up to what the table says, and moves on what time alone moves on."""
         if live.busy:
             return
@@ -87,7 +90,8 @@ class Comparison:
         if missing:
             ended = (Phase.ENDED, Phase.NEVER, Phase.GONE)
             live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase in ended}
-        if self._next(live) is not Do.WAIT:
+        live.waiting = waiting or live.waiting
+        if self._next(live) is not Do.WAIT or (waiting and waiting != live.told):
             self._carrier.poke(live)
         elif row.claimed_by != self._queue.me:
             self._lives.drop(live)
@@ -111,16 +115,16 @@ class Comparison:
         row = rows.get(key.sandbox_id)
         return (row is None or row.attempt != key.attempt) and key.sandbox_id not in self._lives.by_id
 
-    async def _sweep(self, strays: Mapping[Key, Collection[Seen]]) -> None:
-        """Deletes the runs whose row is gone, ended and cleaned, or past their attempt."""
+    async def _sweep(self, strays: Mapping[Key, Collection[str | None]]) -> None:
+        """Deletes runs (None: what was made for one) whose row is gone, ended and cleaned, or past their attempt."""
         rows = await self._queue.facts([key.sandbox_id for key in strays]) if strays else {}
-        for key, runs in strays.items():
+        for key, uids in strays.items():
             row = rows.get(key.sandbox_id)
             if row is not None and not row.state.terminal and row.attempt <= key.attempt:
                 continue  # claimed since, or about to be
-            for seen in runs:
+            for uid in uids:
                 try:
-                    await self._backend.delete(key, seen.run_uid)
+                    await self._backend.delete(key, uid)
                 except NotNow as error:
                     log.warning("an object without a row is left for the next look: %s", error, extra=about(key))
                     continue

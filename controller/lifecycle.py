@@ -83,7 +83,7 @@ def _active(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
     if run.phase is Phase.INERT:
         return _inert(row, run, standing)
     if run.phase is Phase.NEVER:
-        return _never_started(row, standing)
+        return _never_started(row, run, standing)
     if row.run_uid is None and row.cancelled:
         return Step(Do.DISCARD, run)
     if row.run_uid is None:  # it went past its gate before it was bound: it is the one
@@ -113,7 +113,7 @@ def _absent(row: Row, run: Seen | None, standing: Standing) -> Step:
         if not standing.mine:
             return WAIT
         if standing.overdue:
-            return Step(Do.RECORD, outcome=start_timeout(standing))
+            return Step(Do.RECORD, outcome=not_in_time(standing.waiting))
         return WAIT if standing.created and not standing.missing else Step(Do.CREATE)
     if not standing.missing:
         return WAIT
@@ -140,7 +140,7 @@ def _inert(row: Row, run: Seen, standing: Standing) -> Step:
 
 
 def _alive(row: Row, run: Seen, standing: Standing) -> Step:
-    late = standing.overrun or (standing.overdue and run.phase is Phase.STARTING)
+    late = standing.overrun or (run.phase is Phase.STARTING and (standing.overdue or run.hopeless))
     if row.cancelled or late:
         return WAIT if standing.killed else Step(Do.KILL, run)
     if run.phase is Phase.RUNNING and row.state is State.LAUNCHING:
@@ -148,11 +148,13 @@ def _alive(row: Row, run: Seen, standing: Standing) -> Step:
     return WAIT
 
 
-def _never_started(row: Row, standing: Standing) -> Step:
+def _never_started(row: Row, run: Seen, standing: Standing) -> Step:
     if row.cancelled:
         return Step(Do.RECORD, outcome=cancelled("before it started"))
+    if run.hopeless:
+        return Step(Do.RECORD, outcome=Outcome(State.FAILED, run.stuck or Reason.START_FAILED, run.waiting))
     if standing.overdue:
-        return Step(Do.RECORD, outcome=start_timeout(standing))
+        return Step(Do.RECORD, outcome=not_in_time(run.waiting or standing.waiting, run.stuck))
     message = "its run was removed or ended before its command started"
     return Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, message), delay=REPLACE_DELAY)
 
@@ -176,7 +178,7 @@ def cancelled(when: str) -> Outcome:
     return Outcome(State.CANCELLED, Reason.CANCELLED, f"cancelled {when}")
 
 
-def start_timeout(standing: Standing) -> Outcome:
-    """The outcome of a sandbox that did not start within the start deadline."""
-    why = f": {standing.waiting}" if standing.waiting else ""
-    return Outcome(State.FAILED, Reason.START_TIMEOUT, f"not started within the start deadline{why}")
+def not_in_time(waiting: str | None, stuck: Reason | None = None) -> Outcome:
+    """The outcome of a sandbox that did not start within the start deadline, for want of what it waited for."""
+    why = f": {waiting}" if waiting else ""
+    return Outcome(State.FAILED, stuck or Reason.START_TIMEOUT, f"not started within the start deadline{why}")

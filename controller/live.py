@@ -94,4 +94,6 @@ class Lives:
 def _is_news(known: Seen, seen: Seen) -> bool:
     if seen.phase is Phase.INERT and known.phase is Phase.STARTING:
         return True  # its release came to nothing: it is released again
-    return ORDER.index(seen.phase) > ORDER.index(known.phase) or known.waiting != seen.waiting
+    if seen.phase is known.phase:
+        return known.waiting != seen.waiting or known.hopeless != seen.hopeless
+    return ORDER.index(seen.phase) > ORDER.index(known.phase)

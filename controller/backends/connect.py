@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import assert_never
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, assert_never
+
+from pydantic import TypeAdapter, ValidationError
 
 from controller.backends.base import Backend
 from controller.errors import SettingsError
 from controller.settings import Settings
+
+if TYPE_CHECKING:
+    from controller.backends.kubernetes_job import JobOptions
 
 log = logging.getLogger(__name__)
 
@@ -32,5 +39,29 @@ def connect(settings: Settings) -> Backend:
             log.warning("SANDBOX_BACKEND=memory runs nothing: it pretends, for tests and measurements")
             return MemoryBackend()
         case "kubernetes":
-            raise SettingsError("SANDBOX_BACKEND=kubernetes is not built yet: use docker or process")
+            from controller.backends.kubernetes import KubernetesBackend
+
+            return KubernetesBackend(
+                settings.sandbox_namespace,
+                settings.sandbox_image,
+                options=_job_options(settings.sandbox_job_options),
+                start_deadline=settings.sandbox_start_deadline_seconds,
+                output_bytes=settings.sandbox_output_bytes,
+            )
     assert_never(settings.sandbox_backend)
+
+
+def _job_options(given: Mapping[str, Any]) -> JobOptions:
+    """Raises SettingsError that names the option and what it takes."""
+    from controller.backends.kubernetes_job import JobOptions
+
+    known = [field.name for field in fields(JobOptions)]
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"SANDBOX_JOB_OPTIONS: {name} is no option; there are {', '.join(known)}")
+    try:
+        return TypeAdapter(JobOptions).validate_python(dict(given))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = ".".join(str(part) for part in fault["loc"])
+        raise SettingsError(f"SANDBOX_JOB_OPTIONS: {name}: {fault['msg']}") from error

@@ -1,5 +1,6 @@
 # PID 1 of every sandbox: runs the command once, ends it at its timeout, and writes down what became of it.
-#   /bin/sh -c "$this_text" sandbox STATE_FILE TIMEOUT_SECONDS COMMAND
+#   /bin/sh -c "$this_text" sandbox STATE_FILE TIMEOUT_SECONDS COMMAND [FIRST_LINE]
+# FIRST_LINE is written before all output: where a log begins with it, nothing of the log was dropped.
 # The state file outlives restarts of the container. Empty: nothing ran yet. Its lines, where each word's first counts:
 #   started | started_at T | timeout | exit CODE | oom | ended_at T | again      (T: seconds since 1970)
 # Until the command has ended, PID 1 sets no variable: it could be one of the command's own, and change it there.
@@ -17,6 +18,7 @@ fi
 echo started >>"$1" || exit 125  # no evidence, no run
 PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin date +'started_at %s' >>"$1"
 PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin sync "$1"  # the host may lose its power
+[ -z "$4" ] || echo "$4"
 
 # The timer. A sleep that the command killed is slept again, by the clock since boot, which nobody sets.
 # However it ends, be it for want of a process, everything but PID 1 is killed.

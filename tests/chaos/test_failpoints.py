@@ -17,7 +17,7 @@ POINTS = [f"{side}:{step}" for step in STEPS for side in ("before", "after")]
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("kind", ["memory", "process", "docker"])
+@pytest.mark.parametrize("kind", ["memory", "process", "docker", "kubernetes"])
 def test_a_crash_there_loses_nothing_and_starts_nothing_twice(
     kind: str, point: str, tmp_path: Path, database: str
 ) -> None:
@@ -38,7 +38,7 @@ def test_a_crash_there_loses_nothing_and_starts_nothing_twice(
 
 
 @pytest.mark.parametrize("point", ["before:kill", "after:kill"])
-@pytest.mark.parametrize("kind", ["memory", "process", "docker"])
+@pytest.mark.parametrize("kind", ["memory", "process", "docker", "kubernetes"])
 def test_a_crash_while_cancelling_still_cancels(kind: str, point: str, tmp_path: Path, database: str) -> None:
     make_engine(kind, tmp_path)
     with stage(kind, tmp_path, database, LEASE_SECONDS=1) as made:
@@ -57,7 +57,7 @@ def test_a_crash_while_cancelling_still_cancels(kind: str, point: str, tmp_path:
 
 
 @pytest.mark.parametrize("point", ["before:again", "after:again"])
-@pytest.mark.parametrize("kind", ["memory", "process", "docker"])
+@pytest.mark.parametrize("kind", ["memory", "process", "docker", "kubernetes"])
 def test_a_crash_while_an_attempt_is_queued_again_runs_each_attempt_once(
     kind: str, point: str, tmp_path: Path, database: str
 ) -> None:

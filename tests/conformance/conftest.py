@@ -11,7 +11,7 @@ import pytest
 from tests.support.engines import Engine, make_engine
 
 
-@pytest.fixture(params=["memory", "process", "docker"])
+@pytest.fixture(params=["memory", "process", "docker", "kubernetes"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """An engine, emptied of this test's runs at the end."""
     made = make_engine(request.param, tmp_path)

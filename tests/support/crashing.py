@@ -2,7 +2,7 @@
 
     python -m tests.support.crashing BACKEND PLACE [POINT]
 
-BACKEND is process, docker or memory; PLACE is the directory (or socket) that the engine needs; POINT is
+BACKEND is process, docker, kubernetes or memory; PLACE is the directory, socket or kubeconfig of the engine; POINT is
 `before:STEP` or `after:STEP`, STEP a call on the queue or the backend: at its first such call it kills itself with -9.
 """
 
@@ -22,10 +22,12 @@ from controller import __main__ as program
 from controller import log as logs
 from controller.backends import docker, docker_spec
 from controller.backends.base import Backend
+from controller.backends.kubernetes import KubernetesBackend
 from controller.backends.process import ProcessBackend
 from controller.loop import Pace
 from controller.queue.store import Queue
 from controller.settings import Settings
+from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE
 from tests.support.remote_engine import RemoteBackend
 
@@ -60,6 +62,8 @@ def make_backend(kind: str, place: Path) -> Backend:
             return ProcessBackend(place)
         case "docker":
             return docker.DockerBackend(SHELL_IMAGE, list_seconds=0.5)
+        case "kubernetes":
+            return KubernetesBackend(os.environ["SANDBOX_NAMESPACE"], IMAGE, list_seconds=1.0, kubeconfig=str(place))
         case "memory":
             return RemoteBackend(place)
     raise ValueError(kind)

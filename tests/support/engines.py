@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -19,6 +20,8 @@ from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.backends.process import ProcessBackend
 from controller.errors import BackendUnavailable, NotNow
 from controller.model import Key, Launch, Listing, Phase, Seen
+from tests.support.cluster import IMAGE as CLUSTER_IMAGE
+from tests.support.cluster import session_namespace, trouble
 
 SHELL_IMAGE = "busybox:stable"  # any image with /bin/sh
 DEADLINE = 30.0  # seconds that a condition may take to come true
@@ -31,6 +34,7 @@ class Engine:
     name: str
     connect: Callable[[], Backend]
     real: bool  # commands run for real
+    image: str | None = None  # what commands run in, where the engine has images
     installation: UUID = field(default_factory=uuid4)
 
     @asynccontextmanager
@@ -50,7 +54,7 @@ class Engine:
     def launch(self, command: str, *, key: Key | None = None, timeout: int = 60, **rest: object) -> Launch:
         """A request with a key of its own."""
         key = key or Key(uuid4(), 1)
-        image = SHELL_IMAGE if self.name == "docker" else None
+        image = self.image
         asked: dict[str, object] = {"image": image, "memory_mib": 64, "disk_mib": 16, **rest}
         return Launch(key, command, timeout, **asked)  # type: ignore[arg-type]
 
@@ -99,9 +103,9 @@ class Watched:
             looks += sight.runs if isinstance(sight, Listing) else (sight,)
         return [seen for seen in looks if seen.key == key]
 
-    async def create(self, launch: Launch) -> Seen:
-        """Creates as the controller does: after NotNow it looks, and tries again."""
-        look = False
+    async def create(self, launch: Launch, *, look: bool = False) -> Seen:
+        """Creates as the controller does: after NotNow it looks, and tries again; its run may come by itself."""
+        before = {seen.run_uid for seen in self.seen(launch.key)}
         async with asyncio.timeout(DEADLINE):
             while True:
                 try:
@@ -110,8 +114,16 @@ class Watched:
                     look = True
                     await asyncio.sleep(0.05)
                 else:
-                    assert made is not None
-                    return made
+                    return made or await self._appears(launch.key, before)
+
+    async def _appears(self, key: Key, before: set[str]) -> Seen:
+        """The run of an attempt that was just made: one that was not there before."""
+
+        def new() -> list[Seen]:
+            return [seen for seen in self.seen(key) if seen.run_uid not in before]
+
+        await self.until(f"a run of {key.name}", lambda: bool(new()))
+        return new()[0]
 
     async def start(self, launch: Launch) -> Seen:
         """Creates and releases."""
@@ -147,8 +159,24 @@ def make_engine(name: str, directory: Path) -> Engine:
             return Engine(name, lambda: ProcessBackend(directory / "work"), real=True)
         case "docker":
             need_docker()
-            return Engine(name, lambda: DockerBackend(SHELL_IMAGE, list_seconds=0.5), real=True)
+            return Engine(name, lambda: DockerBackend(SHELL_IMAGE, list_seconds=0.5), real=True, image=SHELL_IMAGE)
+        case "kubernetes":
+            need_cluster()
+            return Engine(name, session_namespace().backend, real=True, image=CLUSTER_IMAGE)
     raise ValueError(f"no engine is called {name}")
+
+
+@cache
+def cluster_trouble() -> str | None:
+    """Asked once: where no cluster answers, each question takes its time."""
+    return trouble()
+
+
+def need_cluster() -> None:
+    """Skips where no cluster answers."""
+    why = cluster_trouble()
+    if why is not None:
+        missing("kubernetes", why)
 
 
 def need_docker() -> None:

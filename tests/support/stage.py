@@ -21,6 +21,8 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 
 from controller.queue.migrate import migrate
+from tests.support.cluster import session_namespace
+from tests.support.marks import MarkListener
 from tests.support.remote_engine import RemoteBackend
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +59,14 @@ class Stage:
         self.marks = directory / "marks"
         self.marks.mkdir()
         self.marks.chmod(0o777)
-        self.place = {"process": directory / "work", "docker": self.marks, "memory": directory / "engine"}[kind]
+        self.namespace = session_namespace() if kind == "kubernetes" else None
+        self.listener = MarkListener(self.marks) if kind == "kubernetes" else None
+        self.place = {
+            "process": directory / "work",
+            "docker": self.marks,
+            "memory": directory / "engine",
+            "kubernetes": Path(self.namespace.kubeconfig if self.namespace else ""),
+        }[kind]
         self.controllers: list[subprocess.Popen[bytes]] = []
         self._settings = {"LEASE_SECONDS": 3, "POLL_SECONDS": 0.2, "MAX_RUNNING": 50} | settings
         self._engine: subprocess.Popen[bytes] | None = None
@@ -73,6 +82,8 @@ class Stage:
         env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
         env |= {f"SANDBOX_{name}": str(value) for name, value in self._settings.items()}
         env |= {"DATABASE_URL": self.url, "SANDBOX_BACKEND": self.kind, "HTTP_PORT": "0"}
+        if self.namespace is not None:
+            env["SANDBOX_NAMESPACE"] = self.namespace.name
         words = [
             sys.executable,
             "-m",
@@ -95,9 +106,8 @@ class Stage:
     def insert(self, commands: Sequence[tuple[str, int]], max_attempts: int = 1) -> list[UUID]:
         """Asks for sandboxes (command, timeout); each command first leaves a mark under its sandbox's id."""
         ids = [uuid4() for _ in commands]
-        where = "/marks" if self.kind == "docker" else str(self.marks)
         rows = [
-            (one, f"echo x >> {where}/{one}; {command}", timeout, max_attempts)
+            (one, f"{self._mark(one)}; {command}", timeout, max_attempts)
             for one, (command, timeout) in zip(ids, commands, strict=True)
         ]
         with psycopg.connect(self.url) as connection, connection.cursor() as cursor:
@@ -107,6 +117,12 @@ class Stage:
                 rows,
             )
         return ids
+
+    def _mark(self, one: UUID) -> str:
+        """What a command does first: it leaves a mark outside of all that the controller writes."""
+        if self.listener is not None:
+            return f"echo {one} | nc {self.listener.host} {self.listener.port}"
+        return f"echo x >> {'/marks' if self.kind == 'docker' else self.marks}/{one}"
 
     def query(self, statement: str, *values: object) -> list[DictRow]:
         """Asks the database, waiting out its absence."""
@@ -143,8 +159,11 @@ class Stage:
         """What is left on the engine: runs, containers, processes."""
         if self.kind == "memory":
             return asyncio.run(self._listed())
-        if self.kind == "docker":
+        if self.kind in ("docker", "kubernetes"):
             installation = self.query("select id from sandbox_installation")[0]["id"]
+        if self.namespace is not None:
+            return self.namespace.leftovers(f"installation={installation}")
+        if self.kind == "docker":
             words = ["docker", "ps", "-aq", "--filter", f"label=installation={installation}"]
             return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
         runs = [str(path) for path in self.place.rglob("sandbox-*")]
@@ -173,6 +192,11 @@ class Stage:
             left = self.leftovers()
             if left:
                 subprocess.run(["docker", "rm", "-fv", *left], capture_output=True, check=False)
+        if self.namespace is not None:
+            for path in self.leftovers():
+                self.namespace.delete(path)
+        if self.listener is not None:
+            self.listener.close()
         self._log.close()
 
     def log(self) -> str:

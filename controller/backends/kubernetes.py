@@ -1,0 +1,227 @@
+"""Runs attempts as Jobs of a Kubernetes namespace: the protocol's verbs, out of the parts beside this file."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from controller.backends import kubernetes_job as jobs
+from controller.backends import kubernetes_pod as pods
+from controller.backends.kubernetes_api import Api, ApiError, creation_error
+from controller.backends.kubernetes_job import JobOptions
+from controller.backends.kubernetes_objects import OVER, Objects, why_no_pod
+from controller.backends.kubernetes_output import Logs
+from controller.backends.kubernetes_runs import Made, Runs, made_of, run_of
+from controller.backends.kubernetes_watch import Event, Events, Feed
+from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
+from controller.model import Key, Launch, Listing, Output, Phase, Seen
+
+RELIST_SECONDS = 30.0
+REMOVAL_SECONDS = 60.0
+REMOVAL_POLL_SECONDS = 0.2
+SLOW_SECONDS = 10.0  # after which a Job without a pod is asked why
+ASKED_AT_ONCE = 10  # such Jobs a listing
+PROBE = Launch(Key(UUID(int=0), 1), "true", 1)
+Json = Mapping[str, Any]
+
+
+class KubernetesBackend:
+    """Jobs of one namespace. `image` is for launches that name none; `start_deadline` in seconds.
+
+    `kubeconfig` None: the pod's service account, else what KUBECONFIG names.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        image: str,
+        *,
+        options: JobOptions | None = None,
+        start_deadline: float = 600.0,
+        output_bytes: int = 1 << 20,
+        list_seconds: float = RELIST_SECONDS,
+        kubeconfig: str | None = None,
+    ) -> None:
+        self._image, self._options, self._start_deadline = image, options or JobOptions(), start_deadline
+        self._list_seconds = list_seconds
+        self._api = Api(namespace, kubeconfig)
+        self._logs = Logs(self._api, output_bytes)
+        self._objects = Objects(self._api, "")  # this and the next are made by check
+        self._runs = Runs()
+        self._removing: set[Key] = set()  # attempts that we remove ourselves: nobody will ask for their output
+
+    async def check(self, installation: UUID) -> str:
+        try:
+            identity = await self._api.identity()
+            if self._objects.installation != str(installation):
+                self._objects, self._runs = Objects(self._api, str(installation)), Runs()
+                await self._try_out()
+            await self._api.json("GET", "jobs", query={"limit": "1", "labelSelector": self._objects.selector()})
+        except Refused as error:
+            words = f"the namespace {self._api.namespace} refuses every Job, or SANDBOX_JOB_OPTIONS is wrong: {error}"
+            raise BackendUnavailable(words) from error
+        except NotNow as error:
+            raise BackendUnavailable(str(error)) from error
+        return f"kubernetes:{identity}"
+
+    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+        if look and (job := await self._objects.job(launch.key)) is not None:
+            return await self._adopt(launch.key, job)
+        try:
+            await self._api.send("POST", "jobs", body=self._manifest(launch))
+        except ApiError as error:
+            if error.status == 409 and (job := await self._objects.job(launch.key)) is not None:
+                return await self._adopt(launch.key, job)
+            raise creation_error(error, self._api.namespace) from error
+        return None  # its pod comes with what is observed
+
+    async def release(self, key: Key, run_uid: str) -> None:
+        name = await self._name(key, run_uid)
+        if name is None:
+            raise Vanished(f"the cluster has no pod {run_uid} of {key.name}")
+        try:
+            await self._objects.ungate(name, run_uid)
+        except ApiError as error:
+            if error.status in (404, 409) and await self._objects.pod(name, run_uid) is None:
+                raise Vanished(error.words) from error
+            raise
+
+    async def observe(self) -> AsyncIterator[Listing | Seen]:
+        while True:
+            feeds = [Feed(self._api, kind, self._objects.selector()) for kind in ("jobs", "pods")]
+            yield await self._list(feeds)
+            events = Events(feeds)
+            try:
+                relist_at = time.monotonic() + self._list_seconds
+                while events.whole:
+                    left = relist_at - time.monotonic()
+                    event = await events.next(left) if left > 0 else None
+                    seen = self._seen(event) if event is not None else None
+                    if seen is not None:
+                        yield seen
+                    elif event is None and events.whole and left <= 0:
+                        yield await self._list(feeds)
+                        relist_at = time.monotonic() + self._list_seconds
+            finally:
+                await events.stop()
+
+    async def output(self, key: Key, run_uid: str, limit: int) -> Output:
+        run = self._runs.of(key).get(run_uid) or (await self._objects.runs(key)).get(run_uid)
+        try:
+            if run is None or self._runs.is_hidden(run.job_uid):
+                raise Vanished(f"the cluster has no pod {run_uid} of {key.name}")
+            return await self._logs.read(run.name, jobs.first_line(key), limit)
+        except Vanished:
+            saved = await self._logs.saved(run_uid)
+            if saved is None:
+                raise
+            return saved
+
+    async def kill(self, key: Key, run_uid: str) -> None:
+        name = await self._name(key, run_uid)
+        pod = await self._objects.pod(name, run_uid) if name is not None else None
+        if pod is not None and pods.seen(pod, key).phase not in OVER:
+            await self._objects.end(pod)
+
+    async def delete(self, key: Key, run_uid: str | None) -> None:
+        if run_uid is not None and await self._let_expire(key, run_uid):
+            return
+        deadline = time.monotonic() + REMOVAL_SECONDS
+        self._removing.add(key)
+        try:
+            while not await self._objects.remove(key, run_uid):
+                if time.monotonic() > deadline:
+                    raise NotNow(f"the Job {key.name} is still being removed")
+                await asyncio.sleep(REMOVAL_POLL_SECONDS)
+        finally:
+            self._removing.discard(key)
+
+    async def close(self) -> None:
+        await self._logs.close()
+        await self._api.close()
+
+    async def _try_out(self) -> None:
+        """Whether the API lets us make Jobs and see pods; nothing is made. A full quota is no fault."""
+        try:
+            await self._api.send("POST", "jobs", query={"dryRun": "All"}, body=self._manifest(PROBE))
+        except ApiError as error:
+            if error.status not in (409, 429) and "exceeded quota" not in error.words:
+                raise creation_error(error, self._api.namespace) from error
+        await self._api.json("GET", "pods", query={"limit": "1", "labelSelector": self._objects.selector()})
+
+    def _manifest(self, launch: Launch) -> dict[str, Any]:
+        image = self._image if launch.image is None else launch.image
+        return jobs.manifest(launch, image, self._objects.installation, self._options, self._start_deadline)
+
+    async def _adopt(self, key: Key, job: Json) -> Seen | None:
+        """The attempt's run, where its Job has one already."""
+        if job["metadata"].get("deletionTimestamp"):
+            raise NotNow(f"the Job {key.name} is being deleted: its name is not free yet")
+        runs = [run.seen for run in (await self._objects.runs(key)).values()]
+        return next((seen for seen in runs if seen.phase is not Phase.INERT), runs[0] if runs else None)
+
+    async def _name(self, key: Key, run_uid: str) -> str | None:
+        run = self._runs.of(key).get(run_uid) or (await self._objects.runs(key)).get(run_uid)
+        return run.name if run is not None else None
+
+    async def _let_expire(self, key: Key, run_uid: str) -> bool:
+        """Leaves an ended run's removal to the cluster, after a while in which people can still look at it."""
+        runs = self._runs.of(key)
+        run = runs.get(run_uid)
+        if run is None or len(runs) > 1 or not run.job_uid or run.seen.phase is not Phase.ENDED:
+            return False
+        if self._runs.is_recorded(run.job_uid):
+            return self._runs.is_hidden(run.job_uid)
+        if not await self._objects.let_expire(key, run.job_uid):
+            return False
+        self._runs.record(run.job_uid)
+        self._logs.drop(run_uid)
+        return True
+
+    async def _list(self, feeds: Sequence[Feed]) -> Listing:
+        """The Jobs first: one that is made meanwhile then is not taken for one without a pod."""
+        installation, uids = self._objects.installation, set[str]()
+        made = [made_of(job, installation) async for page in feeds[0].pages() for job in page]
+        async for page in feeds[1].pages():
+            for run in (run_of(pod, installation) for pod in page):
+                if run is not None:
+                    self._runs.take(run)
+                    uids.add(run.seen.run_uid)
+        ours = [job for job in made if job is not None]
+        listing = self._runs.listing(ours, uids)
+        return await self._explained(listing, ours) if listing.pending else listing
+
+    async def _explained(self, listing: Listing, made: Sequence[Made]) -> Listing:
+        """The same with what Jobs say that have had no pod for a while."""
+        now, pending = datetime.now(UTC), dict(listing.pending)
+        slow = [job for job in made if job.key in pending and (now - job.created_at).total_seconds() > SLOW_SECONDS]
+        for job in sorted(slow, key=lambda one: one.created_at)[:ASKED_AT_ONCE]:
+            found = await self._api.find(f"jobs/{job.key.name}")
+            if found is not None:
+                pending[job.key] = why_no_pod(found)
+        return replace(listing, pending=pending)
+
+    def _seen(self, event: Event) -> Seen | None:
+        """What a change means, where it is news."""
+        if event.kind == "jobs":
+            return self._without_pod(event) if event.gone else None
+        run = run_of(event.object, self._objects.installation, gone=event.gone)
+        if run is None:
+            return None
+        seen, key = run.seen, run.seen.key
+        before = self._runs.of(key).get(seen.run_uid)
+        if run.going and seen.phase is Phase.RUNNING and not (before and before.going) and key not in self._removing:
+            self._logs.save(seen.run_uid, run.name, jobs.first_line(key))
+        return self._runs.take(run, gone=event.gone)
+
+    def _without_pod(self, event: Event) -> Seen | None:
+        """A Job that went before it had a pod: nothing of it ever started, and its uid stands for its run's."""
+        job = made_of(event.object, self._objects.installation)
+        if job is None or self._runs.of(job.key):
+            return None
+        return Seen(job.key, job.uid, Phase.NEVER)

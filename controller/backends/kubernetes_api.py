@@ -1,0 +1,212 @@
+"""The HTTP side of a cluster: one way to send, one place that says what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.aio.config.incluster_config import SERVICE_HOST_ENV_NAME, SERVICE_TOKEN_FILENAME
+
+from controller.backends.json_lines import decoded
+from controller.errors import NotNow, Refused, SandboxError
+from controller.model import Reason
+
+WHO = "the Kubernetes API"
+USER_AGENT = "ci-fixer-sandbox-controller"
+QUICK = aiohttp.ClientTimeout(total=15)
+PAGE = "200"  # objects of a page of a list: as JSON, one may have 200 kB
+CONNECTIONS = 200  # more than calls are ever under way at once: a watch must not wait for them
+MOST_PAUSE = 60.0  # seconds that a Retry-After is heeded
+UNCONFIGURED = "no Kubernetes cluster is configured: set KUBECONFIG, or run in a pod with a service account"
+JSON = "application/json"
+MERGE = "application/merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
+PASSING = re.compile(r"exceeded quota|is being terminated|cannot create resource|failed quota|status unknown for quota")
+Json = Mapping[str, Any]
+
+
+class ApiError(NotNow):
+    """The API answered with an error; whoever knows better catches it by its status."""
+
+    def __init__(self, status: int, reason: str, words: str, pause: float = 0.0) -> None:
+        super().__init__(f"{WHO} says: {words}")
+        self.status, self.reason, self.words, self.pause = status, reason, words, pause
+
+
+class Api:
+    """Jobs and pods of one namespace. Every request raises ApiError for refusals, and NotNow where no answer comes.
+
+    In a pod its service account is used, elsewhere what KUBECONFIG (or ~/.kube/config) names as current.
+    """
+
+    def __init__(self, namespace: str, kubeconfig: str | None = None) -> None:
+        self.namespace, self._kubeconfig = namespace, kubeconfig
+        self._paths = {
+            "jobs": f"/apis/batch/v1/namespaces/{namespace}/jobs",
+            "pods": f"/api/v1/namespaces/{namespace}/pods",
+        }
+        self._client: ApiClient | None = None
+        self._connecting = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        content: str = JSON,
+        accept: str = JSON,
+        timeout: aiohttp.ClientTimeout = QUICK,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Sends one request for `jobs[/NAME]` or `pods[/NAME[/log]]`; its answer is read inside the block."""
+        client = await self._connected()
+        kind, _, rest = path.partition("/")
+        url = self._paths[kind] + (f"/{rest}" if rest else "")
+        headers = {"Accept": accept, "Content-Type": content}
+        try:
+            sent = await client.param_serialize(
+                method, url, query_params=list((query or {}).items()), header_params=headers, body=body,
+                auth_settings=["BearerToken"],
+            )  # fmt: skip
+            answer = await client.call_api(*sent, _request_timeout=timeout)
+            async with answer.response as response:
+                if response.status >= 300:
+                    error = _error(response, await response.read())
+                    if error.status == 401:
+                        await self._forget(client)
+                    raise error
+                yield response
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            raise NotNow(_trouble(error, client.configuration.host)) from error
+
+    async def json(self, method: str, path: str, **more: Any) -> Any:
+        """The answer to a request, decoded."""
+        async with self.request(method, path, **more) as response:
+            return decoded(await response.read(), WHO)
+
+    async def send(self, method: str, path: str, **more: Any) -> None:
+        """A request whose answer says nothing beyond its success."""
+        async with self.request(method, path, **more) as response:
+            await response.read()
+
+    async def find(self, path: str) -> Json | None:
+        """One object, None where there is none."""
+        try:
+            found: Json = await self.json("GET", path)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    async def pages(
+        self, kind: str, query: Mapping[str, str], accept: str = JSON
+    ) -> AsyncIterator[tuple[Sequence[Json], str]]:
+        """Every object of a list, in pages that are all of one moment, each with the version of that moment."""
+        token = ""
+        while True:
+            more = {"limit": PAGE, "continue": token} if token else {"limit": PAGE}
+            page = await self.json("GET", kind, query={**query, **more}, accept=accept)
+            yield page.get("items") or (), page["metadata"]["resourceVersion"]
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+
+    async def identity(self) -> str:
+        """What tells this namespace of this cluster from any other: the cluster's own authority, which few replace."""
+        configuration = (await self._connected()).configuration
+        try:
+            mark = _authority(configuration)
+        except (OSError, ValueError) as error:
+            raise NotNow(f"the certificate of the cluster's authority cannot be read: {error}") from error
+        return f"{mark}/{self.namespace}"
+
+    async def _connected(self) -> ApiClient:
+        async with self._connecting:
+            if self._client is None:
+                try:
+                    self._client = await _connect(self._kubeconfig)
+                except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
+                    raise NotNow(f"{UNCONFIGURED} ({error})") from error
+            return self._client
+
+    async def _forget(self, client: ApiClient) -> None:
+        """Its credentials are not accepted: they may have run out, and are read again for the next request."""
+        if self._client is client:
+            self._client = None
+            await client.close()
+
+
+async def _connect(kubeconfig: str | None) -> ApiClient:
+    configuration = Configuration()
+    if kubeconfig is None and os.environ.get(SERVICE_HOST_ENV_NAME) and Path(SERVICE_TOKEN_FILENAME).exists():
+        load_incluster_config(client_configuration=configuration)
+    else:
+        await load_kube_config(
+            kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config",
+            client_configuration=configuration,
+            persist_config=False,
+        )
+    configuration.connection_pool_maxsize = CONNECTIONS
+    client = ApiClient(configuration)
+    client.user_agent = USER_AGENT
+    return client
+
+
+def creation_error(error: ApiError, namespace: str) -> SandboxError:
+    """What a refused creation of a Job means: the request can never be run, or not now."""
+    if error.status in (400, 413, 422):
+        return Refused(Reason.INVALID_REQUEST, error.words)
+    if error.status == 404:
+        return NotNow(f"the namespace {namespace} does not exist, or has no batch/v1: {error.words}")
+    if error.status == 403 and not PASSING.search(error.words):
+        return Refused(Reason.INVALID_REQUEST, error.words)  # an admission policy's word
+    return error
+
+
+def _authority(configuration: Configuration) -> str:
+    if not configuration.ssl_ca_cert:
+        return str(configuration.host)
+    text = Path(configuration.ssl_ca_cert).read_text()
+    first = text[text.index("-----BEGIN") : text.index("-----END") + len("-----END CERTIFICATE-----")]
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()[:16]
+
+
+def _error(response: aiohttp.ClientResponse, raw: bytes) -> ApiError:
+    """What the API says in an error's body, and for how long it wants to be left alone."""
+    text = raw.decode("utf-8", "replace").strip()
+    reason, words = "", text or f"error {response.status} without a word"
+    try:
+        status = json.loads(text)
+        reason, words = str(status.get("reason", "")), str(status.get("message") or words)
+    except (ValueError, AttributeError):
+        pass
+    after = response.headers.get("Retry-After", "")
+    pause = min(float(after), MOST_PAUSE) if after.isascii() and after.isdigit() else 0.0
+    return ApiError(response.status, reason, words.strip()[:2000], pause)
+
+
+def _trouble(error: Exception, host: str) -> str:
+    if isinstance(error, TimeoutError):
+        return f"{WHO} at {host} gave no answer in time"
+    return f"{WHO} at {host} does not answer: {error or type(error).__name__}"

@@ -1,0 +1,188 @@
+"""What is asked of a cluster: the Job of an attempt, and the changes to it. Pure: sends nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller.backends.labels import labels
+from controller.backends.wrapper import wrapper_text
+from controller.lifecycle import KILL_MARGIN
+from controller.model import LABEL_APP, Key, Launch
+
+Json = Mapping[str, Any]
+
+GATE = "ci-fixer-sandbox/bound"  # on every pod until its run is bound: no scheduler takes it before
+RECORDED = "ci-fixer-sandbox/recorded-at"  # on a Job whose outcome is in the table: seconds since 1970
+CONTAINER = "sandbox"
+USER = 1000
+WORK_DIR = "/work"
+STATE_FILE = "/dev/termination-log"  # the kubelet makes it, and tells its content when the container has ended
+TMP_MIB = 64
+LOG_MIB = 64  # what the kubelet's usual rotation lets a log grow to; it counts as ephemeral storage
+DEADLINE_MARGIN = 60  # seconds past start deadline, timeout and kill before the kubelet ends what nothing else ended
+GRACE_SECONDS = 2  # PID 1 heeds no TERM; long enough to read the log of a run that somebody else deletes
+TTL_SECONDS = 60  # that a recorded Job can still be looked at
+OWNERSHIP = ("controller-uid", "batch.kubernetes.io/controller-uid")  # labels by which a Job knows its pods
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What SANDBOX_JOB_OPTIONS says of every Job, in Kubernetes' own names."""
+
+    runtimeClassName: str | None = None
+    nodeSelector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, Any]] = ()
+    priorityClassName: str | None = None
+    imagePullSecrets: Sequence[str] = ()
+    queue: str | None = None  # Kueue's, of the sandbox namespace
+
+
+def manifest(
+    launch: Launch, image: str, installation: str, options: JobOptions, start_deadline: float
+) -> dict[str, Any]:
+    """The Job of an attempt. Its one pod is held by our gate; the limits are the row's, the requests half of them."""
+    common = _labels(launch.key, installation)
+    queue = {"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": launch.key.name, "labels": {**common, **queue}},
+        "spec": {
+            "parallelism": 1,
+            "completions": 1,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "template": {
+                "metadata": {"labels": {**common, "network": launch.network}},
+                "spec": _pod(launch, image, options, start_deadline),
+            },
+        },
+    }
+
+
+def _labels(key: Key, installation: str) -> dict[str, str]:
+    return labels(key, installation) | {
+        "app.kubernetes.io/name": "sandbox",
+        "app.kubernetes.io/instance": key.name,
+        "app.kubernetes.io/part-of": LABEL_APP,
+        "app.kubernetes.io/managed-by": LABEL_APP,
+    }
+
+
+def _pod(launch: Launch, image: str, options: JobOptions, start_deadline: float) -> dict[str, Any]:
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "schedulingGates": [{"name": GATE}],
+        "activeDeadlineSeconds": int(start_deadline + launch.timeout_seconds + KILL_MARGIN) + DEADLINE_MARGIN,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(launch, image)],
+        "volumes": [
+            {"name": "work", "emptyDir": {"sizeLimit": f"{launch.disk_mib}Mi"}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": f"{TMP_MIB}Mi"}},
+        ],
+    }
+    asked = {
+        "runtimeClassName": options.runtimeClassName,
+        "nodeSelector": dict(options.nodeSelector),
+        "tolerations": list(options.tolerations),
+        "priorityClassName": options.priorityClassName,
+        "imagePullSecrets": [{"name": name} for name in options.imagePullSecrets],
+    }
+    return pod | {name: value for name, value in asked.items() if value}
+
+
+def _container(launch: Launch, image: str) -> dict[str, Any]:
+    words = ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, str(launch.timeout_seconds)]
+    disk = launch.disk_mib + TMP_MIB + LOG_MIB
+    return {
+        "name": CONTAINER,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": [_literal(word) for word in words],
+        "args": [_literal(launch.command), _literal(first_line(launch.key))],
+        "env": [{"name": name, "value": _literal(value)} for name, value in {"HOME": WORK_DIR, **launch.env}.items()],
+        "workingDir": WORK_DIR,
+        "terminationMessagePath": STATE_FILE,
+        "terminationMessagePolicy": "File",
+        "resources": {
+            "limits": {
+                "cpu": f"{launch.cpu_millis}m",
+                "memory": f"{launch.memory_mib}Mi",
+                "ephemeral-storage": f"{disk}Mi",
+            },
+            "requests": {
+                "cpu": f"{max(launch.cpu_millis // 2, 1)}m",
+                "memory": _half(launch.memory_mib),
+                "ephemeral-storage": _half(disk),
+            },
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "work", "mountPath": WORK_DIR}, {"name": "tmp", "mountPath": "/tmp"}],
+    }
+
+
+def first_line(key: Key) -> str:
+    """What the wrapper writes before anything of the command: a log that begins with it has lost nothing."""
+    return f"# {key.name}"
+
+
+def _literal(text: str) -> str:
+    """Text that the kubelet's expansion of $(VAR) and $$ leaves as it was.
+
+    https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#Container (command, args, env)
+    """
+    return text.replace("$", "$$")
+
+
+def _half(mib: int) -> str:
+    return f"{mib // 2}Mi" if mib % 2 == 0 else f"{mib * 512}Ki"
+
+
+def ungate(run_uid: str) -> dict[str, Any]:
+    """Takes our gate off that pod and no other: one of another uid answers with a conflict."""
+    return {"metadata": {"uid": run_uid}, "spec": {"schedulingGates": [{"$patch": "delete", "name": GATE}]}}
+
+
+def end_now(run_uid: str) -> dict[str, Any]:
+    """Makes the kubelet end that pod at once, and keep it with its log: the one deadline that can be shortened."""
+    return {"metadata": {"uid": run_uid}, "spec": {"activeDeadlineSeconds": 1}}
+
+
+def disown(run_uid: str) -> dict[str, Any]:
+    """Takes that pod from its Job, which would count its deletion as a failure and end the pod beside it."""
+    no_labels = dict.fromkeys(OWNERSHIP)
+    return {"metadata": {"uid": run_uid, "ownerReferences": None, "finalizers": None, "labels": no_labels}}
+
+
+def recorded(job_uid: str, now: float) -> dict[str, Any]:
+    """Lets the cluster remove a Job whose outcome is in the table, a while after it has finished."""
+    return {
+        "metadata": {"uid": job_uid, "annotations": {RECORDED: str(int(now))}},
+        "spec": {"ttlSecondsAfterFinished": TTL_SECONDS},
+    }
+
+
+def deletion(uid: str) -> dict[str, Any]:
+    """The body of a DELETE of that very object, whose dependents go first."""
+    return {
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "preconditions": {"uid": uid},
+        "propagationPolicy": "Foreground",
+    }

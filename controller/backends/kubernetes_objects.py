@@ -1,0 +1,136 @@
+"""Jobs and pods of one installation on the API: found, changed and removed by uid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from controller.backends import kubernetes_job as jobs
+from controller.backends import kubernetes_pod as pods
+from controller.backends.kubernetes_api import MERGE, STRATEGIC, Api, ApiError
+from controller.backends.kubernetes_runs import Run, run_of
+from controller.backends.labels import installation_labels, key_of, labels
+from controller.errors import Refused
+from controller.model import Key, Phase, Reason
+
+STUCK_SECONDS = 120.0  # past its deadline of deletion, after which a pod's node is taken not to answer any more
+OVER = (Phase.ENDED, Phase.NEVER)
+Json = Mapping[str, Any]
+
+
+class Objects:
+    """What the verbs do to single objects. Nothing of another installation is seen or touched."""
+
+    def __init__(self, api: Api, installation: str) -> None:
+        self._api, self.installation = api, installation
+
+    def selector(self, key: Key | None = None) -> str:
+        """The labels that select all of this installation's objects, or one attempt's."""
+        wanted = labels(key, self.installation) if key else installation_labels(self.installation)
+        return ",".join(f"{name}={value}" for name, value in wanted.items())
+
+    async def job(self, key: Key) -> Json | None:
+        """The Job of that name. Raises Refused where it is somebody else's."""
+        job = await self._api.find(f"jobs/{key.name}")
+        if job is not None and key_of(job["metadata"].get("labels"), self.installation) != key:
+            words = f"a Job {key.name} that is not this installation's is in the way: remove or rename it"
+            raise Refused(Reason.NAME_CONFLICT, words)
+        return job
+
+    async def runs(self, key: Key) -> dict[str, Run]:
+        """The pods of an attempt as they stand now, by uid."""
+        found: dict[str, Run] = {}
+        async for page, _ in self._api.pages("pods", {"labelSelector": self.selector(key)}):
+            looks = (run_of(pod, self.installation) for pod in page)
+            found |= {run.seen.run_uid: run for run in looks if run is not None and run.seen.key == key}
+        return found
+
+    async def pod(self, name: str, run_uid: str) -> Json | None:
+        """That very pod, None where it is gone."""
+        pod = await self._api.find(f"pods/{name}")
+        return pod if pod is not None and pod["metadata"]["uid"] == run_uid else None
+
+    async def ungate(self, name: str, run_uid: str) -> None:
+        """Lets that pod be scheduled."""
+        await self._api.send("PATCH", f"pods/{name}", body=jobs.ungate(run_uid), content=STRATEGIC)
+
+    async def end(self, pod: Json) -> None:
+        """Ends a pod, if possible so that it stays to be read."""
+        meta = pod["metadata"]
+        path, late = f"pods/{meta['name']}", pods.overdue(pod, datetime.now(UTC))
+        if late is not None and late > STUCK_SECONDS:  # nothing is left that could tell its end
+            await self._remove(path, meta["uid"], gracePeriodSeconds=0)
+        elif not pod["spec"].get("nodeName"):
+            await self._remove(path, meta["uid"])
+        elif late is None:
+            await self._api.send("PATCH", path, body=jobs.end_now(meta["uid"]), content=MERGE)
+
+    async def let_expire(self, key: Key, job_uid: str) -> bool:
+        """Leaves the removal of that Job to the cluster; false where it is not there any more."""
+        try:
+            await self._api.send("PATCH", f"jobs/{key.name}", body=jobs.recorded(job_uid, time.time()), content=MERGE)
+        except ApiError as error:
+            if error.status in (404, 409):
+                return False
+            raise
+        return True
+
+    async def remove(self, key: Key, run_uid: str | None) -> bool:
+        """Goes on with the removal of that run, or of the whole attempt; true once nothing is left of it."""
+        try:
+            job = await self.job(key)
+        except Refused:  # somebody else's: not ours to remove
+            job = None
+        runs = await self.runs(key)
+        others = any(uid != run_uid and run.seen.phase not in OVER for uid, run in runs.items())
+        if run_uid is not None and others:
+            return await self._remove_beside(runs.get(run_uid), run_uid)
+        if run_uid is not None and not runs and job is not None and not _is_finished(job):
+            return True  # its pod may yet come: the sweep looks after such a Job
+        if job is not None and not job["metadata"].get("deletionTimestamp"):
+            await self._remove(f"jobs/{key.name}", job["metadata"]["uid"])
+        for uid, run in runs.items():
+            if not run.going and (job is None or run.job_uid != job["metadata"]["uid"]):
+                await self._remove(f"pods/{run.name}", uid)
+        return job is None and not runs
+
+    async def _remove_beside(self, run: Run | None, run_uid: str) -> bool:
+        """Removes one pod of a Job whose other pod is to live."""
+        if run is None:
+            return True
+        path = f"pods/{run.name}"
+        try:
+            await self._api.send("PATCH", path, body=jobs.disown(run_uid), content=MERGE)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+        await self._remove(path, run_uid)
+        return False
+
+    async def _remove(self, path: str, uid: str, **more: int) -> None:
+        try:
+            await self._api.send("DELETE", path, body=jobs.deletion(uid) | more)
+        except ApiError as error:
+            if error.status not in (404, 409):  # gone, or another by now
+                raise
+
+
+def _is_finished(job: Json) -> bool:
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
+
+
+def why_no_pod(job: Json) -> str:
+    """Why a Job may have made no pod, in a sentence."""
+    name, conditions = job["metadata"]["name"], (job.get("status") or {}).get("conditions") or ()
+    failed = next((one for one in conditions if one["type"] == "Failed" and one["status"] == "True"), None)
+    if job["spec"].get("suspend"):
+        return f"its Job {name} is suspended: the queue that holds it has not admitted it yet"
+    if failed is not None:
+        return f"its Job {name} failed before it had a pod: {failed.get('message') or failed.get('reason')}"
+    return (
+        f"its Job {name} has no pod yet: a full quota, a limit range or a policy may refuse it; "
+        f"`kubectl describe job {name}` tells"
+    )

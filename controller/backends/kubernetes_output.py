@@ -1,0 +1,100 @@
+"""The end of a pod's log, of whatever length, in memory of a fixed size; and what could be saved of one that goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import aiohttp
+
+from controller.backends.kubernetes_api import Api, ApiError
+from controller.backends.kubernetes_job import CONTAINER
+from controller.errors import NotNow, Vanished
+from controller.model import Output
+
+AT_ONCE = 8
+SAVED_BYTES = 64 << 20  # of logs saved before their pods went, over all
+READ = aiohttp.ClientTimeout(total=120, sock_read=15)
+NO_LOG = (400, 404)  # statuses: no such pod, no such container, its log removed
+
+
+class LogTail:
+    """Takes a log as it comes and keeps its last `limit` bytes; `first` is the line that it began with."""
+
+    def __init__(self, limit: int, first: str) -> None:
+        self._limit, self._first = limit, f"{first}\n".encode()
+        self._head = b""
+        self._tail = bytearray()
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Takes the next bytes."""
+        if len(self._head) < len(self._first):
+            self._head += chunk[: len(self._first) - len(self._head)]
+        self._tail += chunk
+        self._size += len(chunk)
+        if len(self._tail) > 2 * (self._limit + len(self._first)):
+            del self._tail[: len(self._tail) - self._limit - len(self._first)]
+
+    def output(self) -> Output:
+        """What was kept. Without its first line, the node had dropped the log's beginning."""
+        whole = self._head == self._first
+        size = self._size - len(self._first) * whole
+        tail = bytes(self._tail[max(len(self._tail) - min(self._limit, size), 0) :])
+        return Output(tail, not whole or size > self._limit)
+
+
+class Logs:
+    """Reads logs, few at a time. That of a run that somebody else deletes is saved before it goes with its pod."""
+
+    def __init__(self, api: Api, limit: int) -> None:
+        self._api, self._limit = api, limit
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._saved: dict[str, Output] = {}  # by run_uid
+        self._saving: set[asyncio.Task[None]] = set()
+
+    async def read(self, name: str, first: str, limit: int) -> Output:
+        """The end of a pod's log. Raises Vanished where the node has none."""
+        tail = LogTail(limit, first)
+        lines = str(limit + len(first) + 1)  # no line is without a byte: more of them cannot matter
+        query: Mapping[str, str] = {"container": CONTAINER, "tailLines": lines}
+        try:
+            async with self._turns, self._api.request("GET", f"pods/{name}/log", query=query, timeout=READ) as response:
+                async for chunk in response.content.iter_any():
+                    tail.feed(chunk)
+        except ApiError as error:
+            if error.status in NO_LOG:
+                raise Vanished(error.words) from error
+            raise
+        return tail.output()
+
+    def save(self, run_uid: str, name: str, first: str) -> None:
+        """Begins to save a log: its node drops it as soon as the run has ended."""
+        task = asyncio.create_task(self._save(run_uid, name, first))
+        self._saving.add(task)
+        task.add_done_callback(self._saving.discard)
+
+    async def _save(self, run_uid: str, name: str, first: str) -> None:
+        try:
+            output = await self.read(name, first, self._limit)
+        except (NotNow, Vanished):
+            return
+        self._saved[run_uid] = Output(output.tail, True)  # the run wrote on
+        while sum(len(one.tail) for one in self._saved.values()) > SAVED_BYTES:
+            del self._saved[next(iter(self._saved))]
+
+    async def saved(self, run_uid: str) -> Output | None:
+        """What was saved of that run."""
+        if self._saving and run_uid not in self._saved:
+            await asyncio.wait(self._saving, timeout=READ.sock_read)
+        return self._saved.get(run_uid)
+
+    def drop(self, run_uid: str) -> None:
+        """Lets go of what was saved of it."""
+        self._saved.pop(run_uid, None)
+
+    async def close(self) -> None:
+        """Stops saving."""
+        for task in self._saving:
+            task.cancel()
+        await asyncio.gather(*self._saving, return_exceptions=True)

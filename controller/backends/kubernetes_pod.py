@@ -1,0 +1,207 @@
+"""What a pod's status means: which phase, whose fault, how it ended. Pure: sends nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from controller.backends.kubernetes_job import CONTAINER, GATE
+from controller.backends.wrapper import Evidence, is_number, untold
+from controller.model import Key, Outcome, Phase, Reason, Seen, State, exit_outcome
+
+Json = Mapping[str, Any]
+
+NO_SUCH_IMAGE = re.compile(
+    r"not found|manifest unknown|does not exist|denied|unauthorized|no match for platform|invalid reference format",
+    re.IGNORECASE,
+)
+PULL = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed", "ImageInspectError"}
+NEVER_PULLED = {"InvalidImageName", "ErrImageNeverPull"}  # the kubelet will not even try
+MAKING = {None, "ContainerCreating", "PodInitializing"}
+UNMADE = {"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"}  # of a container that ended
+PUT_OUT = {"Evicted", "Preempting", "Preempted", "NodeShutdown", "Shutdown", "Terminated"}  # a pod's own reasons
+NODE_GONE = {"DeletionByPodGC", "DeletionByTaintManager"}  # of the condition DisruptionTarget
+
+
+def seen(pod: Json, key: Key) -> Seen:
+    """What one look at a pod of that attempt shows."""
+    spec, status, container = pod["spec"], pod.get("status") or {}, _container(pod)
+    run = Seen(key, pod["metadata"]["uid"], Phase.STARTING)
+    run = replace(run, node=spec.get("nodeName"), image_digest=container.get("imageID") or None)
+    if not spec.get("nodeName"):
+        return _unscheduled(pod, run)
+    state, over = container.get("state") or {}, status.get("phase") in ("Failed", "Succeeded")
+    if "terminated" in state:
+        return _terminated(pod, run, state["terminated"], over or is_going(pod))
+    if over:
+        return _ended_untold(pod, run, state)
+    if "running" in state:
+        return replace(run, phase=Phase.RUNNING, started_at=_time(state["running"].get("startedAt")))
+    return _waiting(run, state.get("waiting") or {})
+
+
+def gone(pod: Json, key: Key) -> Seen:
+    """What the last look at a pod shows that is no more."""
+    last = seen(pod, key)
+    if last.phase in (Phase.ENDED, Phase.NEVER):
+        return last
+    if not pod["spec"].get("nodeName"):
+        return replace(last, phase=Phase.NEVER)
+    if _disruption(pod).get("reason") in NODE_GONE:
+        return replace(last, phase=Phase.ENDED, outcome=_node_lost(pod), waiting=None)
+    return replace(last, phase=Phase.GONE, waiting=None)
+
+
+def is_going(pod: Json) -> bool:
+    """Whether somebody asked for its deletion."""
+    return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def overdue(pod: Json, now: datetime) -> float | None:
+    """For how many seconds its deletion should have been complete by now; None where nobody asked for it."""
+    moment = _time(pod["metadata"].get("deletionTimestamp"))
+    return (now - moment).total_seconds() if moment is not None else None
+
+
+def owner(pod: Json) -> str:
+    """The uid of its Job, empty where it has none."""
+    references = pod["metadata"].get("ownerReferences") or ()
+    return next((str(one["uid"]) for one in references if one.get("controller")), "")
+
+
+def _container(pod: Json) -> Json:
+    found = (pod.get("status") or {}).get("containerStatuses") or ()
+    return next((one for one in found if one.get("name") == CONTAINER), {})
+
+
+def _unscheduled(pod: Json, run: Seen) -> Seen:
+    """Of a pod that no node ever took: the API server binds none that is being deleted, so it can never start."""
+    if is_going(pod) or pod["status"].get("phase") in ("Failed", "Succeeded"):
+        return replace(run, phase=Phase.NEVER)
+    gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
+    if GATE in gates:
+        return replace(run, phase=Phase.INERT)
+    if gates:
+        return replace(run, waiting=f"its pod is held by {', '.join(gates)}")
+    scheduled = _condition(pod, "PodScheduled")
+    if scheduled.get("reason") != "Unschedulable":
+        return run
+    return replace(run, waiting=f"Unschedulable: {scheduled.get('message', '')}", stuck=Reason.UNSCHEDULABLE)
+
+
+def _waiting(run: Seen, waiting: Json) -> Seen:
+    """Of a container that its node has not started yet."""
+    reason, message = waiting.get("reason"), waiting.get("message") or ""
+    if reason in MAKING:
+        return run
+    words = f"{reason}: {message}" if message else str(reason)
+    if reason in PULL or reason in NEVER_PULLED:
+        hopeless = reason in NEVER_PULLED or NO_SUCH_IMAGE.search(message) is not None
+        return replace(run, waiting=words, stuck=Reason.IMAGE_PULL_FAILED, hopeless=hopeless)
+    return replace(run, waiting=words, stuck=Reason.START_FAILED)
+
+
+def _terminated(pod: Json, run: Seen, ended: Json, over: bool) -> Seen:
+    """Of a container that ended. Where it did not end by itself, its pod says why, a moment after."""
+    run = replace(run, started_at=_time(ended.get("startedAt")))
+    told = _told(pod, ended)
+    if told is None and not over:
+        return replace(run, phase=Phase.RUNNING)
+    return replace(
+        run, phase=Phase.ENDED, outcome=told or _outcome(pod, ended), ended_at=_time(ended.get("finishedAt"))
+    )
+
+
+def _ended_untold(pod: Json, run: Seen, state: Json) -> Seen:
+    """Of a pod that is over while its container's end was never told: put out before its start, or its node is gone."""
+    if "running" in state or _disruption(pod).get("reason") in NODE_GONE:
+        started = _time(state.get("running", {}).get("startedAt"))
+        outcome = _interruption(pod, None) or Outcome(
+            State.FAILED, Reason.KILLED, _words(pod, "its pod was ended"), None
+        )
+        return replace(run, phase=Phase.ENDED, outcome=outcome, started_at=started)
+    waited = _waiting(run, state.get("waiting") or {})
+    return replace(waited, phase=Phase.NEVER, waiting=waited.waiting or _words(pod, "its node did not start it"))
+
+
+def _told(pod: Json, ended: Json) -> Outcome | None:
+    """How a container ended by what the wrapper wrote down, and the kernel's kill for memory."""
+    spec = next(one for one in pod["spec"]["containers"] if one["name"] == CONTAINER)
+    evidence, oom = Evidence.parse(ended.get("message") or ""), ended.get("reason") == "OOMKilled"
+    return evidence.outcome(timeout_seconds=_timeout(spec), memory_mib=_memory_mib(spec), oom=oom)
+
+
+def _outcome(pod: Json, ended: Json) -> Outcome:
+    """How a container ended that wrote no end down: by what its pod says."""
+    code, reason = int(ended.get("exitCode", 0)), ended.get("reason")
+    if reason in UNMADE:
+        return Outcome(State.FAILED, Reason.START_FAILED, f"{reason}: {ended.get('message', '')}", None)
+    if reason == "ContainerStatusUnknown" or _disruption(pod).get("reason") == "DeletionByPodGC":
+        return _node_lost(pod)
+    interrupted = _interruption(pod, code)
+    if interrupted is not None:
+        return interrupted
+    if code == 0:
+        return exit_outcome(0)
+    if not Evidence.parse(ended.get("message") or "").started:
+        return untold(code)
+    return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", code)
+
+
+def _interruption(pod: Json, code: int | None) -> Outcome | None:
+    """Who ended a run that did not end by itself, as its pod tells it; `code` is None where its end was not told."""
+    reason, disruption = (pod.get("status") or {}).get("reason"), _disruption(pod)
+    if reason == "NodeLost" or (code is None and disruption.get("reason") in NODE_GONE):
+        return _node_lost(pod)
+    if reason in PUT_OUT or disruption:
+        return Outcome(State.FAILED, Reason.EVICTED, _words(pod, "its node put it out"), code)
+    if reason == "DeadlineExceeded":
+        return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", code)
+    if is_going(pod):
+        return Outcome(State.FAILED, Reason.DELETED, "its Job or pod was deleted by somebody else while it ran", code)
+    if reason:
+        return Outcome(State.FAILED, Reason.KILLED, _words(pod, "its pod was ended"), code)
+    return None
+
+
+def _node_lost(pod: Json) -> Outcome:
+    return Outcome(State.LOST, Reason.NODE_LOST, f"{_words(pod, 'its node went away')}; how it ended is not known")
+
+
+def _words(pod: Json, otherwise: str) -> str:
+    """What the pod itself says of its end."""
+    status, disruption = pod.get("status") or {}, _disruption(pod)
+    reason = status.get("reason") or disruption.get("reason")
+    message = (status.get("message") or disruption.get("message") or "").strip()
+    return ": ".join(part for part in (otherwise, reason, message) if part)
+
+
+def _disruption(pod: Json) -> Json:
+    return _condition(pod, "DisruptionTarget", wanted="True")
+
+
+def _condition(pod: Json, kind: str, wanted: str = "False") -> Json:
+    found = (pod.get("status") or {}).get("conditions") or ()
+    return next((one for one in found if one.get("type") == kind and one.get("status") == wanted), {})
+
+
+def _timeout(container: Json) -> int:
+    command = container.get("command") or []
+    return int(command[5]) if len(command) > 5 and is_number(command[5]) else 0
+
+
+def _memory_mib(container: Json) -> int:
+    limit = str(((container.get("resources") or {}).get("limits") or {}).get("memory", ""))
+    for unit, share in (("Mi", 1.0), ("Gi", 1024.0), ("Ki", 1 / 1024)):
+        if limit.endswith(unit) and is_number(limit.removesuffix(unit)):
+            return int(int(limit.removesuffix(unit)) * share)
+    return 0
+
+
+def _time(text: str | None) -> datetime | None:
+    """A time of the cluster's; 1970 is its word for never."""
+    moment = datetime.fromisoformat(text) if text else None
+    return moment if moment is not None and moment.year > 1970 else None

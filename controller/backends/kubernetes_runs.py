@@ -1,0 +1,131 @@
+"""The pods of this installation as last told: each newer look replaces the older one, in whatever order they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from controller.backends import kubernetes_pod as pods
+from controller.backends.kubernetes_job import RECORDED
+from controller.backends.labels import key_of
+from controller.model import Key, Listing, Phase, Seen
+
+Json = Mapping[str, Any]
+
+RECORDED_SECONDS = 900.0  # after which a recorded Job that is still there is shown again, to be swept
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One pod, as far as it is needed again."""
+
+    name: str
+    job_uid: str  # empty: an orphan
+    version: int
+    seen: Seen
+    going: bool  # somebody asked for its deletion
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One Job, as far as it is needed again."""
+
+    key: Key
+    uid: str
+    created_at: datetime
+    recorded: float | None  # when its outcome was seen to be in the table: seconds since 1970
+    going: bool
+
+
+def run_of(pod: Json, installation: str, *, gone: bool = False) -> Run | None:
+    """One look at a pod, None where it is none of that installation's; `gone`: it was the last."""
+    meta = pod["metadata"]
+    key = key_of(meta.get("labels"), installation)
+    if key is None or not meta["name"].startswith(f"{key.name}-"):
+        return None
+    look = pods.gone(pod, key) if gone else pods.seen(pod, key)
+    return Run(meta["name"], pods.owner(pod), _version(meta), look, pods.is_going(pod))
+
+
+def made_of(job: Json, installation: str) -> Made | None:
+    """One look at a Job's metadata, None where it is none of that installation's."""
+    meta = job["metadata"]
+    key = key_of(meta.get("labels"), installation)
+    if key is None or meta["name"] != key.name:
+        return None
+    recorded = str((meta.get("annotations") or {}).get(RECORDED, ""))
+    return Made(
+        key,
+        meta["uid"],
+        datetime.fromisoformat(meta["creationTimestamp"]),
+        float(recorded) if recorded.isascii() and recorded.isdigit() else None,
+        bool(meta.get("deletionTimestamp")),
+    )
+
+
+class Runs:
+    """What the observer was told of pods, and which Jobs are recorded. A list would tell it all again."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Key, dict[str, Run]] = {}
+        self._recorded: dict[str, float] = {}  # uids of Jobs whose outcome is in the table, and since when
+
+    def take(self, run: Run, *, gone: bool = False) -> Seen | None:
+        """Takes in a look at a run; returns it where it is news."""
+        key, uid = run.seen.key, run.seen.run_uid
+        known = self._runs.get(key, {}).get(uid)
+        if known is not None and known.version > run.version:
+            return None
+        if known is not None and run.seen.phase is Phase.NEVER and known.seen.waiting:  # the last word of why
+            waited = known.seen
+            seen = replace(run.seen, waiting=waited.waiting, stuck=waited.stuck, hopeless=waited.hopeless)
+            run = replace(run, seen=seen)
+        if gone:
+            self._forget(key, uid)
+            return run.seen
+        self._runs.setdefault(key, {})[uid] = run
+        return run.seen if known is None or known.seen != run.seen else None
+
+    def of(self, key: Key) -> Mapping[str, Run]:
+        """The pods of an attempt, by uid."""
+        return self._runs.get(key, {})
+
+    def record(self, job_uid: str) -> None:
+        """That Job's outcome is in the table, and the cluster will remove it."""
+        self._recorded[job_uid] = time.time()
+
+    def is_recorded(self, job_uid: str) -> bool:
+        """Whether that Job's outcome is in the table, however long ago."""
+        return job_uid in self._recorded
+
+    def is_hidden(self, job_uid: str) -> bool:
+        """Whether that Job is as good as gone: recorded, and still in the time that its removal may take."""
+        return time.time() - self._recorded.get(job_uid, 0.0) < RECORDED_SECONDS
+
+    def listing(self, jobs: Collection[Made], uids: Collection[str]) -> Listing:
+        """One whole list: of the Jobs, taken first, and of the pods with these uids, which were taken in one by one."""
+        there = {job.uid: job.recorded for job in jobs if job.recorded is not None}
+        self._recorded = {uid: at for uid, at in self._recorded.items() if self.is_hidden(uid)} | there
+        for key in list(self._runs):
+            for uid in self._runs[key].keys() - uids:
+                self._forget(key, uid)
+        shown = [run.seen for runs in self._runs.values() for run in runs.values() if not self.is_hidden(run.job_uid)]
+        waiting = {
+            job.key: None for job in jobs if job.key not in self._runs and not job.going and not self.is_hidden(job.uid)
+        }
+        return Listing(tuple(shown), waiting)
+
+    def _forget(self, key: Key, uid: str) -> None:
+        runs = self._runs.get(key, {})
+        runs.pop(uid, None)
+        if not runs:
+            self._runs.pop(key, None)
+
+
+def _version(meta: Json) -> int:
+    """Versions of one kind grow: https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions"""
+    version = str(meta.get("resourceVersion", ""))
+    return int(version) if version.isascii() and version.isdigit() else 0

@@ -1,0 +1,116 @@
+"""What a cluster says of this installation's Jobs and pods: a whole list, then each change, until in doubt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from controller.backends.json_lines import Lines
+from controller.backends.kubernetes_api import JSON, WHO, Api, ApiError
+from controller.errors import NotNow
+
+WATCH_SECONDS = 300  # the server ends a watch after this; it goes on from where it was
+SILENCE_SECONDS = 90.0  # a bookmark comes each minute: a watch that says nothing for longer is dead
+STREAM = aiohttp.ClientTimeout(total=None, sock_connect=15)
+REST_SECONDS = 0.5  # before a watch that ended at once is asked for again
+METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
+METADATA_LIST = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{JSON}"
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One object that came, changed or went."""
+
+    kind: str  # jobs or pods
+    gone: bool
+    object: Json
+
+
+class Feed:
+    """One kind of object: `jobs`, of which only the metadata is read, or `pods`."""
+
+    def __init__(self, api: Api, kind: str, selector: str) -> None:
+        self._api, self._kind, self._selector = api, kind, selector
+        self._version = ""  # up to which all is known
+        slim = kind == "jobs"
+        self._accept, self._accept_list = (METADATA, METADATA_LIST) if slim else (JSON, JSON)
+
+    async def pages(self) -> AsyncIterator[Sequence[Json]]:
+        """Every object there is, in pages; the first whole list is where `follow` begins."""
+        async for items, version in self._api.pages(self._kind, {"labelSelector": self._selector}, self._accept_list):
+            self._version = self._version or version
+            yield items
+
+    async def follow(self, events: asyncio.Queue[Event | None]) -> None:
+        """Puts each change there; returns where changes may have been missed and a new list is needed."""
+        whole = True
+        while whole:
+            began = time.monotonic()
+            try:
+                whole = await self._watch(events)
+            except ApiError as error:
+                if error.status != 410:
+                    raise
+                whole = False
+            if time.monotonic() - began < REST_SECONDS:
+                await asyncio.sleep(REST_SECONDS)
+
+    async def _watch(self, events: asyncio.Queue[Event | None]) -> bool:
+        """One watch to its end; false where it broke off in doubt."""
+        query = {
+            "watch": "1",
+            "labelSelector": self._selector,
+            "resourceVersion": self._version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_SECONDS),
+        }
+        async with self._api.request("GET", self._kind, query=query, accept=self._accept, timeout=STREAM) as response:
+            lines = Lines(response, WHO)
+            while (said := await lines.read(SILENCE_SECONDS)) is not None:
+                if not said:
+                    return False
+                for each in said:
+                    if each["type"] == "ERROR":
+                        return False
+                    self._version = each["object"]["metadata"]["resourceVersion"]
+                    if each["type"] != "BOOKMARK":
+                        events.put_nowait(Event(self._kind, each["type"] == "DELETED", each["object"]))
+        return True
+
+
+class Events:
+    """The changes of several feeds, as they come."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._tasks = [asyncio.create_task(feed.follow(self._queue)) for feed in feeds]
+        for task in self._tasks:
+            task.add_done_callback(lambda _: self._queue.put_nowait(None))  # wakes `next`
+
+    async def next(self, seconds: float) -> Event | None:
+        """The next change, waiting at most so long; None too where a feed fell into doubt: see `whole`."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._queue.get()
+        except TimeoutError:
+            return None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every change is told. Raises NotNow where a feed met an error."""
+        for task in self._tasks:
+            if task.done() and (error := task.exception()) is not None:
+                raise error if isinstance(error, NotNow) else NotNow(f"a watch broke off: {error!r}")
+        return not any(task.done() for task in self._tasks)
+
+    async def stop(self) -> None:
+        """Ends all watches."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
