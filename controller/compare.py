@@ -31,6 +31,7 @@ class Comparison:
         self._metrics, self._grace = metrics, grace
         # `grace`: seconds that a run must stay without a trace before it counts as gone
         self._due: set[Key] = set()  # others' rows with a step due at the last look
+        self._strays: set[Key] = set()  # attempts without a row at the last look
         self._missing: dict[tuple[Key, str | None], float] = {}  # runs that the engine does not have, and since when
 
     async def make(self, listing: Listing) -> None:
@@ -67,7 +68,9 @@ class Comparison:
         )
         found: dict[Key, list[str | None]] = {key: [None] for key in listing.pending}
         found |= {key: [seen.run_uid for seen in there] for key, there in runs.items()}
-        await self._sweep({key: uids for key, uids in found.items() if self._is_stray(key, rows)})
+        strays = {key: uids for key, uids in found.items() if self._is_stray(key, rows)}
+        await self._sweep({key: uids for key, uids in strays.items() if key in self._strays})
+        self._strays = set(strays)  # one that was recorded since the list was made is gone from the next
 
     def _is_missing(self, row: Row, there: Collection[Seen], made: bool, now: float) -> bool:
         if made or row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     sandbox_job_options: Annotated[dict[str, Any], NoDecode] = Field(
         default_factory=dict,
         description="JSON for every Job: runtimeClassName, nodeSelector, tolerations, priorityClassName, "
-        "imagePullSecrets, queue",
+        "imagePullSecrets (names), queue (Kueue's)",
     )
     http_port: int = Field(
         3000, ge=0, le=65_535, description="port of /healthz, /readyz and /metrics; 0 takes a free one"

@@ -209,7 +209,8 @@ class KubernetesBackend:
     def _seen(self, event: Event) -> Seen | None:
         """What a change means, where it is news."""
         if event.kind == "jobs":
-            return self._without_pod(event) if event.gone else None
+            job = made_of(event.object, self._objects.installation)
+            return self._runs.take_job(job, gone=event.gone) if job is not None else None
         run = run_of(event.object, self._objects.installation, gone=event.gone)
         if run is None:
             return None
@@ -218,10 +219,3 @@ class KubernetesBackend:
         if run.going and seen.phase is Phase.RUNNING and not (before and before.going) and key not in self._removing:
             self._logs.save(seen.run_uid, run.name, jobs.first_line(key))
         return self._runs.take(run, gone=event.gone)
-
-    def _without_pod(self, event: Event) -> Seen | None:
-        """A Job that went before it had a pod: nothing of it ever started, and its uid stands for its run's."""
-        job = made_of(event.object, self._objects.installation)
-        if job is None or self._runs.of(job.key):
-            return None
-        return Seen(job.key, job.uid, Phase.NEVER)

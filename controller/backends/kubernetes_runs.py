@@ -72,10 +72,12 @@ class Runs:
     def __init__(self) -> None:
         self._runs: dict[Key, dict[str, Run]] = {}
         self._recorded: dict[str, float] = {}  # uids of Jobs whose outcome is in the table, and since when
+        self._barren: set[str] = set()  # uids of Jobs that have had no pod so far
 
     def take(self, run: Run, *, gone: bool = False) -> Seen | None:
         """Takes in a look at a run; returns it where it is news."""
         key, uid = run.seen.key, run.seen.run_uid
+        self._barren.discard(run.job_uid)
         known = self._runs.get(key, {}).get(uid)
         if known is not None and known.version > run.version:
             return None
@@ -88,6 +90,16 @@ class Runs:
             return run.seen
         self._runs.setdefault(key, {})[uid] = run
         return run.seen if known is None or known.seen != run.seen else None
+
+    def take_job(self, job: Made, *, gone: bool) -> Seen | None:
+        """Takes in a look at a Job. One that went before it had a pod is news: its uid stands for its run's."""
+        if not gone:
+            if all(run.job_uid != job.uid for run in self.of(job.key).values()):
+                self._barren.add(job.uid)
+            return None
+        barren = job.uid in self._barren
+        self._barren.discard(job.uid)
+        return Seen(job.key, job.uid, Phase.NEVER) if barren else None
 
     def of(self, key: Key) -> Mapping[str, Run]:
         """The pods of an attempt, by uid."""
@@ -112,6 +124,7 @@ class Runs:
         for key in list(self._runs):
             for uid in self._runs[key].keys() - uids:
                 self._forget(key, uid)
+        self._barren = {job.uid for job in jobs if job.key not in self._runs}
         shown = [run.seen for runs in self._runs.values() for run in runs.values() if not self.is_hidden(run.job_uid)]
         waiting = {
             job.key: None for job in jobs if job.key not in self._runs and not job.going and not self.is_hidden(job.uid)

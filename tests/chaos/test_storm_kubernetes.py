@@ -13,6 +13,7 @@ from uuid import UUID
 
 import psutil
 import pytest
+import urllib3
 
 from tests.support.cluster import Refusal
 from tests.support.engines import make_engine, missing
@@ -25,6 +26,7 @@ EXPECTED = {
     "sleep 15": ("succeeded", 0, "Completed"),
     "sleep 60": ("timed_out", None, "DeadlineExceeded"),
 }
+DELETED = {("failed", "Deleted"), ("lost", "Deleted"), ("lost", "Lost")}
 WEIGHTS = [10, 5, 5, 4, 1]
 ROWS = 300
 BATCH = 25
@@ -35,12 +37,13 @@ QUOTA_SECONDS = 15.0
 
 
 @pytest.fixture
-def lab() -> str:
-    """The command that brings back what of the cluster was stopped."""
+def lab() -> Iterator[str]:
+    """The command that brings back what of the cluster was stopped, as it does at the end in any case."""
     found = os.environ.get("LAB", "")
     if not Path(found).is_file():
         missing("kubernetes", "LAB does not name the command that starts the cluster's parts again")
-    return found
+    yield found
+    subprocess.run([found, "cluster"], check=True, capture_output=True)
 
 
 class Shaker:
@@ -81,13 +84,13 @@ class Shaker:
 
     def stop_the_api_server(self) -> None:
         """Nothing answers for a while."""
-        _end("kube-apiserver", signal.SIGTERM)
+        _end("kube-apiserver")
         time.sleep(STOPPED_SECONDS)
         self._bring_back()
 
     def restart_the_kubelet(self) -> None:
         """The node's agent dies and comes back."""
-        _end("kubelet", signal.SIGKILL)
+        _end("kubelet")
         self._bring_back()
 
     def _bring_back(self) -> None:
@@ -96,7 +99,7 @@ class Shaker:
         while True:
             try:
                 self._namespace.objects("pods")
-            except (Refusal, OSError, Exception) as error:  # whatever a server that is starting answers
+            except (Refusal, urllib3.exceptions.HTTPError) as error:
                 if time.monotonic() > until:
                     raise TimeoutError("the API server did not come back") from error
                 time.sleep(0.5)
@@ -104,11 +107,11 @@ class Shaker:
                 return
 
 
-def _end(name: str, number: int) -> None:
+def _end(name: str) -> None:
     ended = [process for process in psutil.process_iter(["name"]) if process.info["name"] == name[:15]]
     assert ended, f"no process {name} on this machine"
     for process in ended:
-        process.send_signal(number)
+        process.kill()
     psutil.wait_procs(ended, timeout=30)
 
 
@@ -131,12 +134,13 @@ def storm(made: Stage, shaker: Shaker, chance: random.Random) -> dict[UUID, str]
 
 
 def wrong(made: Stage, asked: dict[UUID, str], deleted: set[str]) -> dict[str, object]:
-    """Rows whose outcome is not the true one. What was deleted by hand may have ended before, or says so."""
+    """Rows whose outcome is not the true one. What was deleted by hand may have ended before, or says so; where the
+    controller that looked after it was dead at that moment, nobody saw who deleted it, and it is Lost."""
     found: dict[str, object] = {}
     for row in made.query("select id, state, exit_code, reason, message, attempts from sandbox_results"):
         state, code, reason = EXPECTED[asked[row["id"]]]
         true = (row["state"], row["exit_code"], row["reason"]) == (state, code, reason)
-        by_hand = str(row["id"]) in deleted and row["reason"] == "Deleted" and row["state"] in ("failed", "lost")
+        by_hand = str(row["id"]) in deleted and (row["state"], row["reason"]) in DELETED
         if not true and not by_hand:
             found[str(row["id"])] = (asked[row["id"]], row)
     return found
@@ -154,17 +158,13 @@ def test_nothing_is_lost_and_nothing_starts_twice_whatever_the_cluster_meets(tmp
             made.wait_until_done(400)
             for controller in list(made.controllers):
                 made.kill(controller, signal.SIGTERM)
-            assert not wrong(made, asked, shaker.deleted), made.log()[-5000:]
+            bad = wrong(made, asked, shaker.deleted)
+            assert not bad, f"{bad}\n{made.log()[-5000:]}"
             starts = made.starts()
             assert max(starts.values()) == 1
             ran = {str(one) for one in asked} - shaker.deleted
             assert ran <= set(starts), "a command that ended left no mark"
             assert made.leftovers() == []
-            assert made.namespace is not None
-            installation = made.query("select id from sandbox_installation")[0]["id"]
-            for kind in ("jobs", "pods"):  # recorded Jobs are the cluster's own to remove
-                made.wait(
-                    f"no {kind}", lambda: not made.namespace.objects(kind, f"installation={installation}"), 180, 2
-                )
+            made.wait("the cluster to remove what is recorded", lambda: not made.objects(), 180, 2)
     finally:
         postgres.stop()
