@@ -28,6 +28,7 @@ USER_AGENT = "ci-fixer-sandbox-controller"
 QUICK = aiohttp.ClientTimeout(total=15)
 PAGE = "200"  # objects of a page of a list: as JSON, one may have 200 kB
 CONNECTIONS = 200  # more than calls are ever under way at once: a watch must not wait for them
+CLOSING_SECONDS = 0.1  # TLS connections are gone a moment after they were closed
 MOST_PAUSE = 60.0  # seconds that a Retry-After is heeded
 UNCONFIGURED = "no Kubernetes cluster is configured: set KUBECONFIG, or run in a pod with a service account"
 JSON = "application/json"
@@ -65,6 +66,7 @@ class Api:
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+            await asyncio.sleep(CLOSING_SECONDS)
 
     @asynccontextmanager
     async def request(
