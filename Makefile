@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 IN := .venv/bin/
 
-.PHONY: setup demo test lint bench lock clean
+.PHONY: setup demo test lint bench bench-kubernetes lock clean
 
 setup: .venv/.installed
 
@@ -28,6 +28,9 @@ lint: setup
 
 bench: setup
 	@$(IN)python -m tests.bench
+
+bench-kubernetes: setup
+	@$(IN)python -m tests.bench.kubernetes
 
 # Pins every dependency anew; needs uv, and writes no registry's name.
 lock:

@@ -24,15 +24,18 @@ class Lines:
         """Those that have come, waiting at most so long for some; None at the end of the answer."""
         try:
             async with asyncio.timeout(seconds):
-                chunk = await self._content.readany()
+                while True:
+                    chunk = await self._content.readany()
+                    if not chunk:
+                        return None
+                    *whole, self._rest = (self._rest + chunk).split(b"\n")
+                    if len(self._rest) > LINE_BYTES:
+                        raise NotNow(f"{self._who} sends a line without end")
+                    said = [decoded(line, self._who) for line in whole if line.strip()]
+                    if said:
+                        return said
         except TimeoutError:
             return []
-        if not chunk:
-            return None
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > LINE_BYTES:
-            raise NotNow(f"{self._who} sends a line without end")
-        return [decoded(line, self._who) for line in whole if line.strip()]
 
 
 def decoded(raw: bytes, who: str) -> Any:

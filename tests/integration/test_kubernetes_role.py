@@ -26,10 +26,11 @@ RIGHTS = [(resource, verb) for rule in RULES for resource in rule["resources"] f
 
 def without(resource: str, verb: str) -> Rules:
     """The Role's rules less one right."""
-    return [
-        {**rule, "verbs": [one for one in rule["verbs"] if (resource, one) != (rule["resources"][0], verb)]}
+    rules: Rules = [
+        {**rule, "verbs": [one for one in rule["verbs"] if (rule["resources"][0], one) != (resource, verb)]}
         for rule in RULES
     ]
+    return [rule for rule in rules if rule["verbs"]]
 
 
 async def looks(watched: Watched, engine: Engine) -> None:

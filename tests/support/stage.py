@@ -175,6 +175,13 @@ class Stage:
                 runs.append(f"{process.info['pid']}: {line[:200]}")
         return runs
 
+    def objects(self) -> list[str]:
+        """Every Job and pod of this stage, the recorded ones too."""
+        assert self.namespace is not None
+        selector = f"installation={self.query('select id from sandbox_installation')[0]['id']}"
+        found = [(kind, one) for kind in ("jobs", "pods") for one in self.namespace.objects(kind, selector)]
+        return [f"{kind}/{one['metadata']['name']}" for kind, one in found]
+
     async def _listed(self) -> list[str]:
         async for sight in RemoteBackend(self.place).observe():
             return [seen.run_uid for seen in getattr(sight, "runs", ())]
