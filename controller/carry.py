@@ -66,7 +66,7 @@ class Carrier:
         except NotNow as error:
             live.waiting = str(error)
             await self._tell_waiting(live)
-            self._later(live, error.pause)
+            self._later(live)
         except Exception:  # whatever one row does, the others go on
             self._metrics.errors.inc()
             log.exception("a step failed and will be tried again", extra=about(live.row.key))
@@ -83,12 +83,11 @@ class Carrier:
             elif not await self._tell_waiting(live):
                 return  # nothing was awaited since the decision, so nothing seen since it is missed
 
-    def _later(self, live: Live, pause: float = 0.0) -> None:
+    def _later(self, live: Live) -> None:
         live.look = True
         live.backoff = min(max(live.backoff * 2, BACKOFF_FIRST), BACKOFF_MOST)
-        pause = max(pause, live.backoff)
-        live.not_before = time.monotonic() + pause
-        asyncio.get_running_loop().call_later(pause + 0.001, self._retry, live)
+        live.not_before = time.monotonic() + live.backoff
+        asyncio.get_running_loop().call_later(live.backoff + 0.001, self._retry, live)
 
     def _retry(self, live: Live) -> None:
         if self._lives.holds(live):

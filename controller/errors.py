@@ -31,8 +31,6 @@ class BackendUnavailable(SandboxError):
 class NotNow(SandboxError):
     """The engine has no room, no time or gave no answer: look, then try again."""
 
-    pause = 0.0  # seconds that the engine asked to be left alone for
-
 
 class Vanished(SandboxError):
     """The engine has no such run."""

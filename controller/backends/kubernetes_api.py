@@ -8,6 +8,7 @@ import json
 import os
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -60,6 +61,7 @@ class Api:
         }
         self._client: ApiClient | None = None
         self._connecting = asyncio.Lock()
+        self._busy: tuple[ApiError, float] | None = None  # what it said, and until when it wants to be left alone
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -81,6 +83,7 @@ class Api:
         timeout: aiohttp.ClientTimeout = QUICK,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Sends one request for `jobs[/NAME]` or `pods[/NAME[/log]]`; its answer is read inside the block."""
+        self._leave_alone()
         client = await self._connected()
         kind, _, rest = path.partition("/")
         url = self._paths[kind] + (f"/{rest}" if rest else "")
@@ -96,10 +99,18 @@ class Api:
                     error = _error(response, await response.read())
                     if error.status == 401:
                         await self._forget(client)
+                    if error.pause:
+                        self._busy = error, time.monotonic() + error.pause
                     raise error
                 yield response
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             raise NotNow(_trouble(error, client.configuration.host)) from error
+
+    def _leave_alone(self) -> None:
+        """Sends nothing as long as the API has asked for (Retry-After): it would only be refused again."""
+        if self._busy is not None and time.monotonic() < self._busy[1]:
+            error = self._busy[0]
+            raise ApiError(error.status, error.reason, error.words)
 
     async def json(self, method: str, path: str, **more: Any) -> Any:
         """The answer to a request, decoded."""
