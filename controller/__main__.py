@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from controller import log as logs
 from controller.backends.base import Backend
-from controller.backends.connect import AT_ONCE, connect
+from controller.backends.connect import AT_ONCE, LAUNCHING, connect
 from controller.carry import Carrier
 from controller.compare import Comparison
 from controller.errors import SandboxError
@@ -147,16 +147,16 @@ async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[
 
 def wire(settings: Settings, queue: Queue, backend: Backend, metrics: Metrics) -> Controller:
     """A controller from its parts."""
-    at_once = AT_ONCE[settings.sandbox_backend]
+    kind = settings.sandbox_backend
     pace = Pace(
         max_running=settings.sandbox_max_running,
         poll=settings.sandbox_poll_seconds,
         lease=settings.sandbox_lease_seconds,
         retention=settings.sandbox_retention_seconds,
-        at_once=at_once,
+        launching=LAUNCHING[kind],
     )
     lives = Lives(settings.sandbox_start_deadline_seconds)
-    steps = Steps(queue, backend, lives, metrics, output_bytes=settings.sandbox_output_bytes, at_once=at_once)
+    steps = Steps(queue, backend, lives, metrics, output_bytes=settings.sandbox_output_bytes, at_once=AT_ONCE[kind])
     carrier = Carrier(queue, steps, lives, metrics)
     comparison = Comparison(queue, backend, carrier, lives, metrics, pace.grace)
     return Controller(queue, backend, carrier, lives, comparison, metrics, pace)

@@ -33,7 +33,7 @@ class Pace:
     poll: float  # seconds
     lease: float  # seconds
     retention: float  # seconds
-    at_once: int  # calls to the engine under way at once; twice as many rows may be launching
+    launching: int  # rows claimed and not yet released, at most: each has its start deadline running
     compare: float = 5.0  # seconds between comparisons of the whole table with the whole engine
     grace: float = 10.0  # seconds that a run must stay without a trace before it counts as gone
 
@@ -110,7 +110,7 @@ class Controller:
     async def _claims(self) -> None:
         while True:
             self._insert.clear()
-            while (room := min(2 * self._pace.at_once - len(self._lives.launching), CLAIM_MOST)) > 0:
+            while (room := min(self._pace.launching - len(self._lives.launching), CLAIM_MOST)) > 0:
                 if not await self._claim(room):
                     break
             await self._insert.wait()

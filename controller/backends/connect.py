@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = {"kubernetes": 64, "docker": 8, "process": 16, "memory": 1000}  # calls that each kind of engine takes at once
+# Calls that each kind of engine takes at once, and rows that may be on their way to their start. A cluster queues by
+# itself: its controller-manager makes some ten pods a second, and goes faster over many Jobs that are there at once.
+AT_ONCE = {"kubernetes": 64, "docker": 8, "process": 16, "memory": 1000}
+LAUNCHING = {"kubernetes": 1000, "docker": 16, "process": 32, "memory": 2000}
 
 
 def connect(settings: Settings) -> Backend:
