@@ -12,23 +12,26 @@ from controller.backends.kubernetes_job import CONTAINER, GATE
 from controller.backends.wrapper import Evidence, is_number, untold
 from controller.model import Key, Outcome, Phase, Reason, Seen, State, exit_outcome
 
+UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB
 Json = Mapping[str, Any]
 
 NO_SUCH_IMAGE = re.compile(
     r"not found|manifest unknown|does not exist|denied|unauthorized|no match for platform|invalid reference format",
     re.IGNORECASE,
 )
+QUOTED = re.compile(r'"[^"]*"')
 PULL = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed", "ImageInspectError"}
 NEVER_PULLED = {"InvalidImageName", "ErrImageNeverPull"}  # the kubelet will not even try
 MAKING = {None, "ContainerCreating", "PodInitializing"}
 UNMADE = {"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"}  # of a container that ended
+UNKNOWN = "ContainerStatusUnknown"  # of a container of which its node has no trace; its exit code means nothing
 PUT_OUT = {"Evicted", "Preempting", "Preempted", "NodeShutdown", "Shutdown", "Terminated"}  # a pod's own reasons
 NODE_GONE = {"DeletionByPodGC", "DeletionByTaintManager"}  # of the condition DisruptionTarget
 
 
 def seen(pod: Json, key: Key) -> Seen:
     """What one look at a pod of that attempt shows."""
-    spec, status, container = pod["spec"], pod.get("status") or {}, _container(pod)
+    spec, status, container = pod["spec"], _status(pod), _container(pod)
     run = Seen(key, pod["metadata"]["uid"], Phase.STARTING)
     run = replace(run, node=spec.get("nodeName"), image_digest=container.get("imageID") or None)
     if not spec.get("nodeName"):
@@ -40,7 +43,7 @@ def seen(pod: Json, key: Key) -> Seen:
         return _ended_untold(pod, run, state)
     if "running" in state:
         return replace(run, phase=Phase.RUNNING, started_at=_time(state["running"].get("startedAt")))
-    return _waiting(run, state.get("waiting") or {})
+    return _waiting(pod, run, state.get("waiting") or {})
 
 
 def gone(pod: Json, key: Key) -> Seen:
@@ -73,13 +76,21 @@ def owner(pod: Json) -> str:
 
 
 def _container(pod: Json) -> Json:
-    found = (pod.get("status") or {}).get("containerStatuses") or ()
+    found = _status(pod).get("containerStatuses") or ()
     return next((one for one in found if one.get("name") == CONTAINER), {})
+
+
+def _status(pod: Json) -> Json:
+    return pod.get("status") or {}
+
+
+def _spec(pod: Json) -> Json:
+    return next((one for one in pod["spec"]["containers"] if one["name"] == CONTAINER), {})
 
 
 def _unscheduled(pod: Json, run: Seen) -> Seen:
     """Of a pod that no node ever took: the API server binds none that is being deleted, so it can never start."""
-    if is_going(pod) or pod["status"].get("phase") in ("Failed", "Succeeded"):
+    if is_going(pod) or _status(pod).get("phase") in ("Failed", "Succeeded"):
         return replace(run, phase=Phase.NEVER)
     gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
     if GATE in gates:
@@ -92,14 +103,15 @@ def _unscheduled(pod: Json, run: Seen) -> Seen:
     return replace(run, waiting=f"Unschedulable: {scheduled.get('message', '')}", stuck=Reason.UNSCHEDULABLE)
 
 
-def _waiting(run: Seen, waiting: Json) -> Seen:
+def _waiting(pod: Json, run: Seen, waiting: Json) -> Seen:
     """Of a container that its node has not started yet."""
     reason, message = waiting.get("reason"), waiting.get("message") or ""
     if reason in MAKING:
         return run
-    words = f"{reason}: {message}" if message else str(reason)
+    words, image = f"{reason}: {message}" if message else str(reason), str(_spec(pod).get("image") or " ")
     if reason in PULL or reason in NEVER_PULLED:
-        hopeless = reason in NEVER_PULLED or NO_SUCH_IMAGE.search(message) is not None
+        said = QUOTED.sub("", message).replace(image, "")  # an image's own name may hold any of the words
+        hopeless = reason in NEVER_PULLED or NO_SUCH_IMAGE.search(said) is not None
         return replace(run, waiting=words, stuck=Reason.IMAGE_PULL_FAILED, hopeless=hopeless)
     return replace(run, waiting=words, stuck=Reason.START_FAILED)
 
@@ -123,27 +135,30 @@ def _ended_untold(pod: Json, run: Seen, state: Json) -> Seen:
             State.FAILED, Reason.KILLED, _words(pod, "its pod was ended"), None
         )
         return replace(run, phase=Phase.ENDED, outcome=outcome, started_at=started)
-    waited = _waiting(run, state.get("waiting") or {})
+    waited = _waiting(pod, run, state.get("waiting") or {})
     return replace(waited, phase=Phase.NEVER, waiting=waited.waiting or _words(pod, "its node did not start it"))
 
 
 def _told(pod: Json, ended: Json) -> Outcome | None:
     """How a container ended by what the wrapper wrote down, and the kernel's kill for memory."""
-    spec = next(one for one in pod["spec"]["containers"] if one["name"] == CONTAINER)
+    spec = _spec(pod)
     evidence, oom = Evidence.parse(ended.get("message") or ""), ended.get("reason") == "OOMKilled"
     return evidence.outcome(timeout_seconds=_timeout(spec), memory_mib=_memory_mib(spec), oom=oom)
 
 
 def _outcome(pod: Json, ended: Json) -> Outcome:
     """How a container ended that wrote no end down: by what its pod says."""
-    code, reason = int(ended.get("exitCode", 0)), ended.get("reason")
+    reason = ended.get("reason")
+    code = int(ended.get("exitCode", 0)) if reason != UNKNOWN else None
     if reason in UNMADE:
         return Outcome(State.FAILED, Reason.START_FAILED, f"{reason}: {ended.get('message', '')}", None)
-    if reason == "ContainerStatusUnknown" or _disruption(pod).get("reason") == "DeletionByPodGC":
+    if _disruption(pod).get("reason") == "DeletionByPodGC":
         return _node_lost(pod)
     interrupted = _interruption(pod, code)
     if interrupted is not None:
         return interrupted
+    if code is None:
+        return _node_lost(pod)
     if code == 0:
         return exit_outcome(0)
     if not Evidence.parse(ended.get("message") or "").started:
@@ -153,7 +168,7 @@ def _outcome(pod: Json, ended: Json) -> Outcome:
 
 def _interruption(pod: Json, code: int | None) -> Outcome | None:
     """Who ended a run that did not end by itself, as its pod tells it; `code` is None where its end was not told."""
-    reason, disruption = (pod.get("status") or {}).get("reason"), _disruption(pod)
+    reason, disruption = _status(pod).get("reason"), _disruption(pod)
     if reason == "NodeLost" or (code is None and disruption.get("reason") in NODE_GONE):
         return _node_lost(pod)
     if reason in PUT_OUT or disruption:
@@ -173,7 +188,7 @@ def _node_lost(pod: Json) -> Outcome:
 
 def _words(pod: Json, otherwise: str) -> str:
     """What the pod itself says of its end."""
-    status, disruption = pod.get("status") or {}, _disruption(pod)
+    status, disruption = _status(pod), _disruption(pod)
     reason = status.get("reason") or disruption.get("reason")
     message = (status.get("message") or disruption.get("message") or "").strip()
     return ": ".join(part for part in (otherwise, reason, message) if part)
@@ -184,7 +199,7 @@ def _disruption(pod: Json) -> Json:
 
 
 def _condition(pod: Json, kind: str, wanted: str = "False") -> Json:
-    found = (pod.get("status") or {}).get("conditions") or ()
+    found = _status(pod).get("conditions") or ()
     return next((one for one in found if one.get("type") == kind and one.get("status") == wanted), {})
 
 
@@ -195,10 +210,8 @@ def _timeout(container: Json) -> int:
 
 def _memory_mib(container: Json) -> int:
     limit = str(((container.get("resources") or {}).get("limits") or {}).get("memory", ""))
-    for unit, share in (("Mi", 1.0), ("Gi", 1024.0), ("Ki", 1 / 1024)):
-        if limit.endswith(unit) and is_number(limit.removesuffix(unit)):
-            return int(int(limit.removesuffix(unit)) * share)
-    return 0
+    unit, number = limit[-2:], limit[:-2]
+    return int(int(number) * UNITS[unit]) if unit in UNITS and is_number(number) else 0
 
 
 def _time(text: str | None) -> datetime | None:
