@@ -149,6 +149,9 @@ def _alive(row: Row, run: Seen, standing: Standing) -> Step:
 
 
 def _never_started(row: Row, run: Seen, standing: Standing) -> Step:
+    if row.state is State.RUNNING:  # it cannot have been both: no second try
+        message = "it was seen to run, and its engine says that it never did"
+        return Step(Do.RECORD, outcome=Outcome(State.LOST, Reason.LOST, message))
     if row.cancelled:
         return Step(Do.RECORD, outcome=cancelled("before it started"))
     if run.hopeless:

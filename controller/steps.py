@@ -21,7 +21,8 @@ from controller.queue.store import Bind, Ended, Mark, Queue
 
 log = logging.getLogger(__name__)
 
-OUTPUT_TRIES = 4  # what cannot be read by then does not hold up the outcome
+OUTPUT_TRIES = 3  # what cannot be read by then does not hold up the outcome
+OUTPUT_PAUSE = 2.0  # seconds between them: an engine's agent that restarts is back by then
 
 
 class Steps:
@@ -162,6 +163,7 @@ class Steps:
         except NotNow as error:
             live.output_tries += 1
             if live.output_tries < OUTPUT_TRIES:
+                live.backoff = OUTPUT_PAUSE / 2  # it is doubled
                 raise
             log.warning("recording without output: %s", error, extra=about(run.key))
             return None

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import Any, assert_never
 
 from pydantic import TypeAdapter, ValidationError
 
 from controller.backends.base import Backend
+from controller.backends.kubernetes_job import JobOptions
 from controller.errors import SettingsError
 from controller.settings import Settings
-
-if TYPE_CHECKING:
-    from controller.backends.kubernetes_job import JobOptions
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +54,6 @@ def connect(settings: Settings) -> Backend:
 
 def _job_options(given: Mapping[str, Any]) -> JobOptions:
     """Raises SettingsError that names the option and what it takes."""
-    from controller.backends.kubernetes_job import JobOptions
-
     known = [field.name for field in fields(JobOptions)]
     for name in given:
         if name not in known:

@@ -11,11 +11,11 @@ from typing import Any
 from uuid import UUID
 
 from controller.backends import docker_spec as spec
-from controller.backends.docker_engine import SLOW, STREAM, WHO, Engine, EngineError, Json
+from controller.backends.docker_engine import SLOW, STREAM, WHO, Engine, EngineError
 from controller.backends.docker_images import Images
 from controller.backends.docker_output import LogTail
 from controller.backends.docker_spec import create_body
-from controller.backends.json_lines import Lines
+from controller.backends.json_lines import Json, Lines
 from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
 from controller.model import Key, Launch, Listing, Output, Phase, Reason, Seen
 

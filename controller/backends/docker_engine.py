@@ -12,7 +12,7 @@ import aiodocker
 import aiohttp
 from yarl import URL
 
-from controller.backends.json_lines import decoded
+from controller.backends.json_lines import Json, decoded
 from controller.errors import NotNow
 
 QUICK = aiohttp.ClientTimeout(total=15)
@@ -21,7 +21,6 @@ STREAM = aiohttp.ClientTimeout(total=None, connect=15)
 WHO = "the Docker engine"
 UNCONFIGURED = "no Docker engine is found: start one, or set DOCKER_HOST to where it listens"
 UNREACHED = aiohttp.ClientConnectorError
-Json = Mapping[str, Any]
 
 
 class EngineError(NotNow):

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 import aiohttp
 
-from controller.backends.docker_engine import WHO, Engine, EngineError, Json
-from controller.backends.json_lines import Lines
+from controller.backends.docker_engine import WHO, Engine, EngineError
+from controller.backends.json_lines import Json, Lines
 from controller.errors import NotNow, Refused, SandboxError
 from controller.model import Reason
 

@@ -6,16 +6,15 @@ import io
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from controller.backends import labels
-from controller.backends.wrapper import Evidence, is_number, untold, wrapper_text
-from controller.model import Key, Launch, Outcome, Phase, Reason, Seen, State
-
-Json = Mapping[str, Any]
+from controller.backends.json_lines import Json
+from controller.backends.wrapper import Evidence, is_number, killed, untold, wrapper_text
+from controller.model import Key, Launch, Outcome, Phase, Seen
 
 MIB = 1 << 20
 USER = 1000
@@ -89,8 +88,7 @@ def _declared(volumes: Iterable[str]) -> list[str]:
 
 def filters(installation: str, key: Key | None = None, **more: list[str]) -> str:
     """The `filters` parameter that selects this installation's containers, or one attempt's."""
-    wanted = labels.labels(key, installation) if key else labels.installation_labels(installation)
-    return json.dumps({"label": [f"{name}={value}" for name, value in wanted.items()], **more})
+    return json.dumps({"label": labels.selecting(installation, key), **more})
 
 
 def key_of(found: Json | None, name: str, installation: str) -> Key | None:
@@ -164,4 +162,4 @@ def _outcome(inspect: Json, evidence: Evidence) -> Outcome:
     if not evidence.started:
         return untold(engine["ExitCode"], engine.get("Error"))
     known = None if evidence.again else engine["ExitCode"]
-    return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", known)
+    return killed(known)

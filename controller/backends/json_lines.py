@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
 
 from controller.errors import NotNow
 
-LINE_BYTES = 4 << 20
+LINE_BYTES = 4 << 20  # one object of a watch, one event
+Json = Mapping[str, Any]
 
 
 class Lines:

@@ -1,10 +1,14 @@
-"""Runs attempts as Jobs of a Kubernetes namespace: the protocol's verbs, out of the parts beside this file."""
+"""Runs attempts as Jobs of a Kubernetes namespace: the protocol's verbs.
+
+Beside this file, `kubernetes_job` is what is asked and `_pod` what the answers mean, both pure; `_api` sends,
+`_objects` changes single objects, `_watch` follows them all, `_runs` remembers what was told, `_output` reads logs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +16,12 @@ from uuid import UUID
 
 from controller.backends import kubernetes_job as jobs
 from controller.backends import kubernetes_pod as pods
-from controller.backends.kubernetes_api import Api, ApiError, creation_error
+from controller.backends.json_lines import Json
+from controller.backends.kubernetes_api import Api, ApiError
 from controller.backends.kubernetes_job import JobOptions
-from controller.backends.kubernetes_objects import OVER, Objects, why_no_pod
+from controller.backends.kubernetes_objects import Objects, creation_error, why_no_pod
 from controller.backends.kubernetes_output import Logs
-from controller.backends.kubernetes_runs import Made, Runs, made_of, run_of
+from controller.backends.kubernetes_runs import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes_watch import Event, Events, Feed
 from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
 from controller.model import Key, Launch, Listing, Output, Phase, Seen
@@ -27,7 +32,6 @@ REMOVAL_POLL_SECONDS = 0.2
 SLOW_SECONDS = 10.0  # after which a Job without a pod is asked why
 ASKED_AT_ONCE = 10  # such Jobs a listing
 PROBE = Launch(Key(UUID(int=0), 1), "true", 1)
-Json = Mapping[str, Any]
 
 
 class KubernetesBackend:
@@ -57,11 +61,11 @@ class KubernetesBackend:
 
     async def check(self, installation: UUID) -> str:
         try:
-            identity = await self._api.identity()
-            if self._objects.installation != str(installation):
-                self._objects, self._runs = Objects(self._api, str(installation)), Runs()
-                await self._try_out()
-            await self._api.json("GET", "jobs", query={"limit": "1", "labelSelector": self._objects.selector()})
+            identity, objects = await self._api.identity(), Objects(self._api, str(installation))
+            if self._objects.installation != objects.installation:
+                await self._try_out(objects)
+                self._objects, self._runs = objects, Runs()
+            await self._api.json("GET", "jobs", query={"limit": "1", "labelSelector": objects.selector()})
         except Refused as error:
             words = f"the namespace {self._api.namespace} refuses every Job, or SANDBOX_JOB_OPTIONS is wrong: {error}"
             raise BackendUnavailable(words) from error
@@ -73,7 +77,7 @@ class KubernetesBackend:
         if look and (job := await self._objects.job(launch.key)) is not None:
             return await self._adopt(launch.key, job)
         try:
-            await self._api.send("POST", "jobs", body=self._manifest(launch))
+            await self._api.send("POST", "jobs", body=self._manifest(launch, self._objects))
         except ApiError as error:
             if error.status == 409 and (job := await self._objects.job(launch.key)) is not None:
                 return await self._adopt(launch.key, job)
@@ -81,13 +85,13 @@ class KubernetesBackend:
         return None  # its pod comes with what is observed
 
     async def release(self, key: Key, run_uid: str) -> None:
-        name = await self._name(key, run_uid)
-        if name is None:
+        run = await self._run(key, run_uid)
+        if run is None:
             raise Vanished(f"the cluster has no pod {run_uid} of {key.name}")
         try:
-            await self._objects.ungate(name, run_uid)
+            await self._objects.ungate(run.name, run_uid)
         except ApiError as error:
-            if error.status in (404, 409) and await self._objects.pod(name, run_uid) is None:
+            if error.status in (404, 409) and await self._objects.pod(run.name, run_uid) is None:
                 raise Vanished(error.words) from error
             raise
 
@@ -100,18 +104,16 @@ class KubernetesBackend:
                 relist_at = time.monotonic() + self._list_seconds
                 while events.whole:
                     left = relist_at - time.monotonic()
-                    event = await events.next(left) if left > 0 else None
-                    seen = self._seen(event) if event is not None else None
-                    if seen is not None:
-                        yield seen
-                    elif event is None and events.whole and left <= 0:
+                    if left <= 0:
                         yield await self._list(feeds)
                         relist_at = time.monotonic() + self._list_seconds
+                    elif (event := await events.next(left)) is not None and (seen := self._seen(event)) is not None:
+                        yield seen
             finally:
                 await events.stop()
 
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
-        run = self._runs.of(key).get(run_uid) or (await self._objects.runs(key)).get(run_uid)
+        run = await self._run(key, run_uid)
         try:
             if run is None or self._runs.is_hidden(run.job_uid):
                 raise Vanished(f"the cluster has no pod {run_uid} of {key.name}")
@@ -123,14 +125,16 @@ class KubernetesBackend:
             return saved
 
     async def kill(self, key: Key, run_uid: str) -> None:
-        name = await self._name(key, run_uid)
-        pod = await self._objects.pod(name, run_uid) if name is not None else None
-        if pod is not None and pods.seen(pod, key).phase not in OVER:
+        run = await self._run(key, run_uid)
+        pod = await self._objects.pod(run.name, run_uid) if run is not None else None
+        if pod is not None and pods.seen(pod, key).phase not in pods.OVER:
             await self._objects.end(pod)
 
     async def delete(self, key: Key, run_uid: str | None) -> None:
-        if run_uid is not None and await self._let_expire(key, run_uid):
-            return
+        if run_uid is not None:
+            self._logs.drop(run_uid)
+            if await self._let_expire(key, run_uid):
+                return
         deadline = time.monotonic() + REMOVAL_SECONDS
         self._removing.add(key)
         try:
@@ -145,18 +149,18 @@ class KubernetesBackend:
         await self._logs.close()
         await self._api.close()
 
-    async def _try_out(self) -> None:
+    async def _try_out(self, objects: Objects) -> None:
         """Whether the API lets us make Jobs and see pods; nothing is made. A full quota is no fault."""
         try:
-            await self._api.send("POST", "jobs", query={"dryRun": "All"}, body=self._manifest(PROBE))
+            await self._api.send("POST", "jobs", query={"dryRun": "All"}, body=self._manifest(PROBE, objects))
         except ApiError as error:
             if error.status not in (409, 429) and "exceeded quota" not in error.words:
                 raise creation_error(error, self._api.namespace) from error
-        await self._api.json("GET", "pods", query={"limit": "1", "labelSelector": self._objects.selector()})
+        await self._api.json("GET", "pods", query={"limit": "1", "labelSelector": objects.selector()})
 
-    def _manifest(self, launch: Launch) -> dict[str, Any]:
+    def _manifest(self, launch: Launch, objects: Objects) -> dict[str, Any]:
         image = self._image if launch.image is None else launch.image
-        return jobs.manifest(launch, image, self._objects.installation, self._options, self._start_deadline)
+        return jobs.manifest(launch, image, objects.installation, self._options, self._start_deadline)
 
     async def _adopt(self, key: Key, job: Json) -> Seen | None:
         """The attempt's run, where its Job has one already."""
@@ -165,9 +169,8 @@ class KubernetesBackend:
         runs = [run.seen for run in (await self._objects.runs(key)).values()]
         return next((seen for seen in runs if seen.phase is not Phase.INERT), runs[0] if runs else None)
 
-    async def _name(self, key: Key, run_uid: str) -> str | None:
-        run = self._runs.of(key).get(run_uid) or (await self._objects.runs(key)).get(run_uid)
-        return run.name if run is not None else None
+    async def _run(self, key: Key, run_uid: str) -> Run | None:
+        return self._runs.of(key).get(run_uid) or (await self._objects.runs(key)).get(run_uid)
 
     async def _let_expire(self, key: Key, run_uid: str) -> bool:
         """Leaves an ended run's removal to the cluster, after a while in which people can still look at it."""
@@ -175,28 +178,28 @@ class KubernetesBackend:
         run = runs.get(run_uid)
         if run is None or len(runs) > 1 or not run.job_uid or run.seen.phase is not Phase.ENDED:
             return False
-        if self._runs.is_recorded(run.job_uid):
+        if self._runs.is_recorded(run.job_uid):  # and where it is shown again, the cluster did not remove it: we do
             return self._runs.is_hidden(run.job_uid)
         if not await self._objects.let_expire(key, run.job_uid):
             return False
         self._runs.record(run.job_uid)
-        self._logs.drop(run_uid)
         return True
 
     async def _list(self, feeds: Sequence[Feed]) -> Listing:
-        """The Jobs first: one that is made meanwhile then is not taken for one without a pod."""
+        """Jobs before pods: a Job made in between is then not taken for one without a pod."""
         installation, uids = self._objects.installation, set[str]()
-        made = [made_of(job, installation) async for page in feeds[0].pages() for job in page]
+        made = [job_of(job, installation) async for page in feeds[0].pages() for job in page]
         async for page in feeds[1].pages():
             for run in (run_of(pod, installation) for pod in page):
                 if run is not None:
+                    self._save(run)
                     self._runs.take(run)
                     uids.add(run.seen.run_uid)
         ours = [job for job in made if job is not None]
         listing = self._runs.listing(ours, uids)
         return await self._explained(listing, ours) if listing.pending else listing
 
-    async def _explained(self, listing: Listing, made: Sequence[Made]) -> Listing:
+    async def _explained(self, listing: Listing, made: Sequence[Job]) -> Listing:
         """The same with what Jobs say that have had no pod for a while."""
         now, pending = datetime.now(UTC), dict(listing.pending)
         slow = [job for job in made if job.key in pending and (now - job.created_at).total_seconds() > SLOW_SECONDS]
@@ -209,13 +212,17 @@ class KubernetesBackend:
     def _seen(self, event: Event) -> Seen | None:
         """What a change means, where it is news."""
         if event.kind == "jobs":
-            job = made_of(event.object, self._objects.installation)
+            job = job_of(event.object, self._objects.installation)
             return self._runs.take_job(job, gone=event.gone) if job is not None else None
         run = run_of(event.object, self._objects.installation, gone=event.gone)
         if run is None:
             return None
-        seen, key = run.seen, run.seen.key
-        before = self._runs.of(key).get(seen.run_uid)
-        if run.going and seen.phase is Phase.RUNNING and not (before and before.going) and key not in self._removing:
-            self._logs.save(seen.run_uid, run.name, jobs.first_line(key))
+        self._save(run)
         return self._runs.take(run, gone=event.gone)
+
+    def _save(self, run: Run) -> None:
+        """Saves the log of a run that somebody else deletes while it runs: its node drops it with the run."""
+        key, before = run.seen.key, self._runs.of(run.seen.key).get(run.seen.run_uid)
+        news = run.deleting and not (before is not None and before.deleting)
+        if news and run.seen.phase is Phase.RUNNING and key not in self._removing:
+            self._logs.save(run.seen.run_uid, run.name, jobs.first_line(key))

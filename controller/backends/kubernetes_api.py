@@ -6,11 +6,10 @@ import asyncio
 import hashlib
 import json
 import os
-import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 from kubernetes.aio.config.incluster_config import SERVICE_HOST_ENV_NAME, SERVICE_TOKEN_FILENAME
 
-from controller.backends.json_lines import decoded
-from controller.errors import NotNow, Refused, SandboxError
-from controller.model import Reason
+from controller.backends.json_lines import Json, decoded
+from controller.errors import NotNow
 
 WHO = "the Kubernetes API"
 USER_AGENT = "ci-fixer-sandbox-controller"
@@ -35,16 +33,14 @@ UNCONFIGURED = "no Kubernetes cluster is configured: set KUBECONFIG, or run in a
 JSON = "application/json"
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
-PASSING = re.compile(r"exceeded quota|is being terminated|cannot create resource|failed quota|status unknown for quota")
-Json = Mapping[str, Any]
 
 
 class ApiError(NotNow):
     """The API answered with an error; whoever knows better catches it by its status."""
 
-    def __init__(self, status: int, reason: str, words: str, pause: float = 0.0) -> None:
+    def __init__(self, status: int, words: str, pause: float = 0.0) -> None:
         super().__init__(f"{WHO} says: {words}")
-        self.status, self.reason, self.words, self.pause = status, reason, words, pause
+        self.status, self.words, self.pause = status, words, pause
 
 
 class Api:
@@ -107,10 +103,10 @@ class Api:
             raise NotNow(_trouble(error, client.configuration.host)) from error
 
     def _leave_alone(self) -> None:
-        """Sends nothing as long as the API has asked for (Retry-After): it would only be refused again."""
+        """Raises what the API said last, for as long as it asked to be left alone (Retry-After)."""
         if self._busy is not None and time.monotonic() < self._busy[1]:
             error = self._busy[0]
-            raise ApiError(error.status, error.reason, error.words)
+            raise ApiError(error.status, error.words)
 
     async def json(self, method: str, path: str, **more: Any) -> Any:
         """The answer to a request, decoded."""
@@ -146,7 +142,7 @@ class Api:
                 return
 
     async def identity(self) -> str:
-        """What tells this namespace of this cluster from any other: the cluster's own authority, which few replace."""
+        """What tells this namespace of this cluster from any other: the certificate of the cluster's authority."""
         configuration = (await self._connected()).configuration
         try:
             mark = _authority(configuration)
@@ -159,8 +155,14 @@ class Api:
             if self._client is None:
                 try:
                     self._client = await _connect(self._kubeconfig)
-                except (ConfigException, OSError, ValueError, yaml.YAMLError) as error:
-                    raise NotNow(f"{UNCONFIGURED} ({error})") from error
+                except (
+                    ConfigException,
+                    OSError,
+                    ValueError,
+                    TypeError,
+                    yaml.YAMLError,
+                ) as error:  # TypeError: no mapping
+                    raise NotNow(f"{UNCONFIGURED} ({' '.join(str(error).split())})") from error
             return self._client
 
     async def _forget(self, client: ApiClient) -> None:
@@ -175,26 +177,14 @@ async def _connect(kubeconfig: str | None) -> ApiClient:
     if kubeconfig is None and os.environ.get(SERVICE_HOST_ENV_NAME) and Path(SERVICE_TOKEN_FILENAME).exists():
         load_incluster_config(client_configuration=configuration)
     else:
-        await load_kube_config(
-            kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config",
-            client_configuration=configuration,
-            persist_config=False,
-        )
+        paths = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+        if not any(Path(path).expanduser().is_file() for path in paths.split(os.pathsep)):
+            raise ConfigException(f"{paths} is no file")
+        await load_kube_config(paths, client_configuration=configuration, persist_config=False)
     configuration.connection_pool_maxsize = CONNECTIONS
     client = ApiClient(configuration)
     client.user_agent = USER_AGENT
     return client
-
-
-def creation_error(error: ApiError, namespace: str) -> SandboxError:
-    """What a refused creation of a Job means: the request can never be run, or not now."""
-    if error.status in (400, 413, 422):
-        return Refused(Reason.INVALID_REQUEST, error.words)
-    if error.status == 404:
-        return NotNow(f"the namespace {namespace} does not exist, or has no batch/v1: {error.words}")
-    if error.status == 403 and not PASSING.search(error.words):
-        return Refused(Reason.INVALID_REQUEST, error.words)  # an admission policy's word
-    return error
 
 
 def _authority(configuration: Configuration) -> str:
@@ -208,15 +198,12 @@ def _authority(configuration: Configuration) -> str:
 def _error(response: aiohttp.ClientResponse, raw: bytes) -> ApiError:
     """What the API says in an error's body, and for how long it wants to be left alone."""
     text = raw.decode("utf-8", "replace").strip()
-    reason, words = "", text or f"error {response.status} without a word"
-    try:
-        status = json.loads(text)
-        reason, words = str(status.get("reason", "")), str(status.get("message") or words)
-    except (ValueError, AttributeError):
-        pass
+    words = text or f"error {response.status} without a word"
+    with suppress(ValueError, AttributeError):  # no JSON, or no object
+        words = str(json.loads(text).get("message") or words)
     after = response.headers.get("Retry-After", "")
     pause = min(float(after), MOST_PAUSE) if after.isascii() and after.isdigit() else 0.0
-    return ApiError(response.status, reason, words.strip()[:2000], pause)
+    return ApiError(response.status, words.strip()[:2000], pause)
 
 
 def _trouble(error: Exception, host: str) -> str:

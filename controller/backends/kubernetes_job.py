@@ -11,8 +11,6 @@ from controller.backends.wrapper import wrapper_text
 from controller.lifecycle import KILL_MARGIN
 from controller.model import LABEL_APP, Key, Launch
 
-Json = Mapping[str, Any]
-
 GATE = "ci-fixer-sandbox/bound"  # on every pod until its run is bound: no scheduler takes it before
 RECORDED = "ci-fixer-sandbox/recorded-at"  # on a Job whose outcome is in the table: seconds since 1970
 CONTAINER = "sandbox"
@@ -123,8 +121,8 @@ def _container(launch: Launch, image: str) -> dict[str, Any]:
             },
             "requests": {
                 "cpu": f"{max(launch.cpu_millis // 2, 1)}m",
-                "memory": _half(launch.memory_mib),
-                "ephemeral-storage": _half(disk),
+                "memory": f"{launch.memory_mib * 512}Ki",
+                "ephemeral-storage": f"{disk * 512}Ki",
             },
         },
         "securityContext": {
@@ -150,10 +148,6 @@ def _literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _half(mib: int) -> str:
-    return f"{mib // 2}Mi" if mib % 2 == 0 else f"{mib * 512}Ki"
-
-
 def ungate(run_uid: str) -> dict[str, Any]:
     """Takes our gate off that pod and no other: one of another uid answers with a conflict."""
     return {"metadata": {"uid": run_uid}, "spec": {"schedulingGates": [{"$patch": "delete", "name": GATE}]}}
@@ -165,7 +159,10 @@ def end_now(run_uid: str) -> dict[str, Any]:
 
 
 def disown(run_uid: str) -> dict[str, Any]:
-    """Takes that pod from its Job, which would count its deletion as a failure and end the pod beside it."""
+    """Takes that pod from its Job, which would count its deletion as a failure and end the pod beside it.
+
+    Its finalizer too: only the Job's controller takes that off, and of a pod that is not the Job's, never.
+    """
     no_labels = dict.fromkeys(OWNERSHIP)
     return {"metadata": {"uid": run_uid, "ownerReferences": None, "finalizers": None, "labels": no_labels}}
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from controller.backends import kubernetes_job as jobs
 from controller.backends import kubernetes_pod as pods
+from controller.backends.json_lines import Json
 from controller.backends.kubernetes_api import MERGE, STRATEGIC, Api, ApiError
 from controller.backends.kubernetes_runs import Run, run_of
-from controller.backends.labels import installation_labels, key_of, labels
-from controller.errors import Refused
-from controller.model import Key, Phase, Reason
+from controller.backends.labels import key_of, selecting
+from controller.errors import NotNow, Refused, SandboxError
+from controller.model import Key, Reason
 
+# Words of a 403 that may pass: a quota, a namespace that goes, a right not granted yet.
+MAY_PASS = re.compile(
+    r"exceeded quota|is being terminated|cannot create resource|failed quota|status unknown for quota"
+)
 STUCK_SECONDS = 120.0  # past its deadline of deletion, after which a pod's node is taken not to answer any more
-OVER = (Phase.ENDED, Phase.NEVER)
-Json = Mapping[str, Any]
 
 
 class Objects:
@@ -28,8 +31,7 @@ class Objects:
 
     def selector(self, key: Key | None = None) -> str:
         """The labels that select all of this installation's objects, or one attempt's."""
-        wanted = labels(key, self.installation) if key else installation_labels(self.installation)
-        return ",".join(f"{name}={value}" for name, value in wanted.items())
+        return ",".join(selecting(self.installation, key))
 
     async def job(self, key: Key) -> Json | None:
         """The Job of that name. Raises Refused where it is somebody else's."""
@@ -69,13 +71,8 @@ class Objects:
 
     async def let_expire(self, key: Key, job_uid: str) -> bool:
         """Leaves the removal of that Job to the cluster; false where it is not there any more."""
-        try:
-            await self._api.send("PATCH", f"jobs/{key.name}", body=jobs.recorded(job_uid, time.time()), content=MERGE)
-        except ApiError as error:
-            if error.status in (404, 409):
-                return False
-            raise
-        return True
+        body = jobs.recorded(job_uid, time.time())
+        return await self._sent("PATCH", f"jobs/{key.name}", body=body, content=MERGE)
 
     async def remove(self, key: Key, run_uid: str | None) -> bool:
         """Goes on with the removal of that run, or of the whole attempt; true once nothing is left of it."""
@@ -84,15 +81,15 @@ class Objects:
         except Refused:  # somebody else's: not ours to remove
             job = None
         runs = await self.runs(key)
-        others = any(uid != run_uid and run.seen.phase not in OVER for uid, run in runs.items())
-        if run_uid is not None and others:
-            return await self._remove_beside(runs.get(run_uid), run_uid)
-        if run_uid is not None and not runs and job is not None and not _is_finished(job):
-            return True  # its pod may yet come: the sweep looks after such a Job
+        if run_uid is not None:
+            if any(uid != run_uid and run.seen.phase not in pods.OVER for uid, run in runs.items()):
+                return await self._remove_beside(runs.get(run_uid), run_uid)
+            if not runs and job is not None and not _is_finished(job):
+                return True  # its pod may yet come: the sweep looks after such a Job
         if job is not None and not job["metadata"].get("deletionTimestamp"):
             await self._remove(f"jobs/{key.name}", job["metadata"]["uid"])
         for uid, run in runs.items():
-            if not run.going and (job is None or run.job_uid != job["metadata"]["uid"]):
+            if not run.deleting and (job is None or run.job_uid != job["metadata"]["uid"]):
                 await self._remove(f"pods/{run.name}", uid)
         return job is None and not runs
 
@@ -100,26 +97,38 @@ class Objects:
         """Removes one pod of a Job whose other pod is to live."""
         if run is None:
             return True
-        path = f"pods/{run.name}"
-        try:
-            await self._api.send("PATCH", path, body=jobs.disown(run_uid), content=MERGE)
-        except ApiError as error:
-            if error.status not in (404, 409):
-                raise
-        await self._remove(path, run_uid)
+        await self._sent("PATCH", f"pods/{run.name}", body=jobs.disown(run_uid), content=MERGE)
+        await self._remove(f"pods/{run.name}", run_uid)
         return False
 
     async def _remove(self, path: str, uid: str, **more: int) -> None:
+        await self._sent("DELETE", path, body=jobs.deletion(uid) | more)
+
+    async def _sent(self, method: str, path: str, **more: Any) -> bool:
+        """Sends it; false where that object is gone, or another bears its name by now."""
         try:
-            await self._api.send("DELETE", path, body=jobs.deletion(uid) | more)
+            await self._api.send(method, path, **more)
         except ApiError as error:
-            if error.status not in (404, 409):  # gone, or another by now
-                raise
+            if error.status in (404, 409):
+                return False
+            raise
+        return True
 
 
 def _is_finished(job: Json) -> bool:
     conditions = (job.get("status") or {}).get("conditions") or ()
     return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
+
+
+def creation_error(error: ApiError, namespace: str) -> SandboxError:
+    """What a refused creation of a Job means: the request can never be run, or not now."""
+    if error.status in (400, 413, 422):
+        return Refused(Reason.INVALID_REQUEST, error.words)
+    if error.status == 404:
+        return NotNow(f"the namespace {namespace} does not exist, or has no batch/v1: {error.words}")
+    if error.status == 403 and not MAY_PASS.search(error.words):
+        return Refused(Reason.INVALID_REQUEST, error.words)  # an admission policy's word
+    return error
 
 
 def why_no_pod(job: Json) -> str:

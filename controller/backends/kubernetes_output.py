@@ -1,4 +1,4 @@
-"""The end of a pod's log, of whatever length, in memory of a fixed size; and what could be saved of one that goes."""
+"""The end of a pod's log, of whatever length, in memory of a fixed size; saved where somebody deletes its pod."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from controller.backends.kubernetes_job import CONTAINER
 from controller.errors import NotNow, Vanished
 from controller.model import Output
 
-AT_ONCE = 8
+AT_ONCE = 8  # logs read at a time
+SAVING_SECONDS = 15.0  # that an outcome waits for a log that is being saved
 SAVED_BYTES = 64 << 20  # of logs saved before their pods went, over all
 READ = aiohttp.ClientTimeout(total=120, sock_read=15)
+NO_ADDRESS = "no preferred addresses found"  # of the pod's node: nobody is there to ask
 NO_LOG = (400, 404)  # statuses: no such pod, no such container, its log removed
 
 
@@ -51,7 +53,7 @@ class Logs:
         self._api, self._limit = api, limit
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._saved: dict[str, Output] = {}  # by run_uid
-        self._saving: set[asyncio.Task[None]] = set()
+        self._saving: dict[str, asyncio.Task[None]] = {}
 
     async def read(self, name: str, first: str, limit: int) -> Output:
         """The end of a pod's log. Raises Vanished where the node has none."""
@@ -63,16 +65,15 @@ class Logs:
                 async for chunk in response.content.iter_any():
                     tail.feed(chunk)
         except ApiError as error:
-            if error.status in NO_LOG:
+            if error.status in NO_LOG or NO_ADDRESS in error.words:
                 raise Vanished(error.words) from error
             raise
         return tail.output()
 
     def save(self, run_uid: str, name: str, first: str) -> None:
         """Begins to save a log: its node drops it as soon as the run has ended."""
-        task = asyncio.create_task(self._save(run_uid, name, first))
-        self._saving.add(task)
-        task.add_done_callback(self._saving.discard)
+        task = self._saving[run_uid] = asyncio.create_task(self._save(run_uid, name, first))
+        task.add_done_callback(lambda _: self._saving.pop(run_uid, None))
 
     async def _save(self, run_uid: str, name: str, first: str) -> None:
         try:
@@ -85,8 +86,8 @@ class Logs:
 
     async def saved(self, run_uid: str) -> Output | None:
         """What was saved of that run."""
-        if self._saving and run_uid not in self._saved:
-            await asyncio.wait(self._saving, timeout=READ.sock_read)
+        if (task := self._saving.get(run_uid)) is not None:
+            await asyncio.wait({task}, timeout=SAVING_SECONDS)
         return self._saved.get(run_uid)
 
     def drop(self, run_uid: str) -> None:
@@ -95,6 +96,7 @@ class Logs:
 
     async def close(self) -> None:
         """Stops saving."""
-        for task in self._saving:
+        saving = list(self._saving.values())
+        for task in saving:
             task.cancel()
-        await asyncio.gather(*self._saving, return_exceptions=True)
+        await asyncio.gather(*saving, return_exceptions=True)

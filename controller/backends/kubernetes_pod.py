@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
+from controller.backends.json_lines import Json
 from controller.backends.kubernetes_job import CONTAINER, GATE
-from controller.backends.wrapper import Evidence, is_number, untold
+from controller.backends.wrapper import Evidence, is_number, killed, untold
 from controller.model import Key, Outcome, Phase, Reason, Seen, State, exit_outcome
 
-UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB
-Json = Mapping[str, Any]
-
+UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB; the cluster may write our 1024Mi as 1Gi
+OVER = (Phase.ENDED, Phase.NEVER)
 NO_SUCH_IMAGE = re.compile(
     r"not found|manifest unknown|does not exist|denied|unauthorized|no match for platform|invalid reference format",
     re.IGNORECASE,
@@ -25,7 +23,6 @@ NEVER_PULLED = {"InvalidImageName", "ErrImageNeverPull"}  # the kubelet will not
 MAKING = {None, "ContainerCreating", "PodInitializing"}
 UNMADE = {"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"}  # of a container that ended
 UNKNOWN = "ContainerStatusUnknown"  # of a container of which its node has no trace; its exit code means nothing
-PUT_OUT = {"Evicted", "Preempting", "Preempted", "NodeShutdown", "Shutdown", "Terminated"}  # a pod's own reasons
 NODE_GONE = {"DeletionByPodGC", "DeletionByTaintManager"}  # of the condition DisruptionTarget
 
 
@@ -38,7 +35,7 @@ def seen(pod: Json, key: Key) -> Seen:
         return _unscheduled(pod, run)
     state, over = container.get("state") or {}, status.get("phase") in ("Failed", "Succeeded")
     if "terminated" in state:
-        return _terminated(pod, run, state["terminated"], over or is_going(pod))
+        return _terminated(pod, run, state["terminated"], over or is_being_deleted(pod))
     if over:
         return _ended_untold(pod, run, state)
     if "running" in state:
@@ -49,7 +46,7 @@ def seen(pod: Json, key: Key) -> Seen:
 def gone(pod: Json, key: Key) -> Seen:
     """What the last look at a pod shows that is no more."""
     last = seen(pod, key)
-    if last.phase in (Phase.ENDED, Phase.NEVER):
+    if last.phase in OVER:
         return last
     if not pod["spec"].get("nodeName"):
         return replace(last, phase=Phase.NEVER)
@@ -58,7 +55,7 @@ def gone(pod: Json, key: Key) -> Seen:
     return replace(last, phase=Phase.GONE, waiting=None)
 
 
-def is_going(pod: Json) -> bool:
+def is_being_deleted(pod: Json) -> bool:
     """Whether somebody asked for its deletion."""
     return bool(pod["metadata"].get("deletionTimestamp"))
 
@@ -90,7 +87,7 @@ def _spec(pod: Json) -> Json:
 
 def _unscheduled(pod: Json, run: Seen) -> Seen:
     """Of a pod that no node ever took: the API server binds none that is being deleted, so it can never start."""
-    if is_going(pod) or _status(pod).get("phase") in ("Failed", "Succeeded"):
+    if is_being_deleted(pod) or _status(pod).get("phase") in ("Failed", "Succeeded"):
         return replace(run, phase=Phase.NEVER)
     gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
     if GATE in gates:
@@ -108,7 +105,7 @@ def _waiting(pod: Json, run: Seen, waiting: Json) -> Seen:
     reason, message = waiting.get("reason"), waiting.get("message") or ""
     if reason in MAKING:
         return run
-    words, image = f"{reason}: {message}" if message else str(reason), str(_spec(pod).get("image") or " ")
+    words, image = f"{reason}: {message}" if message else str(reason), str(_spec(pod).get("image") or "")
     if reason in PULL or reason in NEVER_PULLED:
         said = QUOTED.sub("", message).replace(image, "")  # an image's own name may hold any of the words
         hopeless = reason in NEVER_PULLED or NO_SUCH_IMAGE.search(said) is not None
@@ -128,15 +125,17 @@ def _terminated(pod: Json, run: Seen, ended: Json, over: bool) -> Seen:
 
 
 def _ended_untold(pod: Json, run: Seen, state: Json) -> Seen:
-    """Of a pod that is over while its container's end was never told: put out before its start, or its node is gone."""
-    if "running" in state or _disruption(pod).get("reason") in NODE_GONE:
-        started = _time(state.get("running", {}).get("startedAt"))
-        outcome = _interruption(pod, None) or Outcome(
-            State.FAILED, Reason.KILLED, _words(pod, "its pod was ended"), None
-        )
-        return replace(run, phase=Phase.ENDED, outcome=outcome, started_at=started)
-    waited = _waiting(pod, run, state.get("waiting") or {})
-    return replace(waited, phase=Phase.NEVER, waiting=waited.waiting or _words(pod, "its node did not start it"))
+    """Of a pod that is over while its container's end was never told.
+
+    It is sure not to have started only where its node says that the container still waits: a kubelet that restarts
+    rejects what ran before in the words that it has for new pods (`rejectPod` in Kubernetes 1.35's kubelet.go).
+    """
+    if "waiting" in state and _disruption(pod).get("reason") not in NODE_GONE:
+        waited = _waiting(pod, run, state["waiting"])
+        return replace(waited, phase=Phase.NEVER, waiting=waited.waiting or _words(pod, "its node did not start it"))
+    started = _time(state.get("running", {}).get("startedAt"))
+    outcome = _interruption(pod, None) or Outcome(State.FAILED, Reason.KILLED, "its pod was ended, nobody says why")
+    return replace(run, phase=Phase.ENDED, outcome=outcome, started_at=started)
 
 
 def _told(pod: Json, ended: Json) -> Outcome | None:
@@ -152,7 +151,7 @@ def _outcome(pod: Json, ended: Json) -> Outcome:
     code = int(ended.get("exitCode", 0)) if reason != UNKNOWN else None
     if reason in UNMADE:
         return Outcome(State.FAILED, Reason.START_FAILED, f"{reason}: {ended.get('message', '')}", None)
-    if _disruption(pod).get("reason") == "DeletionByPodGC":
+    if _disruption(pod).get("reason") == "DeletionByPodGC":  # its node is no more: no exit code is of a node's telling
         return _node_lost(pod)
     interrupted = _interruption(pod, code)
     if interrupted is not None:
@@ -163,7 +162,7 @@ def _outcome(pod: Json, ended: Json) -> Outcome:
         return exit_outcome(0)
     if not Evidence.parse(ended.get("message") or "").started:
         return untold(code)
-    return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", code)
+    return killed(code)
 
 
 def _interruption(pod: Json, code: int | None) -> Outcome | None:
@@ -171,14 +170,12 @@ def _interruption(pod: Json, code: int | None) -> Outcome | None:
     reason, disruption = _status(pod).get("reason"), _disruption(pod)
     if reason == "NodeLost" or (code is None and disruption.get("reason") in NODE_GONE):
         return _node_lost(pod)
-    if reason in PUT_OUT or disruption:
-        return Outcome(State.FAILED, Reason.EVICTED, _words(pod, "its node put it out"), code)
     if reason == "DeadlineExceeded":
-        return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", code)
-    if is_going(pod):
+        return killed(code)
+    if reason or disruption:
+        return Outcome(State.FAILED, Reason.EVICTED, _words(pod, "its node put it out"), code)
+    if is_being_deleted(pod):
         return Outcome(State.FAILED, Reason.DELETED, "its Job or pod was deleted by somebody else while it ran", code)
-    if reason:
-        return Outcome(State.FAILED, Reason.KILLED, _words(pod, "its pod was ended"), code)
     return None
 
 
@@ -204,6 +201,7 @@ def _condition(pod: Json, kind: str, wanted: str = "False") -> Json:
 
 
 def _timeout(container: Json) -> int:
+    """In seconds: the wrapper's second word, as the Job's manifest puts it."""
     command = container.get("command") or []
     return int(command[5]) if len(command) > 5 and is_number(command[5]) else 0
 

@@ -6,14 +6,12 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from controller.backends import kubernetes_pod as pods
+from controller.backends.json_lines import Json
 from controller.backends.kubernetes_job import RECORDED
 from controller.backends.labels import key_of
 from controller.model import Key, Listing, Phase, Seen
-
-Json = Mapping[str, Any]
 
 RECORDED_SECONDS = 900.0  # after which a recorded Job that is still there is shown again, to be swept
 
@@ -26,18 +24,18 @@ class Run:
     job_uid: str  # empty: an orphan
     version: int
     seen: Seen
-    going: bool  # somebody asked for its deletion
+    deleting: bool  # somebody asked for its deletion
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Job:
     """One Job, as far as it is needed again."""
 
     key: Key
     uid: str
     created_at: datetime
     recorded: float | None  # when its outcome was seen to be in the table: seconds since 1970
-    going: bool
+    deleting: bool  # somebody asked for its deletion
 
 
 def run_of(pod: Json, installation: str, *, gone: bool = False) -> Run | None:
@@ -47,17 +45,17 @@ def run_of(pod: Json, installation: str, *, gone: bool = False) -> Run | None:
     if key is None or not meta["name"].startswith(f"{key.name}-"):
         return None
     look = pods.gone(pod, key) if gone else pods.seen(pod, key)
-    return Run(meta["name"], pods.owner(pod), _version(meta), look, pods.is_going(pod))
+    return Run(meta["name"], pods.owner(pod), _version(meta), look, pods.is_being_deleted(pod))
 
 
-def made_of(job: Json, installation: str) -> Made | None:
+def job_of(job: Json, installation: str) -> Job | None:
     """One look at a Job's metadata, None where it is none of that installation's."""
     meta = job["metadata"]
     key = key_of(meta.get("labels"), installation)
     if key is None or meta["name"] != key.name:
         return None
     recorded = str((meta.get("annotations") or {}).get(RECORDED, ""))
-    return Made(
+    return Job(
         key,
         meta["uid"],
         datetime.fromisoformat(meta["creationTimestamp"]),
@@ -91,7 +89,7 @@ class Runs:
         self._runs.setdefault(key, {})[uid] = run
         return run.seen if known is None or known.seen != run.seen else None
 
-    def take_job(self, job: Made, *, gone: bool) -> Seen | None:
+    def take_job(self, job: Job, *, gone: bool) -> Seen | None:
         """Takes in a look at a Job. One that went before it had a pod is news: its uid stands for its run's."""
         if not gone:
             if all(run.job_uid != job.uid for run in self.of(job.key).values()):
@@ -117,7 +115,7 @@ class Runs:
         """Whether that Job is as good as gone: recorded, and still in the time that its removal may take."""
         return time.time() - self._recorded.get(job_uid, 0.0) < RECORDED_SECONDS
 
-    def listing(self, jobs: Collection[Made], uids: Collection[str]) -> Listing:
+    def listing(self, jobs: Collection[Job], uids: Collection[str]) -> Listing:
         """One whole list: of the Jobs, taken first, and of the pods with these uids, which were taken in one by one."""
         there = {job.uid: job.recorded for job in jobs if job.recorded is not None}
         self._recorded = {uid: at for uid, at in self._recorded.items() if self.is_hidden(uid)} | there
@@ -126,10 +124,12 @@ class Runs:
                 self._forget(key, uid)
         self._barren = {job.uid for job in jobs if job.key not in self._runs}
         shown = [run.seen for runs in self._runs.values() for run in runs.values() if not self.is_hidden(run.job_uid)]
-        waiting = {
-            job.key: None for job in jobs if job.key not in self._runs and not job.going and not self.is_hidden(job.uid)
+        pending = {
+            job.key: None
+            for job in jobs
+            if job.key not in self._runs and not job.deleting and not self.is_hidden(job.uid)
         }
-        return Listing(tuple(shown), waiting)
+        return Listing(tuple(shown), pending)
 
     def _forget(self, key: Key, uid: str) -> None:
         runs = self._runs.get(key, {})

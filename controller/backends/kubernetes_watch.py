@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 
-from controller.backends.json_lines import Lines
+from controller.backends.json_lines import Json, Lines
 from controller.backends.kubernetes_api import JSON, WHO, Api, ApiError
 from controller.errors import NotNow
 
@@ -20,7 +19,6 @@ STREAM = aiohttp.ClientTimeout(total=None, sock_connect=15)
 REST_SECONDS = 0.5  # before a watch that ended at once is asked for again
 METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
 METADATA_LIST = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{JSON}"
-Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

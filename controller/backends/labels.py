@@ -20,6 +20,12 @@ def labels(key: Key, installation: str) -> dict[str, str]:
     return installation_labels(installation) | own
 
 
+def selecting(installation: str, key: Key | None = None) -> list[str]:
+    """What selects all of that installation's objects, or one attempt's: `name=value` each."""
+    wanted = labels(key, installation) if key else installation_labels(installation)
+    return [f"{name}={value}" for name, value in wanted.items()]
+
+
 def key_of(found: Mapping[str, Any] | None, installation: str) -> Key | None:
     """Whose object this is by its labels, or None where it is none of that installation's."""
     found = found or {}

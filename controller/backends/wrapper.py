@@ -80,6 +80,11 @@ WORDS = {  # of the state file, and whether a number follows
 }
 
 
+def killed(code: int | None) -> Outcome:
+    """Of a run whose command was ended from outside, with `code` where the engine knows one."""
+    return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", code)
+
+
 def untold(code: int, why: str | None = None) -> Outcome:
     """Of a run that exited with `code` and nothing written. The command may have wiped it: no other attempt."""
     if code in STRUCK:

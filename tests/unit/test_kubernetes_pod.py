@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from controller.backends import kubernetes_pod as pods
 from controller.backends.kubernetes_job import GATE
-from controller.backends.kubernetes_runs import run_of
+from controller.backends.kubernetes_runs import Runs, run_of
 from controller.model import Key, Phase, Reason, Seen, State
 
 PODS = Path(__file__).parent / "pods"
@@ -79,8 +79,8 @@ SEEN = {
     "unschedulable_pod_deleted": never(),
     "image_absent_ended_by_our_kill": never(NO_IMAGE, PULL, hopeless=True),
     "create_container_config_error_ended_by_our_kill": never('secret "absent" not found', Reason.START_FAILED),
-    "node_had_no_room": never("OutOfcpu"),
-    "made_up_node_shutdown_before_start": never("the node is shutting down"),
+    "node_had_no_room": ended(Reason.EVICTED, None, "OutOfcpu"),
+    "made_up_node_shutdown_before_start": ended(Reason.EVICTED, None, "the node is shutting down"),
     # over, its start not known of or failed
     "image_not_pulled_pod_deleted": ended(Reason.DELETED, None, "deleted by somebody else"),
     "image_not_pulled_eviction_api": ended(Reason.EVICTED, None, "Eviction API: evicting"),
@@ -182,7 +182,7 @@ def test_a_recorded_pod_is_known_as_ours(name: str) -> None:
     assert run is not None
     assert run.seen.key == Key(UUID(labels["sandboxId"]), 1)
     assert run.job_uid == labels["batch.kubernetes.io/controller-uid"]
-    assert run.going == ("deletionTimestamp" in pod["metadata"])
+    assert run.deleting == ("deletionTimestamp" in pod["metadata"])
     assert run_of(pod, str(UUID(int=0))) is None
 
 
@@ -263,6 +263,23 @@ def test_the_limit_is_told_as_it_was_asked_for(limit: str, mib: int) -> None:
     outcome = pods.seen(pod, KEY).outcome
     assert outcome is not None
     assert outcome.message == f"it was killed: it went over memory_mib = {mib}"
+
+
+@pytest.mark.parametrize("reason", ["NodeAffinity", "OutOfcpu", "NodeShutdown"])
+def test_what_was_seen_to_run_is_not_unstarted_where_its_restarted_node_rejects_it(reason: str) -> None:
+    pod, runs = recorded("running"), Runs()
+    installation = pod["metadata"]["labels"]["installation"]
+    pod["metadata"]["resourceVersion"] = "1"
+    first = run_of(pod, installation)
+    assert first is not None
+    runs.take(first)
+    pod["metadata"]["resourceVersion"] = "2"  # a kubelet that starts admits its pods anew, and writes no more than this
+    pod["status"] = {"phase": "Failed", "reason": reason, "message": "Pod was rejected", "startTime": None}
+    second = run_of(pod, installation)
+    assert second is not None
+    news = runs.take(second)
+    assert news is not None
+    assert news.phase is Phase.ENDED
 
 
 def test_a_deletion_that_takes_too_long_is_known() -> None:

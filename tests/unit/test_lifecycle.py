@@ -160,6 +160,7 @@ def test_retries_back_off_up_to_a_minute() -> None:
     assert decide(BOUND, [NEVER], OTHERS).delay == REPLACE_DELAY > 0
 
 
+NO_IMAGE = Reason.IMAGE_PULL_FAILED
 ENDINGS = (exit_outcome(0), exit_outcome(1), KILLED, LOST)
 STANDINGS = [
     Standing(mine, created, overdue, overrun, missing, killed)
@@ -177,7 +178,8 @@ def looks() -> list[tuple[Seen, ...]]:
 
     def of(uid: str) -> list[tuple[Seen, ...]]:
         others = [(seen(uid, phase),) for phase in Phase if phase is not Phase.ENDED]
-        return [(), *others, *((seen(uid, Phase.ENDED, ending),) for ending in ENDINGS)]
+        given_up = [(replace(seen(uid, phase), stuck=NO_IMAGE, hopeless=True),) for phase in (STARTING, Phase.NEVER)]
+        return [(), *others, *given_up, *((seen(uid, Phase.ENDED, ending),) for ending in ENDINGS)]
 
     return [tuple(chain(*pair)) for pair in product(of("a"), of("b"))]
 
@@ -214,7 +216,8 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
             return run is own and own is not None and own.phase is Phase.RUNNING and row.state is State.LAUNCHING
         case Do.KILL:
             assert run is not None
-            due = row.cancelled or standing.overrun or (standing.overdue and run.phase is Phase.STARTING)
+            late = run.phase is Phase.STARTING and (standing.overdue or run.hopeless)
+            due = row.cancelled or standing.overrun or late
             return run is own and run.phase in (Phase.STARTING, Phase.RUNNING) and due and not standing.killed
         case Do.DISCARD:
             assert run is not None
@@ -231,19 +234,25 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
                 ended = own is not None and own.phase is Phase.ENDED
                 return ended and outcome.reason in RETRYABLE and row.runs + 1 < row.max_attempts
             never = all(one.phase is Phase.NEVER for one in there) and bool(there)
-            return never and outcome.reason is Reason.NOT_STARTED and not standing.overdue
+            hopeless = any(one.hopeless for one in there if own is None or one is own)
+            untried = row.state is State.LAUNCHING and not standing.overdue and not hopeless
+            return never and outcome.reason is Reason.NOT_STARTED and untried
         case Do.RECORD:
             assert outcome is not None
             ended = own is not None and own.phase is Phase.ENDED
+            never = bool(there) and all(one.phase is Phase.NEVER for one in there)
+            hopeless = never and outcome.reason is NO_IMAGE and any(one.hopeless for one in there)
             return (
                 outcome.state.terminal
                 and alone_or_never(row, there, own)
                 and {
-                    State.LOST: (standing.missing and row.run_uid is not None) or ended,
+                    State.LOST: (standing.missing and row.run_uid is not None)
+                    or ended
+                    or (never and row.state is State.RUNNING),
                     State.CANCELLED: row.cancelled,
                     State.SUCCEEDED: ended,
                     State.TIMED_OUT: ended,
-                    State.FAILED: ended or (standing.overdue and outcome.reason is Reason.START_TIMEOUT),
+                    State.FAILED: ended or hopeless or (standing.overdue and outcome.reason is Reason.START_TIMEOUT),
                 }.get(outcome.state, False)
             )
         case Do.WAIT:
