@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
@@ -18,6 +19,8 @@ from controller.model import Key, Listing, Phase, Row, Seen, State
 from controller.queue.store import Queue
 
 log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 10.0  # of one look: the others are left for the next
 
 
 class Comparison:
@@ -44,6 +47,9 @@ class Comparison:
         runs: dict[Key, list[Seen]] = {}
         for seen in listing.runs:
             runs.setdefault(seen.key, []).append(seen)
+        for seen in listing.recorded:  # a database that lost its last commits asks for it again
+            if seen.key.sandbox_id in rows and not rows[seen.key.sandbox_id].state.terminal:
+                runs.setdefault(seen.key, []).append(seen)
         self._missing = {one: since for one, since in self._missing.items() if one in named}
         due, orphans = set(), []
         for row in rows.values():
@@ -121,7 +127,11 @@ class Comparison:
     async def _sweep(self, strays: Mapping[Key, Collection[str | None]]) -> None:
         """Deletes runs (None: what was made for one) whose row is gone, ended and cleaned, or past their attempt."""
         rows = await self._queue.facts([key.sandbox_id for key in strays]) if strays else {}
-        for key, uids in strays.items():
+        began = time.monotonic()
+        for key in random.sample(sorted(strays), len(strays)):  # in no order: one that is stuck is not always the first
+            if time.monotonic() - began > SWEEP_SECONDS:
+                return
+            uids = strays[key]
             row = rows.get(key.sandbox_id)
             if row is not None and not row.state.terminal and row.attempt <= key.attempt:
                 continue  # claimed since, or about to be

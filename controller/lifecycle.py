@@ -75,9 +75,10 @@ def decide(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
 
 def _active(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
     run = _own(row, runs)
-    for other in runs:
-        if other is not run and other.phase is not Phase.GONE:
-            return Step(Do.DISCARD, other)
+    if row.run_uid is not None or row.cancelled or (standing.mine and standing.overdue):
+        for other in runs:  # not before one is bound: whoever slept through its lease might take away another's choice
+            if other is not run and other.phase is not Phase.GONE:
+                return Step(Do.DISCARD, other)
     if run is None or run.phase is Phase.GONE:
         return _absent(row, run, standing)
     if run.phase is Phase.INERT:
@@ -102,8 +103,12 @@ def _own(row: Row, runs: Collection[Seen]) -> Seen | None:
     """The row's run: the bound one, else the one furthest on."""
     if row.run_uid is not None:
         return next((run for run in runs if run.run_uid == row.run_uid), None)
-    there = [run for run in runs if run.phase is not Phase.GONE]
-    return next((run for run in there if run.phase is not Phase.INERT), there[0] if there else None)
+    return min((run for run in runs if run.phase is not Phase.GONE), key=_nearness, default=None)
+
+
+def _nearness(run: Seen) -> int:
+    """Of the runs of an unbound row one that went past its gate is the one; one that never can is so last."""
+    return {Phase.INERT: 1, Phase.NEVER: 2}.get(run.phase, 0)
 
 
 def _absent(row: Row, run: Seen | None, standing: Standing) -> Step:
@@ -131,6 +136,8 @@ def _absent(row: Row, run: Seen | None, standing: Standing) -> Step:
 
 def _inert(row: Row, run: Seen, standing: Standing) -> Step:
     if row.cancelled and row.run_uid is None:
+        return Step(Do.DISCARD, run)
+    if row.state is State.RUNNING:  # its engine was set back to before its start; it did start
         return Step(Do.DISCARD, run)
     if not standing.mine:  # its holder may be about to release it
         return WAIT

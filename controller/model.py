@@ -164,6 +164,7 @@ class Listing:
 
     runs: tuple[Seen, ...]
     pending: Mapping[Key, str | None] = field(default_factory=dict)  # made, with no run yet; and why, where known
+    recorded: tuple[Seen, ...] = ()  # ended and cleaned, still there: for rows that do not know it any more
 
 
 def exit_outcome(code: int) -> Outcome:

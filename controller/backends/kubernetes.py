@@ -19,7 +19,7 @@ from controller.backends import kubernetes_pod as pods
 from controller.backends.json_lines import Json
 from controller.backends.kubernetes_api import Api, ApiError
 from controller.backends.kubernetes_job import JobOptions
-from controller.backends.kubernetes_objects import Objects, creation_error, why_no_pod
+from controller.backends.kubernetes_objects import Objects, creation_error, is_finished, why_no_pod
 from controller.backends.kubernetes_output import Logs
 from controller.backends.kubernetes_runs import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes_watch import Event, Events, Feed
@@ -27,8 +27,8 @@ from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
 from controller.model import Key, Launch, Listing, Output, Phase, Seen
 
 RELIST_SECONDS = 30.0
-REMOVAL_SECONDS = 60.0
-REMOVAL_POLL_SECONDS = 0.2
+REMOVAL_SECONDS = 10.0  # of one call for a removal; it goes on without it
+REMOVAL_PAUSES = (0.2, 2.0)  # seconds between looks at it, the first and the longest
 SLOW_SECONDS = 10.0  # after which a Job without a pod is asked why
 ASKED_AT_ONCE = 10  # such Jobs a listing
 PROBE = Launch(Key(UUID(int=0), 1), "true", 1)
@@ -107,8 +107,10 @@ class KubernetesBackend:
                     if left <= 0:
                         yield await self._list(feeds)
                         relist_at = time.monotonic() + self._list_seconds
-                    elif (event := await events.next(left)) is not None and (seen := self._seen(event)) is not None:
-                        yield seen
+                    elif (event := await events.next(left)) is not None:
+                        seen = await self._seen(event)
+                        if seen is not None:
+                            yield seen
             finally:
                 await events.stop()
 
@@ -135,13 +137,14 @@ class KubernetesBackend:
             self._logs.drop(run_uid)
             if await self._let_expire(key, run_uid):
                 return
-        deadline = time.monotonic() + REMOVAL_SECONDS
+        deadline, (pause, longest) = time.monotonic() + REMOVAL_SECONDS, REMOVAL_PAUSES
         self._removing.add(key)
         try:
             while not await self._objects.remove(key, run_uid):
                 if time.monotonic() > deadline:
                     raise NotNow(f"the Job {key.name} is still being removed")
-                await asyncio.sleep(REMOVAL_POLL_SECONDS)
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, longest)
         finally:
             self._removing.discard(key)
 
@@ -193,23 +196,25 @@ class KubernetesBackend:
             for run in (run_of(pod, installation) for pod in page):
                 if run is not None:
                     self._save(run)
-                    self._runs.take(run)
+                    self._runs.take(run, listed=True)
                     uids.add(run.seen.run_uid)
         ours = [job for job in made if job is not None]
         listing = self._runs.listing(ours, uids)
         return await self._explained(listing, ours) if listing.pending else listing
 
     async def _explained(self, listing: Listing, made: Sequence[Job]) -> Listing:
-        """The same with what Jobs say that have had no pod for a while."""
-        now, pending = datetime.now(UTC), dict(listing.pending)
+        """The same with what Jobs say that have had no pod for a while; a finished one will have none any more."""
+        now, pending, never = datetime.now(UTC), dict(listing.pending), list[Seen]()
         slow = [job for job in made if job.key in pending and (now - job.created_at).total_seconds() > SLOW_SECONDS]
         for job in sorted(slow, key=lambda one: one.created_at)[:ASKED_AT_ONCE]:
             found = await self._api.find(f"jobs/{job.key.name}")
-            if found is not None:
+            if found is not None and is_finished(found):
+                never.append(Seen(job.key, job.uid, Phase.NEVER))
+            elif found is not None:
                 pending[job.key] = why_no_pod(found)
-        return replace(listing, pending=pending)
+        return replace(listing, runs=(*listing.runs, *never), pending=pending)
 
-    def _seen(self, event: Event) -> Seen | None:
+    async def _seen(self, event: Event) -> Seen | None:
         """What a change means, where it is news."""
         if event.kind == "jobs":
             job = job_of(event.object, self._objects.installation)
@@ -217,6 +222,8 @@ class KubernetesBackend:
         run = run_of(event.object, self._objects.installation, gone=event.gone)
         if run is None:
             return None
+        if event.gone and run.seen.phase is not Phase.ENDED and await self._objects.pod(run.name, run.seen.run_uid):
+            return None  # it is there: somebody changed the labels that we select by
         self._save(run)
         return self._runs.take(run, gone=event.gone)
 

@@ -16,7 +16,10 @@ RECORDED = "ci-fixer-sandbox/recorded-at"  # on a Job whose outcome is in the ta
 CONTAINER = "sandbox"
 USER = 1000
 WORK_DIR = "/work"
-STATE_FILE = "/dev/termination-log"  # the kubelet makes it, and tells its content when the container has ended
+STATE_DIR = "/.sandbox"  # outlives the container: a kubelet may start it again, whatever the restart policy says
+STATE_FILE = f"{STATE_DIR}/state"
+STATE_MIB = 1
+MESSAGE_FILE = "/dev/termination-log"  # the kubelet makes one for each container, and tells what it held in the end
 TMP_MIB = 64
 LOG_MIB = 64  # what the kubelet's usual rotation lets a log grow to; it counts as ephemeral storage
 DEADLINE_MARGIN = 60  # seconds past start deadline, timeout and kill before the kubelet ends what nothing else ended
@@ -88,6 +91,7 @@ def _pod(launch: Launch, image: str, options: JobOptions, start_deadline: float)
         "volumes": [
             {"name": "work", "emptyDir": {"sizeLimit": f"{launch.disk_mib}Mi"}},
             {"name": "tmp", "emptyDir": {"sizeLimit": f"{TMP_MIB}Mi"}},
+            {"name": "state", "emptyDir": {"sizeLimit": f"{STATE_MIB}Mi"}},
         ],
     }
     asked = {
@@ -102,16 +106,16 @@ def _pod(launch: Launch, image: str, options: JobOptions, start_deadline: float)
 
 def _container(launch: Launch, image: str) -> dict[str, Any]:
     words = ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, str(launch.timeout_seconds)]
-    disk = launch.disk_mib + TMP_MIB + LOG_MIB
+    disk = launch.disk_mib + TMP_MIB + STATE_MIB + LOG_MIB
     return {
         "name": CONTAINER,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": [_literal(word) for word in words],
-        "args": [_literal(launch.command), _literal(first_line(launch.key))],
+        "args": [_literal(launch.command), _literal(first_line(launch.key)), MESSAGE_FILE],
         "env": [{"name": name, "value": _literal(value)} for name, value in {"HOME": WORK_DIR, **launch.env}.items()],
         "workingDir": WORK_DIR,
-        "terminationMessagePath": STATE_FILE,
+        "terminationMessagePath": MESSAGE_FILE,
         "terminationMessagePolicy": "File",
         "resources": {
             "limits": {
@@ -131,7 +135,11 @@ def _container(launch: Launch, image: str) -> dict[str, Any]:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": "work", "mountPath": WORK_DIR}, {"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": [
+            {"name": "work", "mountPath": WORK_DIR},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "state", "mountPath": STATE_DIR},
+        ],
     }
 
 

@@ -16,10 +16,8 @@ from controller.backends.labels import key_of, selecting
 from controller.errors import NotNow, Refused, SandboxError
 from controller.model import Key, Reason
 
-# Words of a 403 that may pass: a quota, a namespace that goes, a right not granted yet.
-MAY_PASS = re.compile(
-    r"exceeded quota|is being terminated|cannot create resource|failed quota|status unknown for quota"
-)
+# Words of a 403 that stays; any other may pass: a quota, a right not granted yet, an API server that is starting.
+DENIED = re.compile(r"denied the request|denied request|violates PodSecurity")
 STUCK_SECONDS = 120.0  # past its deadline of deletion, after which a pod's node is taken not to answer any more
 
 
@@ -66,6 +64,8 @@ class Objects:
             await self._remove(path, meta["uid"], gracePeriodSeconds=0)
         elif not pod["spec"].get("nodeName"):
             await self._remove(path, meta["uid"])
+        elif late is None and pods.is_silent(pod) and pod["spec"].get("activeDeadlineSeconds") == 1:
+            await self._remove(path, meta["uid"])  # its node did not heed that: once it is overdue, it goes by force
         elif late is None:
             await self._api.send("PATCH", path, body=jobs.end_now(meta["uid"]), content=MERGE)
 
@@ -82,9 +82,9 @@ class Objects:
             job = None
         runs = await self.runs(key)
         if run_uid is not None:
-            if any(uid != run_uid and run.seen.phase not in pods.OVER for uid, run in runs.items()):
+            if any(uid != run_uid for uid in runs):
                 return await self._remove_beside(runs.get(run_uid), run_uid)
-            if not runs and job is not None and not _is_finished(job):
+            if not runs and job is not None and not is_finished(job):
                 return True  # its pod may yet come: the sweep looks after such a Job
         if job is not None and not job["metadata"].get("deletionTimestamp"):
             await self._remove(f"jobs/{key.name}", job["metadata"]["uid"])
@@ -115,7 +115,8 @@ class Objects:
         return True
 
 
-def _is_finished(job: Json) -> bool:
+def is_finished(job: Json) -> bool:
+    """Whether this Job makes no pod any more."""
     conditions = (job.get("status") or {}).get("conditions") or ()
     return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
 
@@ -126,19 +127,16 @@ def creation_error(error: ApiError, namespace: str) -> SandboxError:
         return Refused(Reason.INVALID_REQUEST, error.words)
     if error.status == 404:
         return NotNow(f"the namespace {namespace} does not exist, or has no batch/v1: {error.words}")
-    if error.status == 403 and not MAY_PASS.search(error.words):
-        return Refused(Reason.INVALID_REQUEST, error.words)  # an admission policy's word
+    if error.status == 403 and DENIED.search(error.words):
+        return Refused(Reason.INVALID_REQUEST, error.words)
     return error
 
 
 def why_no_pod(job: Json) -> str:
     """Why a Job may have made no pod, in a sentence."""
-    name, conditions = job["metadata"]["name"], (job.get("status") or {}).get("conditions") or ()
-    failed = next((one for one in conditions if one["type"] == "Failed" and one["status"] == "True"), None)
+    name = job["metadata"]["name"]
     if job["spec"].get("suspend"):
         return f"its Job {name} is suspended: the queue that holds it has not admitted it yet"
-    if failed is not None:
-        return f"its Job {name} failed before it had a pod: {failed.get('message') or failed.get('reason')}"
     return (
         f"its Job {name} has no pod yet: a full quota, a limit range or a policy may refuse it; "
         f"`kubectl describe job {name}` tells"

@@ -37,7 +37,7 @@ def seen(pod: Json, key: Key) -> Seen:
     if "terminated" in state:
         return _terminated(pod, run, state["terminated"], over or is_being_deleted(pod))
     if over:
-        return _ended_untold(pod, run, state)
+        return _ended_untold(pod, run, container)
     if "running" in state:
         return replace(run, phase=Phase.RUNNING, started_at=_time(state["running"].get("startedAt")))
     return _waiting(pod, run, state.get("waiting") or {})
@@ -64,6 +64,11 @@ def overdue(pod: Json, now: datetime) -> float | None:
     """For how many seconds its deletion should have been complete by now; None where nobody asked for it."""
     moment = _time(pod["metadata"].get("deletionTimestamp"))
     return (now - moment).total_seconds() if moment is not None else None
+
+
+def is_silent(pod: Json) -> bool:
+    """Whether the cluster takes it that the pod's node does not answer."""
+    return _condition(pod, "Ready").get("status") == "False"
 
 
 def owner(pod: Json) -> str:
@@ -124,13 +129,15 @@ def _terminated(pod: Json, run: Seen, ended: Json, over: bool) -> Seen:
     )
 
 
-def _ended_untold(pod: Json, run: Seen, state: Json) -> Seen:
+def _ended_untold(pod: Json, run: Seen, container: Json) -> Seen:
     """Of a pod that is over while its container's end was never told.
 
-    It is sure not to have started only where its node says that the container still waits: a kubelet that restarts
-    rejects what ran before in the words that it has for new pods (`rejectPod` in Kubernetes 1.35's kubelet.go).
+    It is sure not to have started only where its node says that the container still waits, and for the first time: a
+    kubelet that restarts rejects what ran before in the words that it has for new pods (`rejectPod` in Kubernetes
+    1.35's kubelet.go), and tells a container that it lost as one that waits again.
     """
-    if "waiting" in state and _disruption(pod).get("reason") not in NODE_GONE:
+    state, before = container.get("state") or {}, container.get("lastState") or container.get("restartCount")
+    if "waiting" in state and not before and _disruption(pod).get("reason") not in NODE_GONE:
         waited = _waiting(pod, run, state["waiting"])
         return replace(waited, phase=Phase.NEVER, waiting=waited.waiting or _words(pod, "its node did not start it"))
     started = _time(state.get("running", {}).get("startedAt"))
@@ -147,8 +154,8 @@ def _told(pod: Json, ended: Json) -> Outcome | None:
 
 def _outcome(pod: Json, ended: Json) -> Outcome:
     """How a container ended that wrote no end down: by what its pod says."""
-    reason = ended.get("reason")
-    code = int(ended.get("exitCode", 0)) if reason != UNKNOWN else None
+    reason, evidence = ended.get("reason"), Evidence.parse(ended.get("message") or "")
+    code = int(ended.get("exitCode", 0)) if reason != UNKNOWN and not evidence.again else None
     if reason in UNMADE:
         return Outcome(State.FAILED, Reason.START_FAILED, f"{reason}: {ended.get('message', '')}", None)
     if _disruption(pod).get("reason") == "DeletionByPodGC":  # its node is no more: no exit code is of a node's telling
@@ -156,11 +163,11 @@ def _outcome(pod: Json, ended: Json) -> Outcome:
     interrupted = _interruption(pod, code)
     if interrupted is not None:
         return interrupted
-    if code is None:
+    if reason == UNKNOWN:
         return _node_lost(pod)
     if code == 0:
         return exit_outcome(0)
-    if not Evidence.parse(ended.get("message") or "").started:
+    if code is not None and not evidence.started:
         return untold(code)
     return killed(code)
 

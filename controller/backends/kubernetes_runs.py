@@ -72,12 +72,12 @@ class Runs:
         self._recorded: dict[str, float] = {}  # uids of Jobs whose outcome is in the table, and since when
         self._barren: set[str] = set()  # uids of Jobs that have had no pod so far
 
-    def take(self, run: Run, *, gone: bool = False) -> Seen | None:
-        """Takes in a look at a run; returns it where it is news."""
+    def take(self, run: Run, *, gone: bool = False, listed: bool = False) -> Seen | None:
+        """Takes in a look at a run; returns it where it is news. A list overrules: a cluster may have been set back."""
         key, uid = run.seen.key, run.seen.run_uid
         self._barren.discard(run.job_uid)
         known = self._runs.get(key, {}).get(uid)
-        if known is not None and known.version > run.version:
+        if known is not None and known.version > run.version and not listed:
             return None
         if known is not None and run.seen.phase is Phase.NEVER and known.seen.waiting:  # the last word of why
             waited = known.seen
@@ -123,13 +123,15 @@ class Runs:
             for uid in self._runs[key].keys() - uids:
                 self._forget(key, uid)
         self._barren = {job.uid for job in jobs if job.key not in self._runs}
-        shown = [run.seen for runs in self._runs.values() for run in runs.values() if not self.is_hidden(run.job_uid)]
+        runs = [run for runs in self._runs.values() for run in runs.values()]
+        shown = [run.seen for run in runs if not self.is_hidden(run.job_uid)]
+        recorded = [run.seen for run in runs if self.is_hidden(run.job_uid)]
         pending = {
             job.key: None
             for job in jobs
             if job.key not in self._runs and not job.deleting and not self.is_hidden(job.uid)
         }
-        return Listing(tuple(shown), pending)
+        return Listing(tuple(shown), pending, tuple(recorded))
 
     def _forget(self, key: Key, uid: str) -> None:
         runs = self._runs.get(key, {})

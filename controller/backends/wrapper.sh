@@ -1,6 +1,7 @@
 # PID 1 of every sandbox: runs the command once, ends it at its timeout, and writes down what became of it.
-#   /bin/sh -c "$this_text" sandbox STATE_FILE TIMEOUT_SECONDS COMMAND [FIRST_LINE]
-# FIRST_LINE is written before all output: where a log begins with it, nothing of the log was dropped.
+#   /bin/sh -c "$this_text" sandbox STATE_FILE TIMEOUT_SECONDS COMMAND [FIRST_LINE MESSAGE_FILE]
+# FIRST_LINE is written before all output: where a log begins with it, nothing of the log was dropped. Where there is a
+# MESSAGE_FILE, the first start makes the state file, and the message file, which each start has anew, gets a copy.
 # The state file outlives restarts of the container. Empty: nothing ran yet. Its lines, where each word's first counts:
 #   started | started_at T | timeout | exit CODE | oom | ended_at T | again      (T: seconds since 1970)
 # Until the command has ended, PID 1 sets no variable: it could be one of the command's own, and change it there.
@@ -8,14 +9,19 @@
 
 exec 2>/dev/null  # what this shell itself has to say is not the command's output
 
+[ -z "$5" ] || [ -e "$1" ] || : >"$1"
+
 # No file: nobody allowed a start. Not empty: it started before, and what became of it then is what counts.
 if [ ! -f "$1" ] || [ -s "$1" ]; then
     [ -s "$1" ] && echo again >>"$1"
+    count=0
+    [ -z "$5" ] || while [ $count -lt 20 ] && read -r line; do count=$((count + 1)); echo "$line"; done <"$1" >"$5"
     PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
     set -- $(head -c 4096 "$1" | sed -n 's/^exit \([0-9]\{1,3\}\)$/\1/p')
     exit "${1:-125}"
 fi
 echo started >>"$1" || exit 125  # no evidence, no run
+[ -z "$5" ] || echo started >"$5"
 PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin date +'started_at %s' >>"$1"
 PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin sync "$1"  # the host may lose its power
 [ -z "$4" ] || echo "$4"
@@ -38,7 +44,7 @@ PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin sync "$1"  # the host may lose
 
 # In the foreground: in the background SIGINT would be ignored. One pipe for both streams keeps their order. In a
 # subshell, or the redirection would be this shell's own for that time, and its "Killed" would join the output.
-(exec /bin/sh -c -- "$3" </dev/null 2>&1) && set -- "$1" 0 || set -- "$1" "$?"
+(exec /bin/sh -c -- "$3" </dev/null 2>&1) && set -- "$1" 0 "$5" || set -- "$1" "$?" "$5"
 echo "exit $2" >>"$1"
 
 # The kernel's count of processes killed for want of memory (cgroup 2, or 1); an engine may miss its event.
@@ -48,4 +54,9 @@ for file in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_contro
     done <"$file"
 done
 PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin date +'ended_at %s' >>"$1"
+[ -z "$3" ] || {
+    count=0
+    while [ $count -lt 20 ] && read -r line; do count=$((count + 1)); echo "$line"; done <"$1"
+    echo "exit $2"  # where the command wrote more lines than that
+} >"$3"
 exit "$2"  # and the kernel kills what the command left behind

@@ -225,7 +225,7 @@ class Paused(MemoryBackend):
 
     def __init__(self, engine: MemoryEngine, verb: str) -> None:
         super().__init__(engine, list_seconds=0.2)
-        self.reached, self.go_on, self._verb = asyncio.Event(), asyncio.Event(), verb
+        self.reached, self.go_on, self.went_on, self._verb = asyncio.Event(), asyncio.Event(), asyncio.Event(), verb
 
     async def _pause(self, verb: str) -> None:
         if verb == self._verb:
@@ -235,7 +235,10 @@ class Paused(MemoryBackend):
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         """Pauses, then creates."""
         await self._pause("create")
-        return await super().create(launch, look=look)
+        try:
+            return await super().create(launch, look=look)
+        finally:
+            self.went_on.set()
 
     async def release(self, key: Key, run_uid: str) -> None:
         """Pauses, then releases."""
@@ -265,6 +268,8 @@ def test_a_controller_that_sleeps_past_its_lease_and_wakes_starts_nothing_twice(
                 await asked.cleaned(sandbox)
             zombie.go_on.set()
             async with asyncio.timeout(20):
+                if verb == "create":  # it makes a run that nobody asked for any more
+                    await zombie.went_on.wait()
                 while engine.runs:
                     await asyncio.sleep(0.02)
         row = await asked.row(sandbox)

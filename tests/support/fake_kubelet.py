@@ -205,7 +205,7 @@ def _command(container: Object) -> tuple[float, int, bytes]:
     if len(container.get("command") or ()) != WRAPPED:
         return pretend(words[-1])
     seconds, code, output = pretend(words[0])
-    return seconds, code, b"".join(f"{line}\n".encode() for line in words[1:]) + output
+    return seconds, code, b"".join(f"{line}\n".encode() for line in words[1:2]) + output
 
 
 def _timeout(container: Object) -> float | None:

@@ -87,7 +87,7 @@ def test_a_command_arrives_as_it_was_given(command: str) -> None:
     known = {one["name"]: one["value"] for one in made["env"]} | {"A": "expanded", "B": "expanded"}
     assert expanded(made["args"][0], known) == command
     assert [expanded(word, known) for word in made["command"]] == [
-        *("/bin/sh", "-c", wrapper_text(), "sandbox", "/dev/termination-log", "60")
+        *("/bin/sh", "-c", wrapper_text(), "sandbox", "/.sandbox/state", "60")
     ]
 
 
@@ -188,8 +188,9 @@ def test_its_volumes_are_its_own_and_bounded() -> None:
     assert pod(disk_mib=64)["volumes"] == [
         {"name": "work", "emptyDir": {"sizeLimit": "64Mi"}},
         {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+        {"name": "state", "emptyDir": {"sizeLimit": "1Mi"}},
     ]
-    assert {one["mountPath"] for one in container()["volumeMounts"]} == {"/work", "/tmp"}
+    assert {one["mountPath"] for one in container()["volumeMounts"]} == {"/work", "/tmp", "/.sandbox"}
 
 
 def test_its_security_has_no_other_fields() -> None:
@@ -237,7 +238,7 @@ def test_the_image_is_the_launchs_and_pulled_where_it_is_not_there() -> None:
 
 def test_its_end_is_told_by_the_file_that_the_wrapper_writes() -> None:
     made = container()
-    assert made["terminationMessagePath"] == made["command"][4]
+    assert made["terminationMessagePath"] == made["args"][2]
     assert made["terminationMessagePolicy"] == "File"
 
 

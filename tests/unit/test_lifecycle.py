@@ -71,7 +71,10 @@ CASES: dict[str, tuple[Row, list[Seen], Standing, Do]] = {
     "too late to bind: it is never to start": (ROW, [INERT], Standing(mine=True, overdue=True), Do.DISCARD),
     "too late to release: it is never to start": (BOUND, [INERT], Standing(mine=True, overdue=True), Do.DISCARD),
     "another run of the attempt goes first": (BOUND, [INERT, seen("b", Phase.INERT)], MINE, Do.DISCARD),
-    "of two unbound runs one goes": (ROW, [INERT, seen("b", Phase.INERT)], MINE, Do.DISCARD),
+    "of two unbound runs one is bound before the other goes": (ROW, [INERT, seen("b", Phase.INERT)], MINE, Do.BIND),
+    "one that can start is bound before one that cannot": (ROW, [NEVER, seen("b", Phase.INERT)], MINE, Do.BIND),
+    "its engine was set back to before its start": (RUNNING, [INERT], OTHERS, Do.DISCARD),
+    "what was seen to run is no more unstarted": (RUNNING, [NEVER], OTHERS, Do.RECORD),
     "past its gate before it was bound: it is the one": (ROW, [ALIVE], OTHERS, Do.BIND),
     "ended before it was bound: it is the one": (ROW, [DONE], OTHERS, Do.BIND),
     # 4 and 5: run, observe
@@ -170,7 +173,8 @@ STANDINGS = [
 
 def rows() -> Iterator[Row]:
     for state, uid, asked, (most, runs) in product(State, (None, "a"), (False, True), ((1, 0), (2, 0), (2, 1))):
-        yield replace(ROW, state=state, run_uid=uid, cancelled=asked, max_attempts=most, runs=runs)
+        if uid is not None or state is not State.RUNNING:  # nothing runs unbound
+            yield replace(ROW, state=state, run_uid=uid, cancelled=asked, max_attempts=most, runs=runs)
 
 
 def looks() -> list[tuple[Seen, ...]]:
@@ -178,7 +182,8 @@ def looks() -> list[tuple[Seen, ...]]:
 
     def of(uid: str) -> list[tuple[Seen, ...]]:
         others = [(seen(uid, phase),) for phase in Phase if phase is not Phase.ENDED]
-        given_up = [(replace(seen(uid, phase), stuck=NO_IMAGE, hopeless=True),) for phase in (STARTING, Phase.NEVER)]
+        hopeless = [replace(seen(uid, phase), stuck=NO_IMAGE, hopeless=True) for phase in (Phase.STARTING, Phase.NEVER)]
+        given_up = [(run,) for run in hopeless]
         return [(), *others, *given_up, *((seen(uid, Phase.ENDED, ending),) for ending in ENDINGS)]
 
     return [tuple(chain(*pair)) for pair in product(of("a"), of("b"))]
@@ -208,7 +213,9 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
             return launch and row.run_uid is None and not there
         case Do.BIND:
             assert run is not None
-            return row.run_uid is None and there == [run] and (launch or run.phase is not Phase.INERT)
+            past_gate = [one for one in there if one.phase not in (Phase.INERT, Phase.NEVER)]
+            furthest = run in past_gate or not past_gate
+            return row.run_uid is None and furthest and (launch or run.phase is not Phase.INERT)
         case Do.RELEASE:
             assert run is not None
             return launch and run.run_uid == row.run_uid and run.phase is Phase.INERT and alone
@@ -222,19 +229,20 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
         case Do.DISCARD:
             assert run is not None
             if run.run_uid == row.run_uid:  # the bound run goes only unstarted, and by its holder
-                return run.phase is Phase.INERT and standing.mine and not launch
-            furthest = any(other.phase is not Phase.INERT for other in there if other is not run)
+                set_back = row.state is State.RUNNING
+                return run.phase is Phase.INERT and (set_back or (standing.mine and not launch))
             given_up = row.cancelled or (standing.mine and standing.overdue)
-            return run.phase is not Phase.GONE and (row.run_uid is not None or len(there) > 1 or given_up or furthest)
+            return run.phase is not Phase.GONE and (row.run_uid is not None or given_up)
         case Do.AGAIN:
             assert outcome is not None
-            if row.cancelled or not alone:
+            none_started = bool(there) and all(one.phase is Phase.NEVER for one in there)
+            if row.cancelled or not (alone or (row.run_uid is None and none_started)):
                 return False
             if step.counted:
                 ended = own is not None and own.phase is Phase.ENDED
                 return ended and outcome.reason in RETRYABLE and row.runs + 1 < row.max_attempts
             never = all(one.phase is Phase.NEVER for one in there) and bool(there)
-            hopeless = any(one.hopeless for one in there if own is None or one is own)
+            hopeless = all(one.hopeless for one in there if own is None or one is own)
             untried = row.state is State.LAUNCHING and not standing.overdue and not hopeless
             return never and outcome.reason is Reason.NOT_STARTED and untried
         case Do.RECORD:
@@ -263,7 +271,7 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
 
 def alone_or_never(row: Row, there: list[Seen], own: Seen | None) -> bool:
     """No run is forgotten: others were discarded before."""
-    return not there or there == [own] or (row.run_uid is None and [run.phase for run in there] == [Phase.NEVER])
+    return not there or there == [own] or (row.run_uid is None and {run.phase for run in there} == {Phase.NEVER})
 
 
 def may_wait(row: Row, there: list[Seen], own: Seen | None, standing: Standing) -> bool:
@@ -271,7 +279,7 @@ def may_wait(row: Row, there: list[Seen], own: Seen | None, standing: Standing) 
     if own is None or own.phase is Phase.GONE:
         if row.run_uid is not None:
             return not standing.missing
-        inert = bool(there) and there[0].phase is Phase.INERT
+        inert = any(run.phase is Phase.INERT for run in there)
         return not standing.mine or (not inert and standing.created and not standing.missing)
     if own.phase is Phase.INERT:
         return not standing.mine
