@@ -72,6 +72,7 @@ def test_nothing_is_lost_and_nothing_starts_twice_whatever_is_killed(kind: str, 
         with stage(kind, tmp_path, postgres.url, LEASE_SECONDS=LEASE_SECONDS) as made:
             asked = run_storm(made, postgres, rows)
             made.wait_until_done(300)
+            made.wait_until_empty()
             for controller in list(made.controllers):
                 made.kill(controller, signal.SIGTERM)
             results = {row["id"]: row for row in made.query("select * from sandbox_results")}

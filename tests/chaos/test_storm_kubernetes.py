@@ -156,6 +156,7 @@ def test_nothing_is_lost_and_nothing_starts_twice_whatever_the_cluster_meets(tmp
             shaker = Shaker(made, lab, chance)
             asked = storm(made, shaker, chance)
             made.wait_until_done(400)
+            made.wait_until_empty()
             for controller in list(made.controllers):
                 made.kill(controller, signal.SIGTERM)
             bad = wrong(made, asked, shaker.deleted)

@@ -145,6 +145,10 @@ class Stage:
 
         self.wait("every row ended and cleaned", done, seconds, 0.2)
 
+    def wait_until_empty(self) -> None:
+        """Waits until nothing is left on the engine: what a crash left without a row is swept at the second look."""
+        self.wait("the engine to be empty", lambda: not self.leftovers(), 30, 0.2)
+
     def starts(self) -> Counter[str]:
         """How often each sandbox's command ran, by the marks that the commands themselves left."""
         if self.kind == "memory":
