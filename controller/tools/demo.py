@@ -10,8 +10,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -29,13 +29,14 @@ from controller.tools.demo_cases import Case, Run, cases, faults
 from controller.tools.explain import WIDTH, screen
 
 IMAGE, IMAGE_DIRECTORY = "ci-fixer-sandbox:dev", Path(__file__).parents[2] / "images" / "sandbox"
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CHECK_SECONDS, BUILD_SECONDS, RUN_SECONDS, STOP_SECONDS = 5, 40, 30, 15
 READY_SECONDS = {"process": 4, "docker": 8}  # within which the first attempt of the retry has surely begun
 
 
 def demo(backend: str | None) -> int:
     """Shows it all; returns 0 where everything was as expected."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in INTERRUPTS:
         signal.signal(number, _interrupt)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH)
     descriptor, log = tempfile.mkstemp(prefix="sandbox-demo-", suffix=".log")
@@ -206,22 +207,40 @@ def _controller(settings: dict[str, str], log: BinaryIO) -> Iterator[subprocess.
         command = [sys.executable, "-m", "controller", *words]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
-    controller = start("run")
-    try:
+    with ExitStack() as started:
+        with _uninterrupted():  # while it is being started there is nothing yet to end it by
+            controller = start("run")
+            started.callback(_end, controller, start)
         yield controller
-    finally:
-        _interrupt_no_more()
-        _say("removing everything")
-        controller.terminate()
-        drain = start("drain", "--timeout", str(STOP_SECONDS))
-        for process in (controller, drain):
-            try:
-                process.wait(STOP_SECONDS + 5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+
+
+def _end(controller: subprocess.Popen[bytes], start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    _interrupt_no_more()
+    _say("removing everything")
+    controller.terminate()
+    drain = start("drain", "--timeout", str(STOP_SECONDS))
+    for process in (controller, drain):
+        try:
+            process.wait(STOP_SECONDS + 5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
     if drain.returncode:
         raise SandboxError("`controller drain` failed: sandboxes may be left")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts an interrupt off to the end of the block."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        _interrupt()
 
 
 def _interrupt(*_: object) -> None:
@@ -231,5 +250,5 @@ def _interrupt(*_: object) -> None:
 
 def _interrupt_no_more() -> None:
     """What is being removed is removed to the end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)
