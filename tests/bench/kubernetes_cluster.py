@@ -117,12 +117,14 @@ class Watcher:
 
     async def _follow(self, client: Plain, kind: str, version: str) -> None:
         try:
-            async for events in client.watch(kind, version):
-                at = time.monotonic()
-                async with self._news:
-                    for event in events:
-                        (self._job if kind == "jobs" else self._pod)(event, at)
-                    self._news.notify_all()
+            while True:  # a server ends the watch of a client that it finds too slow
+                async for events in client.watch(kind, version):
+                    at = time.monotonic()
+                    async with self._news:
+                        for event in events:
+                            (self._job if kind == "jobs" else self._pod)(event, at)
+                            version = event["object"]["metadata"]["resourceVersion"]
+                        self._news.notify_all()
         finally:
             async with self._news:
                 self._news.notify_all()
