@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from copy import deepcopy
 
 from tests.support.fake_registry import OVER, Registry, suffix
@@ -12,7 +13,7 @@ TRACKING = "batch.kubernetes.io/job-tracking"
 JOB_NAME = "batch.kubernetes.io/job-name"
 
 
-class Controller:
+class Controller(ABC):
     """Acts on objects one by one; `on` false: its work is left to the test."""
 
     def __init__(self, registry: Registry) -> None:
@@ -40,9 +41,9 @@ class Controller:
         if self.on:
             self.sync(ref)
 
+    @abstractmethod
     def sync(self, ref: Ref) -> None:
         """Does what is to be done about that object."""
-        raise NotImplementedError
 
 
 class JobController(Controller):
