@@ -27,7 +27,9 @@ PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin sync "$1"  # the host may lose
 [ -z "$4" ] || echo "$4"
 
 # The timer. A sleep that the command killed is slept again, by the clock since boot, which nobody sets.
-# However it ends, be it for want of a process, everything but PID 1 is killed.
+# However it ends, be it for want of a process, everything but PID 1 is killed. A command that sends a signal to all
+# that it can see does not end it: it is born deaf to the usual ones, and the command is not.
+trap '' HUP TERM
 (
     trap 'kill -s KILL -- -1' EXIT
     PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
@@ -41,6 +43,7 @@ PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin sync "$1"  # the host may lose
     kill -s TERM -- -1
     sleep 5
 ) </dev/null >/dev/null &
+trap - HUP TERM
 
 # In the foreground: in the background SIGINT would be ignored. One pipe for both streams keeps their order. In a
 # subshell, or the redirection would be this shell's own for that time, and its "Killed" would join the output.
