@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import yaml
@@ -85,11 +87,11 @@ class Api:
         url = self._paths[kind] + (f"/{rest}" if rest else "")
         headers = {"Accept": accept, "Content-Type": content}
         try:
-            sent = await client.param_serialize(
-                method, url, query_params=list((query or {}).items()), header_params=headers, body=body,
+            verb, full_url, all_headers, _, _ = await client.param_serialize(
+                method, url, query_params=list((query or {}).items()), header_params=headers,
                 auth_settings=["BearerToken"],
             )  # fmt: skip
-            answer = await client.call_api(*sent, _request_timeout=timeout)
+            answer = await client.call_api(verb, full_url, all_headers, body, _request_timeout=timeout)
             async with answer.response as response:
                 if response.status >= 300:
                     error = _error(response, await response.read())
@@ -182,9 +184,17 @@ async def _connect(kubeconfig: str | None) -> ApiClient:
             raise ConfigException(f"{paths} is no file")
         await load_kube_config(paths, client_configuration=configuration, persist_config=False)
     configuration.connection_pool_maxsize = CONNECTIONS
+    configuration.proxy = configuration.proxy or _proxy(configuration.host)
+    configuration.client_session_kwargs = {"trust_env": False}  # it reads netrc and environment for each request
     client = ApiClient(configuration)
     client.user_agent = USER_AGENT
     return client
+
+
+def _proxy(host: str) -> str | None:
+    """The proxy that the environment names for this address."""
+    address = urlsplit(host)
+    return None if proxy_bypass(address.netloc) else getproxies().get(address.scheme)
 
 
 def _authority(configuration: Configuration) -> str:
