@@ -45,14 +45,14 @@ def connect(settings: Settings) -> Backend:
             return KubernetesBackend(
                 settings.sandbox_namespace,
                 settings.sandbox_image,
-                options=_job_options(settings.sandbox_job_options),
+                options=job_options(settings.sandbox_job_options),
                 start_deadline=settings.sandbox_start_deadline_seconds,
                 output_bytes=settings.sandbox_output_bytes,
             )
     assert_never(settings.sandbox_backend)
 
 
-def _job_options(given: Mapping[str, Any]) -> JobOptions:
+def job_options(given: Mapping[str, Any]) -> JobOptions:
     """Raises SettingsError that names the option and what it takes."""
     known = [field.name for field in fields(JobOptions)]
     for name in given:

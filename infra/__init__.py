@@ -1,0 +1,1 @@
+"""The environment as code: one Pulumi program for every stack."""

@@ -1,0 +1,7 @@
+"""What Pulumi runs."""
+
+from __future__ import annotations
+
+from infra.program import main
+
+main()

@@ -1,0 +1,152 @@
+"""What configured values may look like. Each check returns the value, or raises ValueError with what it takes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from ipaddress import ip_network
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from controller.backends.connect import job_options as checked_options
+from controller.errors import SettingsError
+
+T = TypeVar("T")
+
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123, as Kubernetes names namespaces
+SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+QUANTITY = re.compile(r"(\d+(\.\d+)?|\.\d+)(m|k|[KMGTPE]i|[MGTPE]|[eE]\d+)?")
+REGISTRY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d{1,5})?(/[a-z0-9._-]+)*")
+IMAGE = re.compile(
+    r"(?P<name>[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d{1,5}(?=/))?(/[a-z0-9._-]+)*)"
+    r"(:(?P<tag>[\w][\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """One of these words."""
+
+    def check(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"takes {' or '.join(words)}")
+        return value
+
+    return check
+
+
+def text(value: str) -> str:
+    """Any text."""
+    return value
+
+
+def boolean(value: str) -> bool:
+    """True or false."""
+    if value not in ("true", "false"):
+        raise ValueError("takes true or false")
+    return value == "true"
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A whole number in these limits."""
+
+    def check(value: str) -> int:
+        if not (value.isascii() and value.isdigit() and least <= int(value) <= most):
+            raise ValueError(f"takes a whole number from {least} to {most}")
+        return int(value)
+
+    return check
+
+
+def label(value: str) -> str:
+    """The name of a namespace."""
+    if not LABEL.fullmatch(value):
+        raise ValueError("takes at most 63 lower-case letters, digits and -, such as ci-fixer")
+    return value
+
+
+def subdomain(value: str) -> str:
+    """The name of most other objects of a cluster."""
+    if not SUBDOMAIN.fullmatch(value):
+        raise ValueError("takes lower-case letters, digits, - and ., such as registry-login")
+    return value
+
+
+def quantity(value: str) -> str:
+    """An amount as Kubernetes writes it."""
+    if not QUANTITY.fullmatch(value):
+        raise ValueError("takes a Kubernetes quantity, such as 500m, 20 or 64Gi")
+    return value
+
+
+def registry(value: str) -> str:
+    """Where images are pushed: a host, and what comes before an image's own name."""
+    if not REGISTRY.fullmatch(value):
+        raise ValueError("takes a registry without scheme or closing slash, such as registry.example.com/team")
+    return value
+
+
+def image(value: str) -> str:
+    """An image that stays what it is: by digest, or by a tag that is not latest."""
+    found = IMAGE.fullmatch(value)
+    if not found:
+        raise ValueError("takes an image, such as registry.example.com/team/app:1.4 or …/app@sha256:…")
+    if not found["digest"] and found["tag"] in (None, "latest"):
+        raise ValueError("takes an image with a version's tag or a digest: latest may be another one tomorrow")
+    return value
+
+
+def cidr(value: str) -> str:
+    """A range of addresses."""
+    try:
+        return str(ip_network(value))
+    except ValueError as error:
+        raise ValueError("takes ranges of addresses, such as 10.0.0.0/8") from error
+
+
+def database(value: str) -> str:
+    """A Postgres that a login can be put before."""
+    try:
+        url = urlsplit(value)
+        whole_url = url.scheme in ("postgres", "postgresql") and url.hostname and url.username and url.path.strip("/")
+        _ = url.port  # raises where it is no number
+    except ValueError:
+        whole_url = False
+    if not whole_url:
+        raise ValueError("takes the owner's URL: postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return value
+
+
+def list_of(check: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
+    """A JSON list of such values."""
+
+    def checked(value: str) -> tuple[str, ...]:
+        try:
+            read = json.loads(value) if value else []
+        except ValueError:
+            read = None
+        if not isinstance(read, list) or not all(isinstance(one, str) for one in read):
+            raise ValueError("takes a list")
+        return tuple(check(one) for one in read)
+
+    return checked
+
+
+def options(value: str) -> Mapping[str, Any]:
+    """What SANDBOX_JOB_OPTIONS takes."""
+    try:
+        read = json.loads(value) if value else {}
+    except ValueError:
+        read = None
+    if not isinstance(read, dict):
+        raise ValueError("takes an object")
+    try:
+        checked_options(read)
+    except SettingsError as error:
+        raise ValueError(str(error).removeprefix("SANDBOX_JOB_OPTIONS: ")) from error
+    return read
+
+
+def optional(check: Callable[[str], T]) -> Callable[[str], T | None]:
+    """Such a value, or none where it is empty."""
+    return lambda value: check(value) if value else None
