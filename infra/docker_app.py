@@ -1,0 +1,121 @@
+"""The controller as a Docker container, after the migration that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pulumi
+import pulumi_docker as docker
+
+from infra.passwords import secret
+
+LOG = {"max-size": "10m", "max-file": "3"}
+LOOPBACK = "127.0.0.1"
+PORT = 3000  # inside
+STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
+SOCKET = "/var/run/docker.sock"  # inside, where the controller looks
+READY = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}/readyz', timeout=8)"
+
+
+class MigrationFailed(pulumi.RunError):
+    """The migration ended with an error; the message says where its words are, and how to go on."""
+
+
+@dataclass(frozen=True)
+class DockerAppArgs:
+    """`settings` are the controller's; `socket` None: no engine, and so its own container is where commands run."""
+
+    name: str
+    image: pulumi.Input[str]
+    network: pulumi.Input[str]
+    owner_url: pulumi.Input[str]
+    controller_url: pulumi.Input[str]
+    passwords: Mapping[str, pulumi.Input[str]]  # by login
+    port: int  # the host's, on its loopback alone
+    socket: str | None
+    socket_group: int
+    settings: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
+
+
+class DockerApp(pulumi.ComponentResource):
+    """A controller that is ready."""
+
+    container: pulumi.Output[str]
+
+    def __init__(self, name: str, args: DockerAppArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:DockerApp", name, None, opts)
+        self._args = args
+        migrated = self._migration()
+        self.container = self._app(migrated).name
+        self.register_outputs({"container": self.container})
+
+    def _migration(self) -> pulumi.Output[int]:
+        """Runs to its end while the stack comes up; its exit code, which is 0."""
+        args = self._args
+        name = f"{args.name}-migration"
+        logins = [secret(f"SANDBOX_{login.upper()}_PASSWORD=", password) for login, password in args.passwords.items()]
+        migration = docker.Container(
+            "migration",
+            name=name,
+            image=args.image,
+            command=["migrate"],
+            envs=[secret("DATABASE_URL=", args.owner_url), *logins],
+            networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],
+            attach=True,
+            must_run=False,
+            restart="no",
+            **_hardened(),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+
+        def succeeded(code: float | None) -> int:
+            if code:
+                again = f"mend it, then: docker rm {name} && pulumi up --refresh"
+                raise MigrationFailed(
+                    f"the migration failed (exit code {int(code)}): docker logs {name} says why; {again}"
+                )
+            return 0
+
+        return migration.exit_code.apply(succeeded)
+
+    def _app(self, migrated: pulumi.Output[int]) -> docker.Container:
+        args = self._args
+        url = pulumi.Output.all(args.controller_url, migrated).apply(lambda both: str(both[0]))
+        settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(args.settings.items())]
+        return docker.Container(
+            "app",
+            name=f"{args.name}-app",
+            image=args.image,
+            command=["run"],
+            envs=[secret("DATABASE_URL=", url), *settings],
+            ports=[docker.ContainerPortArgs(internal=PORT, external=args.port, ip=LOOPBACK)],
+            networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],
+            volumes=self._volumes(),
+            group_adds=[str(args.socket_group)] if args.socket else [],
+            healthcheck=docker.ContainerHealthcheckArgs(
+                tests=["CMD", "python", "-c", READY], interval="5s", timeout="10s", retries=12, start_period="0s"
+            ),
+            wait=True,
+            wait_timeout=120,
+            restart="unless-stopped",
+            stop_timeout=STOP_SECONDS,
+            destroy_grace_seconds=STOP_SECONDS,
+            **_hardened(),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+
+    def _volumes(self) -> Sequence[docker.ContainerVolumeArgs]:
+        if self._args.socket is None:
+            return []
+        return [docker.ContainerVolumeArgs(host_path=self._args.socket, container_path=SOCKET)]
+
+
+def _hardened() -> dict[str, Any]:
+    return {
+        "capabilities": docker.ContainerCapabilitiesArgs(drops=["ALL"]),
+        "security_opts": ["no-new-privileges:true"],
+        "log_driver": "json-file",
+        "log_opts": LOG,
+    }

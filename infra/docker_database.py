@@ -1,0 +1,77 @@
+"""Postgres as a Docker container, with a network and a volume of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_docker as docker
+
+from infra.passwords import secret
+
+DATABASE = "sandbox"
+OWNER = "postgres"
+STOP_SECONDS = 30  # without it the provider kills at once
+LOG = {"max-size": "10m", "max-file": "3"}
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class DockerDatabaseArgs:
+    """`name` begins every name on the engine; `port` is the host's, on its loopback alone."""
+
+    name: str
+    image: str
+    password: pulumi.Input[str]
+    port: int
+    protect: bool = False
+
+
+class DockerDatabase(pulumi.ComponentResource):
+    """A database that answers. `host` and `network`: where other containers find it."""
+
+    network: pulumi.Output[str]
+    host: pulumi.Output[str]
+
+    def __init__(self, name: str, args: DockerDatabaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:DockerDatabase", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        kept = pulumi.ResourceOptions(parent=self, protect=args.protect)
+        network = docker.Network("network", name=args.name, opts=child)
+        volume = docker.Volume("database-volume", name=f"{args.name}-database", opts=kept)
+        image = docker.RemoteImage("database-image", name=args.image, keep_locally=True, opts=child)
+        container = docker.Container(
+            "database",
+            name=f"{args.name}-database",
+            image=image.image_id,
+            envs=[
+                f"POSTGRES_USER={OWNER}",
+                f"POSTGRES_DB={DATABASE}",
+                secret("POSTGRES_PASSWORD=", args.password),
+            ],
+            volumes=[
+                docker.ContainerVolumeArgs(volume_name=volume.name, container_path="/var/lib/postgresql/data"),
+            ],
+            ports=[docker.ContainerPortArgs(internal=5432, external=args.port, ip=LOOPBACK)],
+            networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=network.name, aliases=["database"])],
+            healthcheck=docker.ContainerHealthcheckArgs(
+                # By TCP: while it makes its files the image's server listens on the socket alone.
+                tests=["CMD", "pg_isready", "--host", LOOPBACK, "--username", OWNER, "--dbname", DATABASE],
+                interval="2s",
+                timeout="5s",
+                retries=30,
+                start_period="0s",
+            ),
+            wait=True,
+            wait_timeout=120,
+            restart="unless-stopped",
+            shm_size=256,
+            destroy_grace_seconds=STOP_SECONDS,
+            log_driver="json-file",
+            log_opts=LOG,
+            opts=child,
+        )
+        self.network = network.name
+        self.host = container.name.apply(lambda _: "database")  # known once it answers
+        self.container = container.name
+        self.register_outputs({"network": self.network, "host": self.host})

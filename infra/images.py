@@ -1,0 +1,76 @@
+"""The two images of this project: built here, built and pushed, or taken as they are."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_docker as docker
+
+ARCHITECTURES = {"arm64": "linux/arm64", "aarch64": "linux/arm64"}  # of this machine, for what is built to run on it
+
+
+@dataclass(frozen=True)
+class ImagesArgs:
+    """Where images come from. Without a registry they stay in the engine that built them."""
+
+    stack: str
+    app_image: str | None = None  # prebuilt
+    sandbox_image: str | None = None  # prebuilt
+    registry: str | None = None
+    pull_registry: str | None = None  # the cluster's name for it
+    username: str | None = None
+    password: pulumi.Input[str] | None = None
+
+
+class Images(pulumi.ComponentResource):
+    """`app` and `sandbox`: the images as a container or pod names them, each by id or digest where it is built here."""
+
+    app: pulumi.Output[str]
+    sandbox: pulumi.Output[str]
+
+    def __init__(self, name: str, args: ImagesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:Images", name, None, opts)
+        self._args = args
+        self.app = self._image("app", args.app_image, "..", "../images/app/Dockerfile")
+        self.sandbox = self._image("sandbox", args.sandbox_image, "../images/sandbox", "../images/sandbox/Dockerfile")
+        self.register_outputs({"app": self.app, "sandbox": self.sandbox})
+
+    def _image(self, what: str, prebuilt: str | None, context: str, dockerfile: str) -> pulumi.Output[str]:
+        if prebuilt is not None:
+            return pulumi.Output.from_input(prebuilt)
+        args = self._args
+        repository = f"ci-fixer-sandbox-{what}"
+        name = f"{repository}:{args.stack}" if args.registry is None else f"{args.registry}/{repository}:{args.stack}"
+        built = docker.Image(
+            f"{what}-image",
+            image_name=name,
+            build=docker.DockerBuildArgs(
+                context=context,
+                dockerfile=dockerfile,
+                platform=_platform() if args.registry is None else "linux/amd64",
+            ),
+            registry=self._login(),
+            skip_push=args.registry is None,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        return built.repo_digest.apply(self._as_pulled)
+
+    def _login(self) -> docker.RegistryArgs | None:
+        args = self._args
+        if args.registry is None or args.username is None:
+            return None
+        return docker.RegistryArgs(
+            server=args.registry.partition("/")[0], username=args.username, password=args.password
+        )
+
+    def _as_pulled(self, digest: str) -> str:
+        registry, pulled_from = self._args.registry, self._args.pull_registry
+        if registry is None or pulled_from is None:
+            return digest
+        return pulled_from + digest.removeprefix(registry)
+
+
+def _platform() -> str:
+    return ARCHITECTURES.get(platform.machine().lower(), "linux/amd64")

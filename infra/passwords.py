@@ -1,0 +1,51 @@
+"""Passwords: made once a stack, and secret wherever they go."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pulumi
+import pulumi_random as random
+
+LENGTH = 32  # letters and digits: 190 bits, and nothing that a URL or a shell would read otherwise
+
+
+class Passwords(pulumi.ComponentResource):
+    """Those of the owner (unless given), the controller and the requester."""
+
+    owner: pulumi.Output[str]
+    controller: pulumi.Output[str]
+    requester: pulumi.Output[str]
+
+    def __init__(
+        self, name: str, owner: pulumi.Output[str] | None = None, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        super().__init__("ci-fixer-sandbox:infra:Passwords", name, None, opts)
+        self.owner = owner if owner is not None else self._made("owner")
+        self.controller = self._made("controller")
+        self.requester = self._made("requester")
+        self.register_outputs({})
+
+    def _made(self, login: str) -> pulumi.Output[str]:
+        options = pulumi.ResourceOptions(parent=self)
+        made = random.RandomPassword(f"{login}-password", length=LENGTH, special=False, opts=options)
+        return pulumi.Output.secret(made.result)
+
+
+def database_url(
+    login: str, password: pulumi.Input[str], host: pulumi.Input[str], port: pulumi.Input[int], database: str
+) -> pulumi.Output[str]:
+    """The URL with which a login reaches a database; secret."""
+
+    def url(parts: list[object]) -> str:
+        secret, at, number = parts
+        return (
+            f"postgresql://{login}:{quote(str(secret), safe='')}@{at}:{int(str(number).partition('.')[0])}/{database}"
+        )
+
+    return pulumi.Output.secret(pulumi.Output.all(password, host, port).apply(url))
+
+
+def secret(*parts: pulumi.Input[str]) -> pulumi.Output[str]:
+    """These parts as one text; secret."""
+    return pulumi.Output.secret(pulumi.Output.concat(*parts))
