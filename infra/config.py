@@ -16,6 +16,14 @@ from infra import values
 T = TypeVar("T")
 
 
+ONLY_DOCKER = ("dockerSocketGroup",)
+ONLY_KUBERNETES = (
+    *("registry", "pullRegistry", "registryUsername", "registryPassword", "imagePullSecret"),
+    *("databaseUrl", "databaseCidrs", "storageClass", "kubeContext", "namespace", "sandboxNamespace"),
+    *("requesterNamespaces", "monitoringNamespace", "jobOptions"),
+)
+
+
 class ConfigError(pulumi.RunError):
     """The stack's configuration is wrong; the message says each key, what it was given and what it takes."""
 
@@ -182,6 +190,11 @@ def _read(reader: _Reader) -> Config:
 
 def _together(reader: _Reader, config: Config) -> None:
     """Notes keys that need or exclude each other."""
+    others = {"docker": ("kubernetes", ONLY_KUBERNETES), "kubernetes": ("docker", ONLY_DOCKER)}
+    if config.target in others:
+        other, keys = others[config.target]
+        for key in filter(reader.has, keys):
+            reader.fault(key, f"is for target {other} alone")
     if config.target == "kubernetes" and config.builds and not reader.has("registry"):
         words = "is missing: images are built here, and the cluster pulls them from a registry"
         reader.fault(

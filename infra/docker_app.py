@@ -95,7 +95,7 @@ class DockerApp(pulumi.ComponentResource):
             volumes=self._volumes(),
             group_adds=[str(args.socket_group)] if args.socket else [],
             healthcheck=docker.ContainerHealthcheckArgs(
-                tests=["CMD", "python", "-c", READY], interval="5s", timeout="10s", retries=12, start_period="0s"
+                tests=["CMD", "python", "-c", READY], interval="5s", timeout="10s", retries=12, start_period="15s"
             ),
             wait=True,
             wait_timeout=120,

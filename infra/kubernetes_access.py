@@ -1,0 +1,53 @@
+"""What the controller may do: the Role of the sandbox namespace, for the account of the app's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+import yaml
+
+from infra.kubernetes_pods import CONTROLLER, Place
+
+
+@dataclass(frozen=True)
+class AccessArgs:
+    """Where the account is, and where it has rights."""
+
+    place: Place
+    namespace: pulumi.Input[str]
+    sandbox_namespace: pulumi.Input[str]
+
+
+class Access(pulumi.ComponentResource):
+    """The name of an account that has its rights."""
+
+    account: pulumi.Output[str]
+
+    def __init__(self, name: str, args: AccessArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:Access", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        account = k8s.core.v1.ServiceAccount(
+            "controller-account",
+            metadata=args.place.metadata(CONTROLLER, args.namespace, args.place.name),
+            automount_service_account_token=False,  # the controller's pods ask for it
+            opts=child,
+        )
+        written = yaml.safe_load((files("controller.backends") / "kubernetes_role.yaml").read_text())
+        in_sandboxes = args.place.metadata(CONTROLLER, args.sandbox_namespace, args.place.name)
+        role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=written["rules"], opts=child)
+        role_name = role.metadata.apply(lambda metadata: metadata.name)
+        rights: Any = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role_name}
+        who: Any = {"kind": "ServiceAccount", "name": args.place.name, "namespace": args.namespace}
+        binding = k8s.rbac.v1.RoleBinding(
+            "controller-role-binding",
+            metadata=in_sandboxes,
+            role_ref=rights,
+            subjects=[who],
+            opts=child,
+        )
+        self.account = pulumi.Output.all(account.metadata, binding.id).apply(lambda known: str(known[0].name))
+        self.register_outputs({"account": self.account})

@@ -1,0 +1,122 @@
+"""The controller in the cluster: as many as configured, any of which may go at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.kubernetes_pods import (
+    CONTROLLER,
+    CONTROLLER_USER,
+    HTTP_PORT,
+    SKIP_AWAIT,
+    Place,
+    container_security,
+    from_secret,
+    pod_security,
+    pull_secrets,
+    resources,
+)
+
+STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
+
+
+@dataclass(frozen=True)
+class AppArgs:
+    """`settings` are the controller's; `secret` names the one with its DATABASE_URL."""
+
+    place: Place
+    namespace: pulumi.Input[str]
+    image: pulumi.Input[str]
+    replicas: int
+    account: pulumi.Input[str]
+    secret: pulumi.Input[str]
+    settings: Mapping[str, pulumi.Input[str]]
+    image_pull_secret: str | None
+
+
+class App(pulumi.ComponentResource):
+    """Controllers that are ready. `host`: where their health and metrics are found."""
+
+    host: pulumi.Output[str]
+
+    def __init__(self, name: str, args: AppArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:App", name, None, opts)
+        self._args = args
+        child = pulumi.ResourceOptions(parent=self)
+        # Without a name of its own: changed settings are a new object under a new name, and so new pods.
+        settings = k8s.core.v1.ConfigMap(
+            "settings", metadata=self._metadata(named=False), data=args.settings, opts=child
+        )
+        chosen = {"matchLabels": args.place.selector(CONTROLLER)}
+        deployed: Any = {
+            "replicas": args.replicas,
+            "selector": chosen,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {
+                "metadata": {"labels": args.place.labels(CONTROLLER)},
+                "spec": self._pod(settings.metadata.apply(lambda metadata: str(metadata.name))),
+            },
+        }
+        k8s.apps.v1.Deployment(
+            "controller",
+            metadata=self._metadata(),
+            spec=deployed,
+            opts=child,
+        )
+        budget: Any = {"maxUnavailable": 1, "selector": chosen}
+        k8s.policy.v1.PodDisruptionBudget("controller-budget", metadata=self._metadata(), spec=budget, opts=child)
+        port = {"name": "http", "port": HTTP_PORT, "targetPort": HTTP_PORT}
+        exposed: Any = {"selector": args.place.selector(CONTROLLER), "ports": [port]}
+        waits = None if args.replicas else SKIP_AWAIT  # nobody will be ready
+        service = k8s.core.v1.Service(
+            "controller-service",
+            metadata=self._metadata(annotations=waits),
+            spec=exposed,
+            opts=child,
+        )
+        self.host = service.metadata.apply(lambda metadata: f"{metadata.name}.{metadata.namespace}.svc:{HTTP_PORT}")
+        self.register_outputs({"host": self.host})
+
+    def _metadata(self, *, named: bool = True, annotations: Mapping[str, str] | None = None) -> Any:
+        args, name = self._args, self._args.place.name
+        return args.place.metadata(CONTROLLER, args.namespace, name if named else None, annotations)
+
+    def _pod(self, settings: pulumi.Output[str]) -> dict[str, Any]:
+        args = self._args
+        health, ready = (
+            {"httpGet": {"path": path, "port": HTTP_PORT}, "timeoutSeconds": 8} for path in ("/healthz", "/readyz")
+        )
+        container = {
+            "name": CONTROLLER,
+            "image": args.image,
+            "args": ["run"],
+            "envFrom": [{"configMapRef": {"name": settings}}],
+            "env": [from_secret("DATABASE_URL", args.secret)],
+            "ports": [{"name": "http", "containerPort": HTTP_PORT}],
+            "startupProbe": {**health, "periodSeconds": 1, "failureThreshold": 60},
+            "livenessProbe": {**health, "periodSeconds": 10, "failureThreshold": 6},
+            "readinessProbe": {**ready, "periodSeconds": 5, "failureThreshold": 3},
+            "resources": resources("100m", "128Mi", "1", "512Mi"),
+            "securityContext": container_security(),
+        }
+        spread = {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": args.place.selector(CONTROLLER)},
+        }
+        return {
+            "serviceAccountName": args.account,
+            "automountServiceAccountToken": True,  # it speaks with the API server
+            "enableServiceLinks": False,
+            "imagePullSecrets": pull_secrets(args.image_pull_secret),
+            "securityContext": pod_security(CONTROLLER_USER),
+            "terminationGracePeriodSeconds": STOP_SECONDS,
+            "topologySpreadConstraints": [spread],
+            "containers": [container],
+        }

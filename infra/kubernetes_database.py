@@ -1,0 +1,148 @@
+"""Postgres in the cluster: one pod on a volume of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.kubernetes_pods import (
+    DATABASE,
+    POSTGRES_PORT,
+    SKIP_AWAIT,
+    Place,
+    container_security,
+    from_secret,
+    pod_security,
+    pull_secrets,
+    resources,
+)
+
+NAME, OWNER = "sandbox", "postgres"  # the database's and its owner's
+USER = 999  # postgres in the image
+VOLUME = "/var/lib/postgresql/data"
+DATA = f"{VOLUME}/pgdata"  # below it: a volume's root may hold lost+found
+
+
+@dataclass(frozen=True)
+class DatabaseArgs:
+    """`storage_class` None: the cluster's default."""
+
+    place: Place
+    namespace: pulumi.Input[str]
+    image: str
+    password: pulumi.Input[str]
+    storage_class: str | None
+    storage_size: str
+    protect: bool
+    image_pull_secret: str | None
+
+
+class Database(pulumi.ComponentResource):
+    """A database that answers at `host`."""
+
+    host: pulumi.Output[str]
+
+    def __init__(self, name: str, args: DatabaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:Database", name, None, opts)
+        self._args = args
+        self._name = f"{args.place.name}-database"
+        child = pulumi.ResourceOptions(parent=self)
+        secret = k8s.core.v1.Secret(
+            "database-password",
+            metadata=self._metadata(named=False),
+            string_data={"POSTGRES_PASSWORD": args.password},
+            opts=pulumi.ResourceOptions(parent=self, additional_secret_outputs=["stringData", "data"]),
+        )
+        kept: Any = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": args.storage_size}}}
+        if args.storage_class is not None:
+            kept["storageClassName"] = args.storage_class
+        claim = k8s.core.v1.PersistentVolumeClaim(
+            "database-volume",
+            # Not awaited: many classes bind at the first pod alone, and the StatefulSet's own wait says what is wrong.
+            metadata=self._metadata(annotations=SKIP_AWAIT),
+            spec=kept,
+            opts=pulumi.ResourceOptions(parent=self, protect=args.protect),
+        )
+        stateful: Any = {
+            "serviceName": self._name,
+            "replicas": 1,
+            "selector": {"matchLabels": args.place.selector(DATABASE)},
+            "template": {
+                "metadata": {"labels": args.place.labels(DATABASE)},
+                "spec": self._pod(_name(secret), _name(claim)),
+            },
+        }
+        pods = k8s.apps.v1.StatefulSet(
+            "database",
+            metadata=self._metadata(),
+            spec=stateful,
+            opts=child,
+        )
+        port = {"name": "postgres", "port": POSTGRES_PORT, "targetPort": POSTGRES_PORT}
+        exposed: Any = {"selector": args.place.selector(DATABASE), "ports": [port]}
+        service = k8s.core.v1.Service(
+            "database-service",
+            metadata=self._metadata(),
+            spec=exposed,
+            opts=child,
+        )
+        # Known once a pod is ready behind the service.
+        self.host = pulumi.Output.all(_name(service), service.metadata, pods.id).apply(
+            lambda known: f"{known[0]}.{known[1].namespace}.svc"
+        )
+        self.register_outputs({"host": self.host})
+
+    def _metadata(self, *, named: bool = True, annotations: Mapping[str, str] | None = None) -> Any:
+        args, name = self._args, self._name
+        return args.place.metadata(DATABASE, args.namespace, name if named else None, annotations)
+
+    def _pod(self, secret: pulumi.Output[str], claim: pulumi.Output[str]) -> dict[str, Any]:
+        ready = ["pg_isready", "--host", "127.0.0.1", "--username", OWNER, "--dbname", NAME]  # not on the socket:
+        probe = {"exec": {"command": ready}, "timeoutSeconds": 5}  # there it listens while its files are made
+        container = {
+            "name": "postgres",
+            "image": self._args.image,
+            "env": [
+                {"name": "POSTGRES_USER", "value": OWNER},
+                {"name": "POSTGRES_DB", "value": NAME},
+                {"name": "PGDATA", "value": DATA},
+                from_secret("POSTGRES_PASSWORD", secret),
+            ],
+            "ports": [{"name": "postgres", "containerPort": POSTGRES_PORT}],
+            "startupProbe": {**probe, "periodSeconds": 2, "failureThreshold": 60},
+            "readinessProbe": {**probe, "periodSeconds": 5},
+            "livenessProbe": {**probe, "periodSeconds": 20, "failureThreshold": 6},
+            # SIGTERM alone would wait for every client to leave.
+            "lifecycle": {"preStop": {"exec": {"command": ["pg_ctl", "stop", "--mode", "fast", "--pgdata", DATA]}}},
+            "resources": resources("250m", "512Mi", "2", "2Gi"),
+            "securityContext": container_security(),
+            "volumeMounts": [
+                {"name": "data", "mountPath": VOLUME},
+                {"name": "run", "mountPath": "/var/run/postgresql"},
+                {"name": "tmp", "mountPath": "/tmp"},
+                {"name": "shm", "mountPath": "/dev/shm"},
+            ],
+        }
+        return {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "imagePullSecrets": pull_secrets(self._args.image_pull_secret),
+            "securityContext": pod_security(USER),
+            "terminationGracePeriodSeconds": 60,
+            "containers": [container],
+            "volumes": [
+                {"name": "data", "persistentVolumeClaim": {"claimName": claim}},
+                {"name": "run", "emptyDir": {"sizeLimit": "16Mi"}},
+                {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
+            ],
+        }
+
+
+def _name(made: Any) -> pulumi.Output[str]:
+    found: pulumi.Output[str] = made.metadata.apply(lambda metadata: str(metadata.name))
+    return found

@@ -1,0 +1,68 @@
+"""Brings the database to the image's version, as its owner, before any controller of that image starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.kubernetes_pods import (
+    CONTROLLER_USER,
+    MIGRATION,
+    Place,
+    container_security,
+    from_secret,
+    pod_security,
+    pull_secrets,
+    resources,
+)
+
+VARIABLES = ("DATABASE_URL", "SANDBOX_CONTROLLER_PASSWORD", "SANDBOX_REQUESTER_PASSWORD")
+
+
+@dataclass(frozen=True)
+class MigrationArgs:
+    """`secret` names the one with the variables; a new image or secret is a new migration."""
+
+    place: Place
+    namespace: pulumi.Input[str]
+    image: pulumi.Input[str]
+    secret: pulumi.Input[str]
+    image_pull_secret: str | None
+
+
+class Migration(pulumi.ComponentResource):
+    """A Job that has succeeded; its template cannot be changed, so each has a name of its own."""
+
+    def __init__(self, name: str, args: MigrationArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:Migration", name, None, opts)
+        container = {
+            "name": MIGRATION,
+            "image": args.image,
+            "args": ["migrate"],
+            "env": [from_secret(variable, args.secret) for variable in VARIABLES],
+            "resources": resources("50m", "64Mi", "500m", "256Mi"),
+            "securityContext": container_security(),
+        }
+        pod = {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "imagePullSecrets": pull_secrets(args.image_pull_secret),
+            "securityContext": pod_security(CONTROLLER_USER),
+            "containers": [container],
+        }
+        spec: Any = {
+            "backoffLimit": 6,  # network policies and names may take a moment to reach a new pod
+            "activeDeadlineSeconds": 300,
+            "template": {"metadata": {"labels": args.place.labels(MIGRATION)}, "spec": pod},
+        }
+        k8s.batch.v1.Job(
+            MIGRATION,
+            metadata=args.place.metadata(MIGRATION, args.namespace),
+            spec=spec,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        self.register_outputs({})

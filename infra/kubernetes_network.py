@@ -1,0 +1,125 @@
+"""Who reaches whom: nobody anybody, but for what stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.kubernetes_pods import CONTROLLER, DATABASE, HTTP_PORT, MIGRATION, POSTGRES_PORT, Place
+
+# Not meant by a wider range that holds them: the cluster's own networks, the neighbours', a cloud's metadata service.
+INTERNAL = ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10")
+API_SERVER_PORTS = (443, 6443)
+Rule = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class NetworkArgs:
+    """`database_cidrs` and `database_port` are an existing database's; none: the one in the cluster."""
+
+    place: Place
+    namespace: pulumi.Input[str]
+    sandbox_namespace: pulumi.Input[str]
+    requester_namespaces: Sequence[str]
+    monitoring_namespace: str | None
+    api_server_cidrs: Sequence[str]
+    egress_cidrs: Sequence[str]
+    database_cidrs: Sequence[str] = ()
+    database_port: pulumi.Input[int] = POSTGRES_PORT
+
+
+class Network(pulumi.ComponentResource):
+    """The policies of both namespaces."""
+
+    def __init__(self, name: str, args: NetworkArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:Network", name, None, opts)
+        self._args = args
+        place = args.place
+        self._policy("sandboxes-deny-all", args.sandbox_namespace, {})
+        egress = [{"to": outside(args.egress_cidrs)}] if args.egress_cidrs else []
+        self._policy("sandboxes-egress", args.sandbox_namespace, {"network": "egress"}, egress=egress)
+        self._policy("app-deny-all", args.namespace, {})
+        dns = ports(("UDP", 53), ("TCP", 53))  # of any address: it may be the node's own
+        out = [{"ports": dns}, self._to_database()]
+        self._policy("migration", args.namespace, place.selector(MIGRATION), egress=out)
+        api_server = {
+            "to": blocks(args.api_server_cidrs),
+            "ports": ports(*(("TCP", port) for port in API_SERVER_PORTS)),
+        }
+        callers = [*args.requester_namespaces, *filter(None, [args.monitoring_namespace])]
+        ingress = [{"from": namespaces(callers), "ports": ports(("TCP", HTTP_PORT))}] if callers else []
+        rules = [*out, api_server] if args.api_server_cidrs else out
+        self._policy("controller", args.namespace, place.selector(CONTROLLER), ingress=ingress, egress=rules)
+        if not args.database_cidrs:
+            clients: list[Rule] = [
+                {"podSelector": {"matchLabels": place.selector(one)}} for one in (CONTROLLER, MIGRATION)
+            ]
+            clients += namespaces(args.requester_namespaces)
+            taken = [{"from": clients, "ports": ports(("TCP", POSTGRES_PORT))}]
+            self._policy("database", args.namespace, place.selector(DATABASE), ingress=taken)
+        self.register_outputs({})
+
+    def _to_database(self) -> Rule:
+        args = self._args
+        if args.database_cidrs:
+            return {"to": blocks(args.database_cidrs), "ports": ports(("TCP", args.database_port))}
+        to = [{"podSelector": {"matchLabels": args.place.selector(DATABASE)}}]
+        return {"to": to, "ports": ports(("TCP", POSTGRES_PORT))}
+
+    def _policy(
+        self,
+        name: str,
+        namespace: pulumi.Input[str],
+        pods: Mapping[str, str],
+        *,
+        ingress: Sequence[Rule] = (),
+        egress: Sequence[Rule] = (),
+    ) -> None:
+        """Both ways are always ruled: a way without a rule is closed."""
+        place = self._args.place
+        spec: Any = {
+            "podSelector": {"matchLabels": pods} if pods else {},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": list(ingress),
+            "egress": list(egress),
+        }
+        k8s.networking.v1.NetworkPolicy(
+            name,
+            metadata=place.metadata("network", namespace, f"{place.name}-{name}"),
+            spec=spec,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+
+
+def ports(*pairs: tuple[str, pulumi.Input[int]]) -> list[Rule]:
+    """Protocol and port of each."""
+    return [{"protocol": protocol, "port": port} for protocol, port in pairs]
+
+
+def blocks(cidrs: Sequence[str]) -> list[Rule]:
+    """Peers in these ranges."""
+    return [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]
+
+
+def outside(cidrs: Sequence[str]) -> list[Rule]:
+    """Peers in these ranges, less the internal networks inside a wider one; one that is named itself counts."""
+    peers: list[Rule] = []
+    for cidr in cidrs:
+        kept = [one for one in INTERNAL if one != cidr and _holds(cidr, one)]
+        peers.append({"ipBlock": {"cidr": cidr, **({"except": kept} if kept else {})}})
+    return peers
+
+
+def _holds(wide: str, narrow: str) -> bool:
+    one, other = ip_network(wide), ip_network(narrow)
+    return one.version == other.version and other.subnet_of(one)  # type: ignore[arg-type]
+
+
+def namespaces(names: Sequence[str]) -> list[Rule]:
+    """Peers in these namespaces."""
+    return [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}} for name in names]

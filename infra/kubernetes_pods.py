@@ -1,0 +1,74 @@
+"""What every pod of the app's namespace has in common: labels, and the whole of PodSecurity `restricted`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NAME = "app.kubernetes.io/name"
+INSTANCE = "app.kubernetes.io/instance"
+COMPONENT = "app.kubernetes.io/component"
+CONTROLLER, DATABASE, MIGRATION = "controller", "database", "migration"
+CONTROLLER_USER = 10001  # of images/app
+HTTP_PORT, POSTGRES_PORT = 3000, 5432
+SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}  # an annotation: made is enough
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a stack's objects are called: `name` begins fixed names."""
+
+    project: str
+    stack: str
+    name: str
+
+    def labels(self, component: str) -> dict[str, str]:
+        """Those that every object bears."""
+        return {**self.selector(component), "app.kubernetes.io/managed-by": "pulumi"}
+
+    def metadata(
+        self, component: str, namespace: Any, name: str | None = None, annotations: Mapping[str, str] | None = None
+    ) -> Any:
+        """An object's metadata; without a name Pulumi gives it one that changes with what it may not change."""
+        known = {"namespace": namespace, "labels": self.labels(component), "annotations": annotations or {}}
+        return known | ({"name": name} if name else {})
+
+    def selector(self, component: str) -> dict[str, str]:
+        """Those by which a component's pods are found."""
+        return {NAME: self.project, INSTANCE: self.stack, COMPONENT: component}
+
+
+def pod_security(user: int) -> dict[str, Any]:
+    """A pod's security context."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "runAsGroup": user,
+        "fsGroup": user,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def container_security() -> dict[str, Any]:
+    """A container's security context."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+
+
+def resources(cpu: str, memory: str, most_cpu: str, most_memory: str) -> dict[str, Any]:
+    """Requests and limits."""
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": most_cpu, "memory": most_memory}}
+
+
+def pull_secrets(name: str | None) -> Sequence[Mapping[str, str]]:
+    """What images are pulled with."""
+    return [{"name": name}] if name else []
+
+
+def from_secret(variable: str, secret: Any, key: str | None = None) -> dict[str, Any]:
+    """A container's variable whose value is a secret's."""
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key or variable}}}

@@ -1,0 +1,213 @@
+"""The stack on a Kubernetes cluster: a database, controllers, and sandboxes in a namespace of their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.config import Config
+from infra.images import Images, ImagesArgs
+from infra.kubernetes_access import Access, AccessArgs
+from infra.kubernetes_app import App, AppArgs
+from infra.kubernetes_credentials import Credentials, CredentialsArgs
+from infra.kubernetes_database import NAME, OWNER, Database, DatabaseArgs
+from infra.kubernetes_limits import Limits, LimitsArgs
+from infra.kubernetes_migration import Migration, MigrationArgs
+from infra.kubernetes_namespaces import Namespaces, NamespacesArgs
+from infra.kubernetes_network import Network, NetworkArgs
+from infra.kubernetes_pods import HTTP_PORT, POSTGRES_PORT, Place
+from infra.passwords import Passwords, database_url
+
+REQUEST = "insert into sandboxes (command) values ('echo hello') returning id"
+
+
+@dataclass(frozen=True)
+class Urls:
+    """Where the database is, for each login."""
+
+    owner: pulumi.Output[str]
+    controller: pulumi.Output[str]
+    requester: pulumi.Output[str]
+    host: pulumi.Output[str]
+    port: pulumi.Output[int]
+    example: str
+
+
+def prod(config: Config) -> dict[str, pulumi.Input[Any]]:
+    """Makes it all; returns the stack's outputs."""
+    context = config.kube_context
+    cluster = k8s.Provider("cluster", context=context, cluster_identifier=context or "current-context")
+    inside = pulumi.ResourceOptions(providers=[cluster])
+    place = Place(config.project, config.stack, config.name)
+    pull = config.image_pull_secret
+
+    images = Images("images", _images(config))
+    spaces = Namespaces(
+        "namespaces",
+        NamespacesArgs(
+            place, config.namespace, config.sandbox_namespace, config.create_namespaces, config.protect_database
+        ),
+        inside,
+    )
+    passwords = Passwords("passwords", None if config.database_url is not None else config.database_password)
+    urls = _urls(config, place, spaces, passwords, inside)
+    network = Network("network", _network(config, place, spaces, urls), inside)
+    secrets = Credentials(
+        "credentials",
+        CredentialsArgs(
+            place=place,
+            namespace=spaces.app,
+            owner_url=urls.owner,
+            controller_url=urls.controller,
+            requester_url=urls.requester,
+            controller_password=passwords.controller,
+            requester_password=passwords.requester,
+            requester_namespaces=config.requester_namespaces,
+        ),
+        inside,
+    )
+    limits = Limits(
+        "limits",
+        LimitsArgs(place, spaces.sandboxes, config.quota_cpu, config.quota_memory, config.quota_pods),
+        inside,
+    )
+    access = Access("access", AccessArgs(place, spaces.app, spaces.sandboxes), inside)
+    migration = Migration(
+        "migration",
+        MigrationArgs(place, spaces.app, images.app, secrets.migration, pull),
+        _after(inside, network),
+    )
+    app = App(
+        "app",
+        AppArgs(
+            place=place,
+            namespace=spaces.app,
+            image=images.app,
+            replicas=config.replicas,
+            account=access.account,
+            secret=secrets.controller,
+            settings=_settings(config, spaces, images),
+            image_pull_secret=pull,
+        ),
+        _after(inside, migration, access, limits, network),
+    )
+    return {
+        "database_url": urls.owner,
+        "requester_database_url": urls.requester,
+        "database_host": pulumi.Output.concat(urls.host, ":", urls.port.apply(str)),
+        "health_url": pulumi.Output.concat("http://", app.host, "/healthz"),
+        "metrics_url": pulumi.Output.concat("http://", app.host, "/metrics"),
+        "app_image": images.app,
+        "sandbox_image": images.sandbox,
+        "namespace": spaces.app,
+        "sandbox_namespace": spaces.sandboxes,
+        "requester_secret_name": secrets.requester,
+        "example_request": urls.example,
+    }
+
+
+def _after(opts: pulumi.ResourceOptions, *others: pulumi.Resource) -> pulumi.ResourceOptions:
+    return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=list(others)))
+
+
+def _images(config: Config) -> ImagesArgs:
+    return ImagesArgs(
+        config.stack,
+        config.app_image,
+        config.sandbox_image,
+        config.registry,
+        config.pull_registry,
+        config.registry_username,
+        config.registry_password,
+    )
+
+
+def _settings(config: Config, spaces: Namespaces, images: Images) -> dict[str, pulumi.Input[str]]:
+    options = dict(config.job_options)
+    if config.image_pull_secret is not None:
+        options.setdefault("imagePullSecrets", [config.image_pull_secret])
+    return {
+        "HTTP_PORT": str(HTTP_PORT),
+        "SANDBOX_BACKEND": "kubernetes",
+        "SANDBOX_IMAGE": images.sandbox,
+        "SANDBOX_JOB_OPTIONS": json.dumps(options, sort_keys=True),
+        "SANDBOX_MAX_RUNNING": str(config.max_running),
+        "SANDBOX_NAMESPACE": spaces.sandboxes,
+    }
+
+
+def _network(config: Config, place: Place, spaces: Namespaces, urls: Urls) -> NetworkArgs:
+    return NetworkArgs(
+        place=place,
+        namespace=spaces.app,
+        sandbox_namespace=spaces.sandboxes,
+        requester_namespaces=config.requester_namespaces,
+        monitoring_namespace=config.monitoring_namespace,
+        api_server_cidrs=config.api_server_cidrs,
+        egress_cidrs=config.egress_cidrs,
+        database_cidrs=config.database_cidrs if config.database_url is not None else (),
+        database_port=urls.port,
+    )
+
+
+def _urls(config: Config, place: Place, spaces: Namespaces, passwords: Passwords, opts: pulumi.ResourceOptions) -> Urls:
+    """Of the database that is configured, or of one that is made."""
+    if config.database_url is not None:
+        owner = config.database_url
+        psql = f'psql "$(pulumi stack output requester_database_url --show-secrets --stack {config.stack})"'
+        return Urls(
+            owner,
+            with_login(owner, "sandbox_controller", passwords.controller),
+            with_login(owner, "sandbox_requester", passwords.requester),
+            pulumi.Output.unsecret(owner.apply(lambda url: str(urlsplit(url).hostname))),
+            pulumi.Output.unsecret(owner.apply(lambda url: urlsplit(url).port or POSTGRES_PORT)),
+            f'{psql} --command "{REQUEST}"',
+        )
+    database = Database(
+        "database",
+        DatabaseArgs(
+            place=place,
+            namespace=spaces.app,
+            image=config.postgres_image,
+            password=passwords.owner,
+            storage_class=config.storage_class,
+            storage_size=config.storage_size,
+            protect=config.protect_database,
+            image_pull_secret=config.image_pull_secret,
+        ),
+        opts,
+    )
+    context = f" --context {config.kube_context}" if config.kube_context else ""
+    inside = f"kubectl{context} --namespace {config.namespace} exec statefulset/{config.name}-database --"
+    logins = {
+        OWNER: passwords.owner,
+        "sandbox_controller": passwords.controller,
+        "sandbox_requester": passwords.requester,
+    }
+    owner, controller, requester = (
+        database_url(login, password, database.host, POSTGRES_PORT, NAME) for login, password in logins.items()
+    )
+    return Urls(
+        owner,
+        controller,
+        requester,
+        database.host,
+        pulumi.Output.from_input(POSTGRES_PORT),
+        f'{inside} psql --username sandbox_requester --dbname {NAME} --command "{REQUEST}"',
+    )
+
+
+def with_login(owner: pulumi.Output[str], login: str, password: pulumi.Output[str]) -> pulumi.Output[str]:
+    """The same database's URL for another login; secret."""
+
+    def url(known: list[str]) -> str:
+        parts = urlsplit(known[0])
+        address = parts.netloc.rpartition("@")[2]
+        return parts._replace(netloc=f"{login}:{quote(known[1], safe='')}@{address}").geturl()
+
+    return pulumi.Output.secret(pulumi.Output.all(owner, password).apply(url))
