@@ -116,6 +116,8 @@ def _hardened() -> dict[str, Any]:
     return {
         "capabilities": docker.ContainerCapabilitiesArgs(drops=["ALL"]),
         "security_opts": ["no-new-privileges:true"],
+        "memory": 512,
+        "memory_swap": 512,
         "log_driver": "json-file",
         "log_opts": LOG,
     }

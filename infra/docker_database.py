@@ -66,6 +66,8 @@ class DockerDatabase(pulumi.ComponentResource):
             wait_timeout=120,
             restart="unless-stopped",
             shm_size=256,
+            memory=1024,
+            memory_swap=1024,
             stop_signal="SIGINT",  # a fast shutdown; SIGTERM would wait for clients to leave
             destroy_grace_seconds=STOP_SECONDS,
             log_driver="json-file",

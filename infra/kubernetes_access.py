@@ -10,7 +10,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 import yaml
 
-from infra.kubernetes_pods import CONTROLLER, Place
+from infra.kubernetes_pods import CONTROLLER, Place, name_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Access(pulumi.ComponentResource):
         written = yaml.safe_load((files("controller.backends") / "kubernetes_role.yaml").read_text())
         in_sandboxes = args.place.metadata(CONTROLLER, args.sandbox_namespace, args.place.name)
         role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=written["rules"], opts=child)
-        role_name = role.metadata.apply(lambda metadata: metadata.name)
+        role_name = name_of(role)
         rights: Any = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role_name}
         who: Any = {"kind": "ServiceAccount", "name": args.place.name, "namespace": args.namespace}
         binding = k8s.rbac.v1.RoleBinding(
@@ -49,5 +49,5 @@ class Access(pulumi.ComponentResource):
             subjects=[who],
             opts=child,
         )
-        self.account = pulumi.Output.all(account.metadata, binding.id).apply(lambda known: str(known[0].name))
+        self.account = pulumi.Output.all(name_of(account), binding.id).apply(lambda known: str(known[0]))
         self.register_outputs({"account": self.account})

@@ -17,6 +17,7 @@ from infra.kubernetes_pods import (
     Place,
     container_security,
     from_secret,
+    name_of,
     pod_security,
     pull_secrets,
     resources,
@@ -59,7 +60,7 @@ class App(pulumi.ComponentResource):
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
                 "metadata": {"labels": args.place.labels(CONTROLLER)},
-                "spec": self._pod(settings.metadata.apply(lambda metadata: str(metadata.name))),
+                "spec": self._pod(name_of(settings)),
             },
         }
         k8s.apps.v1.Deployment(
@@ -79,7 +80,7 @@ class App(pulumi.ComponentResource):
             spec=exposed,
             opts=child,
         )
-        self.host = service.metadata.apply(lambda metadata: f"{metadata.name}.{metadata.namespace}.svc:{HTTP_PORT}")
+        self.host = pulumi.Output.concat(name_of(service), ".", args.namespace, f".svc:{HTTP_PORT}")
         self.register_outputs({"host": self.host})
 
     def _metadata(self, *, named: bool = True, annotations: Mapping[str, str] | None = None) -> Any:

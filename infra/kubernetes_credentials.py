@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.kubernetes_pods import CONTROLLER, MIGRATION, Place
+from infra.kubernetes_pods import CONTROLLER, MIGRATION, Place, name_of
 
 URL = "DATABASE_URL"
 
@@ -66,5 +66,4 @@ class Credentials(pulumi.ComponentResource):
             string_data=content,
             opts=pulumi.ResourceOptions(parent=self, additional_secret_outputs=["stringData", "data"]),
         )
-        found: pulumi.Output[str] = made.metadata.apply(lambda metadata: str(metadata.name))
-        return found
+        return name_of(made)

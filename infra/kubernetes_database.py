@@ -16,6 +16,7 @@ from infra.kubernetes_pods import (
     Place,
     container_security,
     from_secret,
+    name_of,
     pod_security,
     pull_secrets,
     resources,
@@ -73,7 +74,7 @@ class Database(pulumi.ComponentResource):
             "selector": {"matchLabels": args.place.selector(DATABASE)},
             "template": {
                 "metadata": {"labels": args.place.labels(DATABASE)},
-                "spec": self._pod(_name(secret), _name(claim)),
+                "spec": self._pod(name_of(secret), name_of(claim)),
             },
         }
         pods = k8s.apps.v1.StatefulSet(
@@ -91,8 +92,8 @@ class Database(pulumi.ComponentResource):
             opts=child,
         )
         # Known once a pod is ready behind the service.
-        self.host = pulumi.Output.all(_name(service), service.metadata, pods.id).apply(
-            lambda known: f"{known[0]}.{known[1].namespace}.svc"
+        self.host = pulumi.Output.all(name_of(service), args.namespace, pods.id).apply(
+            lambda known: f"{known[0]}.{known[1]}.svc"
         )
         self.register_outputs({"host": self.host})
 
@@ -141,8 +142,3 @@ class Database(pulumi.ComponentResource):
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
             ],
         }
-
-
-def _name(made: Any) -> pulumi.Output[str]:
-    found: pulumi.Output[str] = made.metadata.apply(lambda metadata: str(metadata.name))
-    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.kubernetes_pods import CONTROLLER, Place
+from infra.kubernetes_pods import CONTROLLER, Place, name_of
 
 RESTRICTED = {
     f"pod-security.kubernetes.io/{mode}{suffix}": value
@@ -48,4 +48,4 @@ class Namespaces(pulumi.ComponentResource):
             metadata={"name": name, "labels": {**self._args.place.labels(CONTROLLER), **RESTRICTED}},
             opts=pulumi.ResourceOptions(parent=self, protect=protect),
         )
-        return made.metadata.apply(lambda metadata: str(metadata.name))
+        return name_of(made)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pulumi
+
 NAME = "app.kubernetes.io/name"
 INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
@@ -37,6 +39,12 @@ class Place:
     def selector(self, component: str) -> dict[str, str]:
         """Those by which a component's pods are found."""
         return {NAME: self.project, INSTANCE: self.stack, COMPONENT: component}
+
+
+def name_of(made: Any) -> pulumi.Output[str]:
+    """An object's name, known once it is there."""
+    found: pulumi.Output[str] = made.metadata.apply(lambda metadata: str(metadata.name))
+    return found
 
 
 def pod_security(user: int) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""The rules as a policy pack: pulumi preview --policy-pack infra/policy."""
+
+from __future__ import annotations
+
+from pulumi_policy import (
+    EnforcementLevel,
+    PolicyPack,
+    ReportViolation,
+    ResourceValidationArgs,
+    ResourceValidationPolicy,
+)
+
+from infra.policy.rules import RULES, Rule
+
+
+def _policy(rule: Rule) -> ResourceValidationPolicy:
+    def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
+        for fault in rule(args.resource_type, args.props):
+            report(fault)
+
+    name = rule.__name__.replace("_", "-")
+    return ResourceValidationPolicy(name=name, description=(rule.__doc__ or name).strip(), validate=validate)
+
+
+PolicyPack(
+    name="ci-fixer-sandbox",
+    enforcement_level=EnforcementLevel.MANDATORY,
+    policies=[_policy(rule) for rule in RULES],
+)

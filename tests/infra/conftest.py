@@ -1,0 +1,186 @@
+"""The program under mocks: what it would make, recorded as the engine would get it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+import yaml
+
+from infra import program
+from infra.policy.wire import is_secret, unwrapped
+
+PROJECT = "ci-fixer-sandbox"
+ROOT = Path(__file__).parents[2]
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+Inputs = Mapping[str, Any]
+
+
+@dataclass
+class Recorded:
+    """Every resource and output of one run. Counts what a test asks, so that one that asks nothing fails."""
+
+    resources: list[tuple[str, str, Inputs]] = field(default_factory=list)
+    exported: dict[str, Any] = field(default_factory=dict)
+    secret_outputs: set[str] = field(default_factory=set)
+    asked: int = 0
+
+    def all(self, kind: str = "") -> list[tuple[str, str, Inputs]]:
+        """Type token, name and inputs of each resource whose token ends so."""
+        self.asked += 1
+        return [one for one in self.resources if one[0].endswith(kind)]
+
+    def one(self, kind: str, name: str | None = None) -> Any:
+        """The inputs of the one resource of a kind (and name), secrets unwrapped."""
+        found = [inputs for _, called, inputs in self.all(kind) if name in (None, called)]
+        assert len(found) == 1, f"{len(found)} resources are a {kind} called {name}"
+        return unwrapped(found[0])
+
+    def names(self, kind: str) -> list[str]:
+        """The names of a kind's resources."""
+        return sorted(name for _, name, _ in self.all(kind))
+
+    def output(self, name: str) -> Any:
+        """A stack output."""
+        self.asked += 1
+        return self.exported[name]
+
+
+class Mocks(pulumi.runtime.Mocks):
+    """Answers as the providers do, as far as the program reads the answers."""
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded = recorded
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        self._recorded.resources.append((args.typ, args.name, args.inputs))
+        state = dict(args.inputs)
+        match args.typ:
+            case "docker:index/image:Image":
+                state["repoDigest"] = f"{args.inputs['imageName'].rpartition(':')[0]}@{DIGEST}"
+                if unwrapped(args.inputs.get("skipPush")):
+                    state["repoDigest"] = DIGEST
+            case "docker:index/remoteImage:RemoteImage":
+                state["imageId"] = DIGEST
+            case "docker:index/container:Container":
+                state["exitCode"] = 0
+            case "random:index/randomPassword:RandomPassword":
+                state["result"] = f"generated-{args.name}"
+        if args.typ.startswith("kubernetes:") and "metadata" in state:  # as the provider names what has no name
+            state["metadata"] = {"name": f"{args.name}-1234567", **state["metadata"]}
+        return f"{args.name}_id", state
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+        return {}, None
+
+
+def defaults() -> dict[str, str]:
+    """What Pulumi.yaml gives a stack that says nothing."""
+    schema = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
+    return {key: written(one["default"]) for key, one in schema.items() if "default" in one}
+
+
+def written(value: Any) -> str:
+    """A value as the engine hands it to the program."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@contextmanager
+def own_loops() -> Iterator[None]:
+    """An event loop for this thread and one for each in which Pulumi waits, all closed at the end."""
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def start() -> None:
+        loops.append(asyncio.new_event_loop())
+        asyncio.set_event_loop(loops[-1])
+
+    start()
+    try:
+        with ThreadPoolExecutor(initializer=start) as threads:
+            loops[0].set_default_executor(threads)
+            yield
+    finally:
+        asyncio.set_event_loop(None)
+        for loop in loops:
+            loop.close()
+
+
+Deploy = Callable[..., Recorded]
+
+
+@pytest.fixture
+def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
+    """Runs the program with these keys over Pulumi.yaml's defaults; a test that looks at nothing of it fails."""
+    made: list[Recorded] = []
+
+    def run(config: Mapping[str, Any], stack: str = "dev", secrets: tuple[str, ...] = ()) -> Recorded:
+        recorded = Recorded()
+        made.append(recorded)
+        with own_loops():
+            pulumi.runtime.reset_options(project=PROJECT, stack=stack)
+            keys = defaults() | {key: written(value) for key, value in config.items()}
+            full = {f"{PROJECT}:{key}": value for key, value in keys.items()}
+            pulumi.runtime.set_all_config(full, [f"{PROJECT}:{key}" for key in secrets])
+            pulumi.runtime.set_mocks(Mocks(recorded), project=PROJECT, stack=stack, preview=False)
+            _run(recorded)
+            pulumi.runtime.reset_options()
+        return recorded
+
+    monkeypatch.setenv("PULUMI_ERROR_OUTPUT_STRING", "1")
+    monkeypatch.setattr(program, "preflight", lambda config: None)
+    yield run
+    assert all(recorded.asked for recorded in made), "this test deploys and looks at nothing of it"
+
+
+def _run(recorded: Recorded) -> None:
+    @pulumi.runtime.test  # type: ignore[untyped-decorator]
+    def go() -> pulumi.Output[None]:
+        program.main()
+        root = pulumi.runtime.get_root_resource()
+        assert root is not None
+        outputs: dict[str, Any] = {name: pulumi.Output.from_input(value) for name, value in root.outputs.items()}  # type: ignore[attr-defined]
+
+        def take(values: dict[str, Any]) -> None:
+            recorded.exported.update(values)
+
+        async def note() -> None:
+            for name, value in outputs.items():
+                if await value.is_secret():
+                    recorded.secret_outputs.add(name)
+
+        noted = asyncio.ensure_future(note())
+        return pulumi.Output.all(**outputs).apply(take).apply(lambda _: noted)
+
+    go()
+
+
+@pytest.fixture
+def dev(deploy: Deploy) -> Deploy:
+    """The stack on Docker, with these keys."""
+    return lambda **config: deploy({"target": "docker", "dockerSocketGroup": 0} | config)
+
+
+@pytest.fixture
+def prod(deploy: Deploy) -> Deploy:
+    """The stack on Kubernetes, with these keys."""
+    base = {"target": "kubernetes", "registry": "registry.example/team", "kubeContext": "it"}
+    return lambda **config: deploy(
+        {key: value for key, value in (base | config).items() if value is not None}, stack="prod"
+    )
+
+
+def plain_inputs(inputs: Any) -> Any:
+    """Inputs with every secret struck out."""
+    if is_secret(inputs):
+        return "[secret]"
+    if isinstance(inputs, Mapping):
+        return {key: plain_inputs(value) for key, value in inputs.items()}
+    return [plain_inputs(one) for one in inputs] if isinstance(inputs, list | tuple) else inputs
