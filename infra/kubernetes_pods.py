@@ -33,8 +33,8 @@ class Place:
         self, component: str, namespace: Any, name: str | None = None, annotations: Mapping[str, str] | None = None
     ) -> Any:
         """An object's metadata; without a name Pulumi gives it one that changes with what it may not change."""
-        known = {"namespace": namespace, "labels": self.labels(component), "annotations": annotations or {}}
-        return known | ({"name": name} if name else {})
+        given = {"name": name, "namespace": namespace, "labels": self.labels(component), "annotations": annotations}
+        return {key: value for key, value in given.items() if value is not None}
 
     def selector(self, component: str) -> dict[str, str]:
         """Those by which a component's pods are found."""

@@ -16,7 +16,7 @@ from infra.policy.rules import RULES, Rule
 def _policy(rule: Rule) -> ResourceValidationPolicy:
     def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
         for fault in rule(args.resource_type, args.props):
-            report(fault)
+            report(fault, None)
 
     name = rule.__name__.replace("_", "-")
     return ResourceValidationPolicy(name=name, description=(rule.__doc__ or name).strip(), validate=validate)

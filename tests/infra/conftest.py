@@ -123,7 +123,6 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
 
     def run(config: Mapping[str, Any], stack: str = "dev", secrets: tuple[str, ...] = ()) -> Recorded:
         recorded = Recorded()
-        made.append(recorded)
         with own_loops():
             pulumi.runtime.reset_options(project=PROJECT, stack=stack)
             keys = defaults() | {key: written(value) for key, value in config.items()}
@@ -132,6 +131,7 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
             pulumi.runtime.set_mocks(Mocks(recorded), project=PROJECT, stack=stack, preview=False)
             _run(recorded)
             pulumi.runtime.reset_options()
+        made.append(recorded)
         return recorded
 
     monkeypatch.setenv("PULUMI_ERROR_OUTPUT_STRING", "1")

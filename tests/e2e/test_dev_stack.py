@@ -1,0 +1,114 @@
+"""The stack on Docker, for real: from nothing to an outcome, and back to nothing."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from tests.support.engines import need_docker
+from tests.support.pulumi import POSTGRES, Stack, need_pulumi
+
+ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def free_port() -> str:
+    """A port of the loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def docker(*words: str) -> str:
+    """What the docker command writes."""
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack that is not there yet, and is gone afterwards."""
+    need_docker()
+    need_pulumi()
+    config = {
+        "target": "docker",
+        "postgresImage": POSTGRES,
+        "databasePort": free_port(),
+        "httpPort": free_port(),
+    }
+    made = Stack.make(f"t{uuid4().hex[:8]}", tmp_path, config)
+    yield made
+    made.run("destroy", "--yes", "--skip-preview")
+    for image in docker("images", "--quiet", f"ci-fixer-sandbox-*:{made.name}").split():
+        docker("rmi", "--force", image)
+
+
+def until(url: str, sandbox: str, state: str) -> dict[str, Any]:
+    """The sandbox's result, once it has that state."""
+    deadline = time.monotonic() + 60
+    with psycopg.connect(url, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
+        while True:
+            row = connection.execute("select * from sandbox_results where id = %s", [sandbox]).fetchone()
+            assert row is not None
+            if row["state"] == state:
+                return row
+            assert time.monotonic() < deadline, row
+            time.sleep(0.1)
+
+
+@pytest.mark.timeout(600)
+def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_nothing(stack: Stack) -> None:
+    stack.up()
+    outputs = stack.outputs()
+    url = outputs["requester_database_url"]
+    found = ID.search(stack.request())
+    assert found is not None
+    assert until(url, found[0], "succeeded")["output"] == "hello\n"
+    passwords = [str(urlsplit(outputs[name]).password) for name in ("database_url", "requester_database_url")]
+    assert stack.shows(passwords) == []
+    stack.up("--expect-no-changes")
+
+    before = docker("inspect", "--format", "{{.Id}}", outputs["app_container"])
+    stack.set("maxRunning", "7")
+    stack.up()
+    assert docker("inspect", "--format", "{{.Id}}", outputs["app_container"]) != before
+    assert "SANDBOX_MAX_RUNNING=7" in docker("inspect", outputs["app_container"])
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        asked = connection.execute("insert into sandboxes (command) values ('sleep 600') returning id").fetchone()
+    assert asked is not None
+    until(url, asked[0], "running")
+    assert "nothing is left" in docker("exec", outputs["app_container"], "python", "-m", "controller", "drain")
+    assert until(url, asked[0], "cancelled")["reason"] == "Cancelled"
+    assert docker("ps", "--all", "--quiet", "--filter", f"label=sandboxId={asked[0]}") == ""
+
+    stack.run("destroy", "--yes", "--skip-preview")
+    name = f"name=ci-fixer-sandbox-{stack.name}"
+    assert docker("ps", "--all", "--quiet", "--filter", name) == ""
+    assert docker("network", "ls", "--quiet", "--filter", name) == ""
+    assert docker("volume", "ls", "--quiet", "--filter", name) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("target", "dokcer", "target takes docker or kubernetes; it is 'dokcer'"),
+        ("databasePort", "70000", "databasePort takes a whole number from 1 to 65535"),
+        ("databsePort", "1", "databsePort is no key of this project; is databasePort meant?"),
+    ],
+)
+def test_a_bad_configuration_is_one_clear_error_before_anything_is_made(
+    stack: Stack, key: str, value: str, words: str
+) -> None:
+    stack.set(key, value)
+    written = stack.run("up", "--yes", "--skip-preview", fails=True)
+    assert words in written
+    assert "Traceback" not in written
+    assert f"ci-fixer-sandbox-{stack.name}" not in docker("ps", "--all", "--format", "{{.Names}}")

@@ -1,0 +1,152 @@
+"""The stack on a cluster, for real: from nothing to an outcome, through a rollout, and back to nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+
+from tests.support.engines import missing, need_cluster, need_docker
+from tests.support.pulumi import POSTGRES, Stack, need_pulumi
+
+ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+REGISTRY = os.environ.get("TEST_REGISTRY", "localhost:5000")  # that the engine pushes to and the cluster pulls from
+INSERT_SECONDS = 0.2
+
+
+def kubectl(*words: str) -> str:
+    """What kubectl writes."""
+    done = subprocess.run(["kubectl", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack that is not there yet, and is gone afterwards."""
+    need_docker()
+    need_cluster()
+    need_pulumi()
+    if shutil.which("kubectl") is None:
+        missing("kubernetes", "the command kubectl is not there")
+    config = {
+        "target": "kubernetes",
+        "registry": REGISTRY,
+        "postgresImage": POSTGRES,
+        "storageSize": "1Gi",
+        "kubeContext": kubectl("config", "current-context").strip(),
+    }
+    made = Stack.make(f"t{uuid4().hex[:8]}", tmp_path, config)
+    yield made
+    made.run("destroy", "--yes", "--skip-preview")
+
+
+class Database:
+    """The stack's database as its requester has it, in the pod."""
+
+    def __init__(self, stack: Stack) -> None:
+        name = f"ci-fixer-sandbox-{stack.name}"
+        self.command = ["kubectl", "--namespace", name, "exec", "--stdin", f"statefulset/{name}-database", "--"]
+        self.command += ["psql", "--username", "sandbox_requester", "--dbname", "sandbox", "-tA"]
+
+    def ask(self, statement: str) -> list[str]:
+        """The lines of the answer."""
+        done = subprocess.run([*self.command, "-c", statement], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split("\n")
+
+    def row(self, sandbox: str) -> dict[str, Any]:
+        """The sandbox's result."""
+        found: dict[str, Any] = json.loads(
+            self.ask(f"select row_to_json(r) from sandbox_results r where id = '{sandbox}'")[0]
+        )
+        return found
+
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        """Waits for a condition."""
+        deadline = time.monotonic() + 90
+        while not true():
+            assert time.monotonic() < deadline, what
+            time.sleep(0.3)
+
+    def insert_until(self, stop: threading.Event) -> int:
+        """Inserts five rows a second; how many."""
+        session = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        assert session.stdin is not None
+        count = 0
+        while not stop.wait(INSERT_SECONDS):
+            session.stdin.write("insert into sandboxes (command, tenant) values ('echo in', 'rollout');\n")
+            session.stdin.flush()
+            count += 1
+        session.stdin.close()
+        assert session.wait() == 0
+        return count
+
+
+@pytest.mark.timeout(900)
+def test_a_prod_stack_gives_sandboxes_loses_none_in_a_rollout_and_leaves_nothing(stack: Stack) -> None:
+    stack.up()
+    outputs, database = stack.outputs(), Database(stack)
+    found = ID.search(stack.request())
+    assert found is not None
+    database.until(lambda: database.row(found[0])["state"] == "succeeded", f"{found[0]} to succeed")
+    assert database.row(found[0])["output"] == "hello\n"
+    passwords = [str(urlsplit(outputs[name]).password) for name in ("database_url", "requester_database_url")]
+    assert stack.shows(passwords) == []
+    stack.up("--expect-no-changes")
+
+    namespace, app = outputs["namespace"], f"deployment/ci-fixer-sandbox-{stack.name}"
+    mounted = ["--namespace", namespace, "get", app, "--output", "jsonpath={..envFrom[0].configMapRef.name}"]
+    before, stop = kubectl(*mounted), threading.Event()
+    inserted: list[int] = []
+    inserting = threading.Thread(target=lambda: inserted.append(database.insert_until(stop)))
+    inserting.start()
+    try:
+        stack.set("maxRunning", "90")
+        stack.up()
+    finally:
+        stop.set()
+        inserting.join()
+    assert kubectl(*mounted) != before
+    ended = "select count(*) from sandboxes where tenant = 'rollout' and state = 'succeeded' and attempt = 1"
+    assert inserted[0] > 5
+    database.until(lambda: database.ask(ended)[0] == str(inserted[0]), f"{inserted} rows to succeed at once each")
+
+    asleep = database.ask("insert into sandboxes (command) values ('sleep 600') returning id")[0]
+    database.until(lambda: database.row(asleep)["state"] == "running", "the sleeper to run")
+    drained = kubectl("--namespace", namespace, "exec", app, "--", "python", "-m", "controller", "drain")
+    assert "nothing is left" in drained
+    assert database.row(asleep)["state"] == "cancelled"
+
+    stack.run("destroy", "--yes", "--skip-preview")
+    left = kubectl("get", "namespaces,persistentvolumes", "--output", "name") + kubectl("get", "pvc", "-A")
+    assert stack.name not in left
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("kubeContext", "nowhere", "ci-fixer-sandbox:kubeContext to a context of it"),
+        ("registry", "", "registry is missing"),
+        ("quotaMemory", "12Gb", "quotaMemory takes a Kubernetes quantity, such as 500m, 20 or 64Gi; it is '12Gb'"),
+    ],
+)
+def test_a_bad_configuration_is_one_clear_error_before_anything_is_made(
+    stack: Stack, key: str, value: str, words: str
+) -> None:
+    stack.set(key, value)
+    written = stack.run("up", "--yes", "--skip-preview", fails=True)
+    assert words in written
+    assert "Traceback" not in written
+    assert stack.name not in kubectl("get", "namespaces", "--output", "name")

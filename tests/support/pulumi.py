@@ -1,0 +1,113 @@
+"""The pulumi command on a copy of this project, with a state of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.support.engines import missing
+
+ROOT = Path(__file__).parents[2]
+LEFT_OUT = (".git", ".venv", ".work", "*_cache", ".hypothesis", "__pycache__", "build")
+PROVIDERS = ("docker", "kubernetes", "random")
+POSTGRES = os.environ.get("TEST_POSTGRES_IMAGE", "localhost:5000/postgres:15")  # one that engine and cluster can pull
+
+
+@cache
+def pulumi_trouble() -> str | None:
+    """What is missing to run stacks for real."""
+    for command in ("pulumi", "pulumi-language-python"):
+        if shutil.which(command) is None:
+            return f"the command {command} is not there (https://www.pulumi.com/docs/install/)"
+    listed = subprocess.run(["pulumi", "plugin", "ls", "--json"], capture_output=True, text=True)
+    there = {one["name"] for one in json.loads(listed.stdout or "[]")}
+    lacking = [name for name in PROVIDERS if name not in there and shutil.which(f"pulumi-resource-{name}") is None]
+    return f"the provider plugins of {', '.join(lacking)} are not there: pulumi install" if lacking else None
+
+
+def need_pulumi() -> None:
+    """Skips where stacks cannot be run for real."""
+    why = pulumi_trouble()
+    if why is not None:
+        missing("pulumi", why)
+
+
+@dataclass
+class Stack:
+    """One stack of a copy of this project."""
+
+    name: str
+    directory: Path
+
+    @classmethod
+    def make(cls, name: str, directory: Path, config: dict[str, str]) -> Stack:
+        """A new stack with this configuration and nothing in it."""
+        project = directory / "project"
+        shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(*LEFT_OUT, "Pulumi.*.yaml"))
+        (project / ".venv").symlink_to(ROOT / ".venv")
+        (directory / "state").mkdir()
+        stack = cls(name, project)
+        stack.run("stack", "init", name)
+        for key, value in config.items():
+            stack.set(key, value)
+        return stack
+
+    def run(self, *words: str, fails: bool = False) -> str:
+        """What the command writes, which succeeds (or `fails`)."""
+        environment = os.environ | {
+            "PULUMI_BACKEND_URL": f"file://{self.directory.parent / 'state'}",
+            "PULUMI_CONFIG_PASSPHRASE": "a test's",
+            "PULUMI_SKIP_UPDATE_CHECK": "true",
+            "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+        }
+        command = ["pulumi", *words, *(() if words[:2] == ("stack", "init") else ("--stack", self.name))]
+        done = subprocess.run(
+            [*command, "--non-interactive"], cwd=self.directory, env=environment, capture_output=True, text=True
+        )
+        written = done.stdout + done.stderr
+        assert bool(done.returncode) == fails, written
+        return written if fails else done.stdout
+
+    def set(self, key: str, value: str, *flags: str) -> None:
+        """Sets a key of the configuration."""
+        self.run("config", "set", *flags, key, value)
+
+    def up(self, *flags: str) -> str:
+        """Brings it up."""
+        return self.run("up", "--yes", "--skip-preview", *flags)
+
+    def outputs(self) -> dict[str, Any]:
+        """All outputs, secrets in clear."""
+        found: dict[str, Any] = json.loads(self.run("stack", "output", "--json", "--show-secrets"))
+        return found
+
+    def request(self) -> str:
+        """What the example request writes, run as a user pastes it."""
+        line = self.run("stack", "output", "example_request")
+        return self.shell(line)
+
+    def shell(self, line: str) -> str:
+        """What a line of shell writes in the project's directory, which succeeds."""
+        state = {
+            "PULUMI_BACKEND_URL": f"file://{self.directory.parent / 'state'}",
+            "PULUMI_CONFIG_PASSPHRASE": "a test's",
+        }
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=self.directory, env=os.environ | state, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def shows(self, secrets: Sequence[str]) -> list[str]:
+        """Which of these stand in its state or history in clear."""
+        files = [file for file in (self.directory.parent / "state").rglob("*") if file.is_file()]
+        texts = [file.read_text(errors="replace") for file in files] + [self.run("stack", "export")]
+        assert len(texts) > 2
+        return [secret for secret in secrets if any(secret in text for text in texts)]
