@@ -227,15 +227,8 @@ from sandboxes where id = any (%(ids)s::uuid[]);
 select sandbox_forget(%(retention)s::float8, 1000) as forgotten;
 
 -- cancel_all --
--- Asks for the end of everything that has not ended and that nobody else holds. The three states, spelled out, are
--- three partial indexes.
-with wanted as materialized (
-    select id from sandboxes
-    where (state = 'queued' and retry_at is null or state = 'queued' and retry_at is not null
-           or state in ('launching', 'running')) and cancel_requested_at is null
-    for no key update skip locked
-)
-update sandboxes set cancel_requested_at = sandbox_now() where id = any (array(select id from wanted));
+-- Asks for the end of everything that has not ended and that nobody else holds.
+select sandbox_cancel_all() as asked;
 
 -- unfinished --
 -- What is left to end or to clean, by engine (null: not claimed).

@@ -46,8 +46,8 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     made = Stack.make(f"t{uuid4().hex[:8]}", tmp_path, config)
     yield made
     made.run("destroy", "--yes", "--skip-preview")
-    for image in docker("images", "--quiet", f"ci-fixer-sandbox-*:{made.name}").split():
-        docker("rmi", "--force", image)
+    for image in docker("images", "--format", "{{.Repository}}:{{.Tag}}", f"ci-fixer-sandbox-*:{made.name}").split():
+        docker("rmi", image)
 
 
 def until(url: str, sandbox: str, state: str) -> dict[str, Any]:

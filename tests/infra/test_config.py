@@ -128,7 +128,7 @@ PREBUILT = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage
     [
         (
             {},
-            "no cluster is configured: .*current-context.*set KUBECONFIG to a kubeconfig, and ci-fixer-sandbox:kubeContext",
+            "no cluster is configured: .*current-context.*set KUBECONFIG to .*ci-fixer-sandbox:kubeContext",
         ),
         ({"kubeContext": "other"}, "no cluster is configured: .*other.*kubeContext to a context of it"),
         ({"kubeContext": "it"}, "the cluster at http://127.0.0.1:1 .context it. does not answer"),

@@ -38,7 +38,7 @@ READS = {
 }
 CALLS = {
     "sandbox_requester": {"sandbox_now"},
-    "sandbox_controller": {"sandbox_now", "sandbox_claim", "sandbox_forget"},
+    "sandbox_controller": {"sandbox_now", "sandbox_claim", "sandbox_forget", "sandbox_cancel_all"},
 }
 ROLES = pytest.mark.parametrize("role", ["sandbox_requester", "sandbox_controller"])
 DENIED = psycopg.errors.InsufficientPrivilege
@@ -156,7 +156,8 @@ def test_what_runs_with_the_owners_rights_has_a_fixed_search_path(owner: Connect
         "select proname, proconfig from pg_proc where prosecdef and pronamespace = 'public'::regnamespace"
     )
     assert {each["proname"]: each["proconfig"] for each in found} == {
-        "sandbox_forget": ["search_path=pg_catalog, public, pg_temp"]
+        "sandbox_forget": ["search_path=pg_catalog, public, pg_temp"],
+        "sandbox_cancel_all": ["search_path=pg_catalog, public, pg_temp"],
     }
 
 
@@ -193,6 +194,7 @@ def test_a_requester_does_nothing_else(database: str, owner: Connection) -> None
             "select * from sandbox_migrations",
             "select sandbox_claim('me', 'e', 60, 1, 1)",
             "select sandbox_forget(0, 1000)",
+            "select sandbox_cancel_all()",
             "alter table sandboxes disable trigger all",
             "drop trigger wake_on_insert on sandboxes",
             "create table public.mine (x int)",
