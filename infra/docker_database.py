@@ -30,6 +30,7 @@ class DockerDatabaseArgs:
 class DockerDatabase(pulumi.ComponentResource):
     """A database that answers. `host` and `network`: where other containers find it."""
 
+    container: pulumi.Output[str]
     network: pulumi.Output[str]
     host: pulumi.Output[str]
 
