@@ -45,6 +45,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         "registry": REGISTRY,
         "postgresImage": POSTGRES,
         "storageSize": "1Gi",
+        "quotaPods": "20",  # so that sandboxes leave a small node room for the controllers of a rollout
         "kubeContext": kubectl("config", "current-context").strip(),
     }
     made = Stack.make(f"t{uuid4().hex[:8]}", tmp_path, config)
