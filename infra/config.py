@@ -195,6 +195,9 @@ def _together(reader: _Reader, config: Config) -> None:
         other, keys = others[config.target]
         for key in filter(reader.has, keys):
             reader.fault(key, f"is for target {other} alone")
+    for key, value in (("namespace", config.namespace), ("sandboxNamespace", config.sandbox_namespace)):
+        if config.target == "kubernetes" and not reader.has(key) and not values.LABEL.fullmatch(value):
+            reader.fault(key, f"is missing, and its default {value!r} is no name of a namespace: choose one")
     if config.target == "kubernetes" and config.builds and not reader.has("registry"):
         words = "is missing: images are built here, and the cluster pulls them from a registry"
         reader.fault(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pulumi
 import urllib3
+import yaml
 from kubernetes import client
 from kubernetes import config as kubeconfig
 
@@ -26,6 +30,8 @@ def preflight(config: Config) -> None:
     if config.target == "docker" or config.builds:
         with ThreadPoolExecutor(1) as thread:  # Pulumi runs the program inside an event loop
             thread.submit(asyncio.run, _engine()).result()
+    if config.target == "docker" and config.docker_socket is not None:
+        _socket(config, config.docker_socket)
     if config.target == "kubernetes":
         _cluster(config)
 
@@ -33,19 +39,36 @@ def preflight(config: Config) -> None:
 async def _engine() -> None:
     engine = Engine(None)
     try:
-        await engine.json("GET", "version")
+        async with asyncio.timeout(SECONDS):
+            await engine.json("GET", "version")
+    except TimeoutError as error:
+        raise PreflightError(
+            f"the Docker engine gave no answer in {SECONDS} s: start it, or set DOCKER_HOST"
+        ) from error
     except NotNow as error:
         raise PreflightError(f"images are built and run by a Docker engine: {error}") from error
     finally:
         await engine.close()
 
 
+def _socket(config: Config, path: str) -> None:
+    """An engine would make a directory of a socket that is not there, and mount that."""
+    host = os.environ.get("DOCKER_HOST", "unix://")
+    if not host.startswith("unix://"):
+        if config.docker_socket_group is None:
+            words = f"is missing: the group of {path} there, as a number, which nobody can see from here"
+            raise PreflightError(f"the Docker engine is at {host}, and {config.project}:dockerSocketGroup {words}")
+    elif sys.platform == "linux" and not Path(path).is_socket():
+        words = "takes the engine's socket, or nothing for no socket"
+        raise PreflightError(f"there is no socket {path}: {config.project}:dockerSocket {words}")
+
+
 def _cluster(config: Config) -> None:
     try:
         api = kubeconfig.new_client_from_config(context=config.kube_context)
-    except kubeconfig.ConfigException as error:
+    except (kubeconfig.ConfigException, yaml.YAMLError, OSError, TypeError, ValueError, KeyError) as error:
         advice = f"set KUBECONFIG to a kubeconfig, and {config.project}:kubeContext to a context of it"
-        raise PreflightError(f"no cluster is configured: {error}; {advice}") from error
+        raise PreflightError(f"no cluster is configured: {' '.join(str(error).split())}; {advice}") from error
     api.configuration.retries = False
     where = f"the cluster at {api.configuration.host} (context {config.kube_context or 'in use'})"
     wanted = [] if config.create_namespaces else [config.namespace, config.sandbox_namespace]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -41,6 +41,10 @@ class Urls:
 def prod(config: Config) -> dict[str, pulumi.Input[Any]]:
     """Makes it all; returns the stack's outputs."""
     context = config.kube_context
+    if context is None:
+        pulumi.log.warn(
+            f"{config.project}:kubeContext is not set: whatever context is current is taken for this stack's"
+        )
     cluster = k8s.Provider("cluster", context=context, cluster_identifier=context or "current-context")
     inside = pulumi.ResourceOptions(providers=[cluster])
     place = Place(config.project, config.stack, config.name)
@@ -208,6 +212,8 @@ def with_login(owner: pulumi.Output[str], login: str, password: pulumi.Output[st
     def url(known: list[str]) -> str:
         parts = urlsplit(known[0])
         address = parts.netloc.rpartition("@")[2]
-        return parts._replace(netloc=f"{login}:{quote(known[1], safe='')}@{address}").geturl()
+        query = [(key, value) for key, value in parse_qsl(parts.query, True) if key not in ("user", "password")]
+        netloc = f"{login}:{quote(known[1], safe='')}@{address}"
+        return parts._replace(netloc=netloc, query=urlencode(query)).geturl()
 
     return pulumi.Output.secret(pulumi.Output.all(owner, password).apply(url))

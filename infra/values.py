@@ -74,7 +74,8 @@ def subdomain(value: str) -> str:
 
 def quantity(value: str) -> str:
     """An amount as Kubernetes writes it."""
-    if not QUANTITY.fullmatch(value):
+    found = QUANTITY.fullmatch(value)
+    if found is None or float(found[1]) == 0:
         raise ValueError("takes a Kubernetes quantity, such as 500m, 20 or 64Gi")
     return value
 

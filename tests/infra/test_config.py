@@ -40,6 +40,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("kubernetes", {"egressCidrs": "10.0.0.0/8"}, "egressCidrs takes a list; it is '10.0.0.0/8'"),
     ("kubernetes", {"storageSize": "ten"}, "storageSize takes a Kubernetes quantity, such as 500m, 20 or 64Gi"),
     ("kubernetes", {"quotaCpu": "64 cores"}, "quotaCpu takes a Kubernetes quantity"),
+    ("kubernetes", {"quotaCpu": "0"}, "quotaCpu takes a Kubernetes quantity"),
     ("kubernetes", {"quotaMemory": "12Gb"}, "quotaMemory takes a Kubernetes quantity"),
     ("kubernetes", {"quotaPods": "many"}, "quotaPods takes a whole number"),
     ("kubernetes", {"namespace": "My_App"}, "namespace takes at most 63 lower-case letters, digits and -"),
@@ -60,6 +61,12 @@ def test_a_bad_key_is_named_with_what_it_takes(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         (dev if target == "docker" else prod)(**config)
+
+
+def test_a_default_that_is_no_name_is_refused_too(deploy: Deploy) -> None:
+    words = "sandboxNamespace is missing, and its default 'ci-fixer-sandbox-Prod_1-sandboxes' is no name of a namespace"
+    with pytest.raises(ConfigError, match=words):
+        deploy(CLUSTER, stack="Prod_1")
 
 
 def test_every_fault_is_told_at_once(dev: Deploy) -> None:
@@ -117,6 +124,43 @@ def test_an_engine_that_does_not_answer_is_named(config: Any, monkeypatch: pytes
     found = config(target="docker", dockerSocketGroup=0)
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     with pytest.raises(PreflightError, match=r"Docker engine.*does not answer.*set DOCKER_HOST"):
+        preflight(found)
+
+
+@pytest.mark.parametrize(
+    ("keys", "host", "words"),
+    [
+        (
+            {"dockerSocket": "/nowhere.sock"},
+            None,
+            "there is no socket /nowhere.sock: ci-fixer-sandbox:dockerSocket takes",
+        ),
+        ({}, "ssh://there", "the Docker engine is at ssh://there, and ci-fixer-sandbox:dockerSocketGroup is missing"),
+    ],
+)
+def test_a_socket_that_cannot_be_mounted_is_named(
+    config: Any, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], host: str | None, words: str
+) -> None:
+    async def answers() -> None:
+        pass
+
+    monkeypatch.setattr("infra.preflight._engine", answers)
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    if host is not None:
+        monkeypatch.setenv("DOCKER_HOST", host)
+    found = config(target="docker", **keys)
+    with pytest.raises(PreflightError, match=words):
+        preflight(found)
+
+
+@pytest.mark.parametrize("text", ["a: [b", "[]", "", "{}"])
+def test_a_kubeconfig_that_is_none_is_named(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "config").write_text(text)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    found = config(**PREBUILT)
+    with pytest.raises(PreflightError, match="no cluster is configured"):
         preflight(found)
 
 
