@@ -29,7 +29,8 @@ def free_port() -> str:
 
 def docker(*words: str) -> str:
     """What the docker command writes."""
-    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout
+    both = subprocess.STDOUT if words[0] == "logs" else None
+    return subprocess.run(["docker", *words], stdout=subprocess.PIPE, stderr=both, text=True, check=True).stdout
 
 
 @pytest.fixture
@@ -73,6 +74,9 @@ def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_not
     assert until(url, found[0], "succeeded")["output"] == "hello\n"
     passwords = [str(urlsplit(outputs[name]).password) for name in ("database_url", "requester_database_url")]
     assert stack.shows(passwords) == []
+    logs = "".join(docker("logs", f"ci-fixer-sandbox-{stack.name}-{one}") for one in ("app", "migration", "database"))
+    assert logs
+    assert [password for password in passwords if password in logs] == []
     stack.up("--expect-no-changes")
 
     before = docker("inspect", "--format", "{{.Id}}", outputs["app_container"])

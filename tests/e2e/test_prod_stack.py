@@ -105,6 +105,10 @@ def test_a_prod_stack_gives_sandboxes_loses_none_in_a_rollout_and_leaves_nothing
     assert database.row(found[0])["output"] == "hello\n"
     passwords = [str(urlsplit(outputs[name]).password) for name in ("database_url", "requester_database_url")]
     assert stack.shows(passwords) == []
+    mine = "app.kubernetes.io/name=ci-fixer-sandbox"
+    logs = kubectl("--namespace", outputs["namespace"], "logs", "--selector", mine, "--tail=-1", "--prefix")
+    assert logs
+    assert [password for password in passwords if password in logs] == []
     stack.up("--expect-no-changes")
 
     namespace, app = outputs["namespace"], f"deployment/ci-fixer-sandbox-{stack.name}"

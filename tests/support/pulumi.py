@@ -36,7 +36,7 @@ def need_pulumi() -> None:
     """Skips where stacks cannot be run for real."""
     why = pulumi_trouble()
     if why is not None:
-        missing("pulumi", why)
+        missing("pulumi-plugins", why)
 
 
 @dataclass

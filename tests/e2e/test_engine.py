@@ -1,0 +1,94 @@
+"""Both stacks through the real engine, with providers that make nothing: order, state, differences, secrets."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pulumi.automation as auto
+import pytest
+
+from infra import program
+from tests.support.engines import missing
+from tests.support.fake_providers import FakeProvider, serving
+from tests.support.pulumi import ROOT
+
+STACKS: dict[str, dict[str, str]] = {
+    "dev": {"target": "docker", "dockerSocketGroup": "0"},
+    "prod": {"target": "kubernetes", "registry": "registry.example/team", "kubeContext": "it"},
+}
+CHANGED = {  # what follows from another `maxRunning`
+    "dev": {("create", "Container app"), ("delete", "Container app")},
+    "prod": {("create", "ConfigMap settings"), ("update", "Deployment controller"), ("delete", "ConfigMap settings")},
+}
+
+
+@pytest.fixture
+def providers() -> Iterator[tuple[FakeProvider, str]]:
+    """One that stands for all."""
+    if shutil.which("pulumi") is None:
+        missing("pulumi", "the command pulumi is not there (https://www.pulumi.com/docs/install/)")
+    with serving("docker", "kubernetes", "random") as served:
+        yield served
+
+
+def made(name: str, directory: Path, debug: str) -> auto.Stack:
+    """A stack of that name with its own state, and the program as it is."""
+    for file in ("Pulumi.yaml", ".dockerignore"):
+        shutil.copy(ROOT / file, directory)
+    (directory / "infra").mkdir()
+    for part in ("images", "controller"):
+        (directory / part).symlink_to(ROOT / part)
+    (directory / "state").mkdir()
+    environment = {
+        "PULUMI_BACKEND_URL": f"file://{directory / 'state'}",
+        "PULUMI_CONFIG_PASSPHRASE": "a test's",
+        "PULUMI_DEBUG_PROVIDERS": debug,
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        "PULUMI_AUTOMATION_API_SKIP_VERSION_CHECK": "true",
+    }
+    workspace = auto.LocalWorkspace(work_dir=str(directory), program=program.main, env_vars=environment)
+    stack = auto.Stack.create(name, workspace)
+    for key, value in STACKS[name].items():
+        stack.set_config(f"ci-fixer-sandbox:{key}", auto.ConfigValue(value))
+    return stack
+
+
+def changes(result: Any) -> dict[str, int]:
+    """How many resources were made, changed and so on; those that stayed left out."""
+    return {str(kind): count for kind, count in (result.summary.resource_changes or {}).items() if kind != "same"}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
+    name: str, tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "preflight", lambda config: None)
+    provider, debug = providers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the Automation API leaves a loop of its own open
+        stack = made(name, tmp_path, debug)
+        assert set(changes(stack.up())) == {"create"}
+        if name == "prod":  # nothing starts before what it needs
+            order = [thing for _, thing in provider.done]
+            wanted = ["Namespace app-namespace", "StatefulSet database", "Job migration", "Deployment controller"]
+            assert sorted(wanted, key=order.index) == wanted
+            assert order.index("LimitRange sandbox-defaults") < order.index("ResourceQuota sandbox-quota")
+            assert order.index("RoleBinding controller-role-binding") < order.index("Deployment controller")
+        states = [file.read_text() for file in (tmp_path / "state").rglob("*.json")]
+        assert any("ci-fixer-sandbox:infra:Passwords" in state for state in states)
+        assert not any("generated-" in state for state in states)
+        assert changes(stack.up()) == {}
+
+        provider.done.clear()
+        stack.set_config("ci-fixer-sandbox:maxRunning", auto.ConfigValue("7"))
+        stack.up()
+        assert set(provider.done) == CHANGED[name]
+
+        stack.destroy()
+        left = (stack.export_stack().deployment or {}).get("resources") or []
+        assert [one["urn"] for one in left if "Stack::" not in one["urn"]] == []

@@ -1,0 +1,133 @@
+"""Providers that make nothing: the real engine talks to them as it does to the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from google.protobuf import empty_pb2, json_format, struct_pb2
+from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
+
+from infra.policy.wire import SECRET, SIGNATURE, unwrapped
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+REPLACING = {  # what the real providers cannot change in place, as far as the tests look at it
+    "docker:index/container:Container": {"image", "envs", "command", "ports"},
+    "kubernetes:core/v1:ConfigMap": {"data"},
+    "kubernetes:core/v1:Secret": {"stringData"},
+    "kubernetes:batch/v1:Job": {"spec"},
+}
+
+
+class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
+    """Takes all that it is given, and remembers what was done to what: `create`, `ConfigMap settings`."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str]] = []
+        self._count = 0
+
+    def Attach(self, request: Any, context: Any) -> Any:
+        return empty_pb2.Empty()
+
+    def GetPluginInfo(self, request: Any, context: Any) -> Any:
+        return plugin_pb2.PluginInfo(version="0.0.1")
+
+    def CheckConfig(self, request: Any, context: Any) -> Any:
+        return provider_pb2.CheckResponse(inputs=request.news)
+
+    def DiffConfig(self, request: Any, context: Any) -> Any:
+        return provider_pb2.DiffResponse(changes=provider_pb2.DiffResponse.DIFF_NONE)
+
+    def Configure(self, request: Any, context: Any) -> Any:
+        return provider_pb2.ConfigureResponse(acceptSecrets=True, supportsPreview=True, acceptResources=True)
+
+    def Check(self, request: Any, context: Any) -> Any:
+        return provider_pb2.CheckResponse(inputs=request.news)
+
+    def Diff(self, request: Any, context: Any) -> Any:
+        before, after = plain(request.old_inputs), plain(request.news)
+        changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+        kind = DiffKind.DIFF_SOME if changed else DiffKind.DIFF_NONE
+        token = request.urn.split("::")[2].rpartition("$")[2]
+        return provider_pb2.DiffResponse(
+            changes=kind, diffs=changed, replaces=[key for key in changed if key in REPLACING.get(token, ())]
+        )
+
+    def Create(self, request: Any, context: Any) -> Any:
+        token, name = request.urn.split("::")[2].rpartition("$")[2], request.urn.split("::")[3]
+        if not request.preview:
+            self._count += 1
+            self.done.append(("create", called(request.urn)))
+        properties = json_format.MessageToDict(request.properties) | outputs(token, name, request, self._count)
+        return provider_pb2.CreateResponse(id=f"{name}-{self._count}", properties=structure(properties))
+
+    def Update(self, request: Any, context: Any) -> Any:
+        if not request.preview:
+            self.done.append(("update", called(request.urn)))
+        kept = json_format.MessageToDict(request.olds) | json_format.MessageToDict(request.news)
+        return provider_pb2.UpdateResponse(properties=structure(kept))
+
+    def Delete(self, request: Any, context: Any) -> Any:
+        self.done.append(("delete", called(request.urn)))
+        return empty_pb2.Empty()
+
+    def Cancel(self, request: Any, context: Any) -> Any:
+        return empty_pb2.Empty()
+
+
+DiffKind = provider_pb2.DiffResponse
+
+
+def called(urn: str) -> str:
+    """Kind and name: `ConfigMap settings`."""
+    _, _, types, name = urn.split("::")
+    return f"{types.rpartition(':')[2]} {name}"
+
+
+def outputs(token: str, name: str, request: Any, count: int) -> dict[str, Any]:
+    """What the real provider adds to the inputs, as far as the program reads it."""
+    given = plain(request.properties)
+    match token:
+        case "docker:index/image:Image":
+            repository = str(given.get("imageName", "")).rpartition(":")[0]
+            return {"repoDigest": DIGEST if given.get("skipPush") else f"{repository}@{DIGEST}"}
+        case "docker:index/remoteImage:RemoteImage":
+            return {"imageId": DIGEST}
+        case "docker:index/container:Container":
+            return {"exitCode": 0}
+        case "random:index/randomPassword:RandomPassword":
+            return {"result": {SIGNATURE: SECRET, "value": f"generated-{name}"}}
+    if token.startswith("kubernetes:"):
+        return {"metadata": {"name": f"{name}-{count}", **given.get("metadata", {})}}
+    return {}
+
+
+def plain(properties: Any) -> dict[str, Any]:
+    """Properties with secrets unwrapped."""
+    found: dict[str, Any] = unwrapped(json_format.MessageToDict(properties))
+    return found
+
+
+def structure(properties: Mapping[str, Any]) -> struct_pb2.Struct:
+    """Properties as they are sent."""
+    made = struct_pb2.Struct()
+    json_format.ParseDict(properties, made)
+    return made
+
+
+@contextmanager
+def serving(*packages: str) -> Iterator[tuple[FakeProvider, str]]:
+    """One provider for these packages, and what PULUMI_DEBUG_PROVIDERS says of them."""
+    provider = FakeProvider()
+    with ThreadPoolExecutor(8) as threads:
+        server = grpc.server(threads)
+        provider_pb2_grpc.add_ResourceProviderServicer_to_server(provider, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield provider, ",".join(f"{package}:{port}" for package in packages)
+        finally:
+            server.stop(None).wait()
