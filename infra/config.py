@@ -214,6 +214,9 @@ def _together(reader: _Reader, config: Config) -> None:
         )
     if reader.has("databaseUrl") and reader.has("databasePassword"):
         reader.fault("databasePassword", "is for the database that is made here, and databaseUrl names another")
+    asked = config.requester_namespaces
+    if len(set(asked)) < len(asked) or {config.namespace, config.sandbox_namespace} & set(asked):
+        reader.fault("requesterNamespaces", "takes each namespace once, and none of the stack's own")
     if config.target == "kubernetes" and config.namespace == config.sandbox_namespace:
         reader.fault("sandboxNamespace", "takes another namespace than the app's: sandboxes share none with it")
     if config.docker_socket is not None and not config.docker_socket.startswith("/"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import quote, urlsplit
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -212,8 +212,8 @@ def with_login(owner: pulumi.Output[str], login: str, password: pulumi.Output[st
     def url(known: list[str]) -> str:
         parts = urlsplit(known[0])
         address = parts.netloc.rpartition("@")[2]
-        query = [(key, value) for key, value in parse_qsl(parts.query, True) if key not in ("user", "password")]
+        query = "&".join(one for one in parts.query.split("&") if one.partition("=")[0] not in ("user", "password"))
         netloc = f"{login}:{quote(known[1], safe='')}@{address}"
-        return parts._replace(netloc=netloc, query=urlencode(query)).geturl()
+        return parts._replace(netloc=netloc, query=query).geturl()
 
     return pulumi.Output.secret(pulumi.Output.all(owner, password).apply(url))

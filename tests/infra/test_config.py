@@ -46,6 +46,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("kubernetes", {"namespace": "My_App"}, "namespace takes at most 63 lower-case letters, digits and -"),
     ("kubernetes", {"sandboxNamespace": "one", "namespace": "one"}, "sandboxNamespace takes another namespace than"),
     ("kubernetes", {"requesterNamespaces": ["a", "B"]}, "requesterNamespaces takes at most 63 lower-case letters"),
+    ("kubernetes", {"requesterNamespaces": ["a", "a"]}, "requesterNamespaces takes each namespace once, and none of"),
+    ("kubernetes", {"requesterNamespaces": ["b"], "namespace": "b"}, "requesterNamespaces takes each namespace once"),
     ("kubernetes", {"monitoringNamespace": "-"}, "monitoringNamespace takes at most 63 lower-case letters"),
     ("kubernetes", {"imagePullSecret": "Login"}, "imagePullSecret takes lower-case letters, digits, - and ."),
     ("kubernetes", {"storageClass": "Fast"}, "storageClass takes lower-case letters, digits, - and ."),

@@ -172,11 +172,11 @@ def test_the_requesters_secret_is_in_each_of_their_namespaces(prod: Deploy) -> N
 
 
 def test_an_existing_database_is_used_and_none_is_made(prod: Deploy) -> None:
-    url = "postgresql://me:p%2Fw@db.example:6432/it?user=me&sslmode=require"
+    url = "postgresql://me:p%2Fw@db.example:6432/it?user=me&options=-c%20jit%3Doff"
     recorded = prod(databaseUrl=url, databaseCidrs=["10.1.0.0/16"])
     assert recorded.names("StatefulSet") == recorded.names("PersistentVolumeClaim") == []
     assert recorded.output("database_url") == url
-    asked = "postgresql://sandbox_requester:generated-requester-password@db.example:6432/it?sslmode=require"
+    asked = "postgresql://sandbox_requester:generated-requester-password@db.example:6432/it?options=-c%20jit%3Doff"
     assert recorded.output("requester_database_url") == asked
     assert recorded.output("database_host") == "db.example:6432"
     found = policies(recorded)
