@@ -9,12 +9,12 @@ from typing import Any
 import pulumi
 
 from infra.config import Config
+from infra.database_urls import CONTROLLER, OWNER, REQUESTER, database_url, example_request, psql
 from infra.docker_app import DockerApp, DockerAppArgs
-from infra.docker_database import DATABASE, LOOPBACK, OWNER, DockerDatabase, DockerDatabaseArgs
+from infra.docker_containers import LOOPBACK
+from infra.docker_database import DockerDatabase, DockerDatabaseArgs
 from infra.images import Images, ImagesArgs
-from infra.passwords import Passwords, database_url
-
-REQUEST = "insert into sandboxes (command) values ('echo hello') returning id"
+from infra.passwords import Passwords
 
 
 def dev(config: Config) -> dict[str, pulumi.Input[Any]]:
@@ -26,20 +26,14 @@ def dev(config: Config) -> dict[str, pulumi.Input[Any]]:
     )
     database = DockerDatabase("database", args)
 
-    def inside(login: str, password: pulumi.Input[str]) -> pulumi.Output[str]:
-        return database_url(login, password, database.host, 5432, DATABASE)
-
-    def outside(login: str, password: pulumi.Input[str]) -> pulumi.Output[str]:
-        return database_url(login, password, LOOPBACK, config.database_port, DATABASE)
-
     app = DockerApp(
         "app",
         DockerAppArgs(
             name=config.name,
             image=images.app,
             network=database.network,
-            owner_url=inside(OWNER, passwords.owner),
-            controller_url=inside("sandbox_controller", passwords.controller),
+            owner_url=database_url(OWNER, passwords.owner, database.host),
+            controller_url=database_url(CONTROLLER, passwords.controller, database.host),
             passwords={"controller": passwords.controller, "requester": passwords.requester},
             port=config.http_port,
             socket=config.docker_socket,
@@ -47,10 +41,9 @@ def dev(config: Config) -> dict[str, pulumi.Input[Any]]:
             settings=_settings(config, images.sandbox),
         ),
     )
-    psql = f'psql "$(pulumi stack output requester_database_url --show-secrets --stack {config.stack})"'
     return {
-        "database_url": outside(OWNER, passwords.owner),
-        "requester_database_url": outside("sandbox_requester", passwords.requester),
+        "database_url": database_url(OWNER, passwords.owner, LOOPBACK, config.database_port),
+        "requester_database_url": database_url(REQUESTER, passwords.requester, LOOPBACK, config.database_port),
         "database_host": f"{LOOPBACK}:{config.database_port}",
         "health_url": f"http://{LOOPBACK}:{config.http_port}/healthz",
         "metrics_url": f"http://{LOOPBACK}:{config.http_port}/metrics",
@@ -58,7 +51,7 @@ def dev(config: Config) -> dict[str, pulumi.Input[Any]]:
         "sandbox_image": images.sandbox,
         "app_container": app.container,
         "database_container": database.container,
-        "example_request": f'{psql} --command "{REQUEST}"',
+        "example_request": example_request(psql(config.stack)),
     }
 
 

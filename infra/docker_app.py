@@ -9,10 +9,9 @@ from typing import Any
 import pulumi
 import pulumi_docker as docker
 
+from infra.docker_containers import LOGGED, LOOPBACK, bounded
 from infra.passwords import secret
 
-LOG = {"max-size": "10m", "max-file": "3"}
-LOOPBACK = "127.0.0.1"
 PORT = 3000  # inside
 STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
 SOCKET = "/var/run/docker.sock"  # inside, where the controller looks
@@ -116,8 +115,6 @@ def _hardened() -> dict[str, Any]:
     return {
         "capabilities": docker.ContainerCapabilitiesArgs(drops=["ALL"]),
         "security_opts": ["no-new-privileges:true"],
-        "memory": 512,
-        "memory_swap": 512,
-        "log_driver": "json-file",
-        "log_opts": LOG,
+        **bounded(512),
+        **LOGGED,
     }

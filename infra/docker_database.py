@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_docker as docker
 
+from infra.database_urls import DATABASE_NAME, OWNER, PORT
+from infra.docker_containers import LOGGED, LOOPBACK, bounded
 from infra.passwords import secret
 
-DATABASE = "sandbox"
-OWNER = "postgres"
 STOP_SECONDS = 30  # without it the provider kills at once
-LOG = {"max-size": "10m", "max-file": "3"}
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -47,17 +45,17 @@ class DockerDatabase(pulumi.ComponentResource):
             image=image.image_id,
             envs=[
                 f"POSTGRES_USER={OWNER}",
-                f"POSTGRES_DB={DATABASE}",
+                f"POSTGRES_DB={DATABASE_NAME}",
                 secret("POSTGRES_PASSWORD=", args.password),
             ],
             volumes=[
                 docker.ContainerVolumeArgs(volume_name=volume.name, container_path="/var/lib/postgresql/data"),
             ],
-            ports=[docker.ContainerPortArgs(internal=5432, external=args.port, ip=LOOPBACK)],
+            ports=[docker.ContainerPortArgs(internal=PORT, external=args.port, ip=LOOPBACK)],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=network.name, aliases=["database"])],
             healthcheck=docker.ContainerHealthcheckArgs(
                 # By TCP: while it makes its files the image's server listens on the socket alone.
-                tests=["CMD", "pg_isready", "--host", LOOPBACK, "--username", OWNER, "--dbname", DATABASE],
+                tests=["CMD", "pg_isready", "--host", LOOPBACK, "--username", OWNER, "--dbname", DATABASE_NAME],
                 interval="2s",
                 timeout="5s",
                 retries=30,
@@ -67,12 +65,10 @@ class DockerDatabase(pulumi.ComponentResource):
             wait_timeout=120,
             restart="unless-stopped",
             shm_size=256,
-            memory=1024,
-            memory_swap=1024,
             stop_signal="SIGINT",  # a fast shutdown; SIGTERM would wait for clients to leave
             destroy_grace_seconds=STOP_SECONDS,
-            log_driver="json-file",
-            log_opts=LOG,
+            **bounded(1024),
+            **LOGGED,
             opts=child,
         )
         self.network = network.name

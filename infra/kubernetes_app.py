@@ -49,9 +49,10 @@ class App(pulumi.ComponentResource):
         super().__init__("ci-fixer-sandbox:infra:App", name, None, opts)
         self._args = args
         child = pulumi.ResourceOptions(parent=self)
+        metadata = args.place.metadata(CONTROLLER, args.namespace, args.place.name)
         # Without a name of its own: changed settings are a new object under a new name, and so new pods.
         settings = k8s.core.v1.ConfigMap(
-            "settings", metadata=self._metadata(named=False), data=args.settings, opts=child
+            "settings", metadata=args.place.metadata(CONTROLLER, args.namespace), data=args.settings, opts=child
         )
         chosen = {"matchLabels": args.place.selector(CONTROLLER)}
         deployed: Any = {
@@ -65,27 +66,23 @@ class App(pulumi.ComponentResource):
         }
         k8s.apps.v1.Deployment(
             "controller",
-            metadata=self._metadata(),
+            metadata=metadata,
             spec=deployed,
             opts=child,
         )
         budget: Any = {"maxUnavailable": 1, "selector": chosen}
-        k8s.policy.v1.PodDisruptionBudget("controller-budget", metadata=self._metadata(), spec=budget, opts=child)
+        k8s.policy.v1.PodDisruptionBudget("controller-budget", metadata=metadata, spec=budget, opts=child)
         port = {"name": "http", "port": HTTP_PORT, "targetPort": HTTP_PORT}
         exposed: Any = {"selector": args.place.selector(CONTROLLER), "ports": [port]}
         waits = None if args.replicas else SKIP_AWAIT  # nobody will be ready
         service = k8s.core.v1.Service(
             "controller-service",
-            metadata=self._metadata(annotations=waits),
+            metadata=args.place.metadata(CONTROLLER, args.namespace, args.place.name, waits),
             spec=exposed,
             opts=child,
         )
         self.host = pulumi.Output.concat(name_of(service), ".", args.namespace, f".svc:{HTTP_PORT}")
         self.register_outputs({"host": self.host})
-
-    def _metadata(self, *, named: bool = True, annotations: Mapping[str, str] | None = None) -> Any:
-        args, name = self._args, self._args.place.name
-        return args.place.metadata(CONTROLLER, args.namespace, name if named else None, annotations)
 
     def _pod(self, settings: pulumi.Output[str]) -> dict[str, Any]:
         args = self._args

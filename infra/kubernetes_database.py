@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.database_urls import DATABASE_NAME, OWNER, PORT
 from infra.kubernetes_pods import (
     DATABASE,
-    POSTGRES_PORT,
     SKIP_AWAIT,
     Place,
     container_security,
@@ -22,7 +21,6 @@ from infra.kubernetes_pods import (
     resources,
 )
 
-NAME, OWNER = "sandbox", "postgres"  # the database's and its owner's
 USER = 999  # postgres in the image
 VOLUME = "/var/lib/postgresql/data"
 DATA = f"{VOLUME}/pgdata"  # below it: a volume's root may hold lost+found
@@ -50,11 +48,12 @@ class Database(pulumi.ComponentResource):
     def __init__(self, name: str, args: DatabaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Database", name, None, opts)
         self._args = args
-        self._name = f"{args.place.name}-database"
+        fixed = f"{args.place.name}-database"
+        metadata = args.place.metadata(DATABASE, args.namespace, fixed)
         child = pulumi.ResourceOptions(parent=self)
         secret = k8s.core.v1.Secret(
             "database-password",
-            metadata=self._metadata(named=False),
+            metadata=args.place.metadata(DATABASE, args.namespace),
             string_data={"POSTGRES_PASSWORD": args.password},
             opts=pulumi.ResourceOptions(parent=self, additional_secret_outputs=["stringData", "data"]),
         )
@@ -64,12 +63,12 @@ class Database(pulumi.ComponentResource):
         claim = k8s.core.v1.PersistentVolumeClaim(
             "database-volume",
             # Not awaited: many classes bind at the first pod alone, and the StatefulSet's own wait says what is wrong.
-            metadata=self._metadata(annotations=SKIP_AWAIT),
+            metadata=args.place.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
             spec=kept,
             opts=pulumi.ResourceOptions(parent=self, protect=args.protect),
         )
         stateful: Any = {
-            "serviceName": self._name,
+            "serviceName": fixed,
             "replicas": 1,
             "selector": {"matchLabels": args.place.selector(DATABASE)},
             "template": {
@@ -79,15 +78,15 @@ class Database(pulumi.ComponentResource):
         }
         pods = k8s.apps.v1.StatefulSet(
             "database",
-            metadata=self._metadata(),
+            metadata=metadata,
             spec=stateful,
             opts=child,
         )
-        port = {"name": "postgres", "port": POSTGRES_PORT, "targetPort": POSTGRES_PORT}
+        port = {"name": "postgres", "port": PORT, "targetPort": PORT}
         exposed: Any = {"selector": args.place.selector(DATABASE), "ports": [port]}
         service = k8s.core.v1.Service(
             "database-service",
-            metadata=self._metadata(),
+            metadata=metadata,
             spec=exposed,
             opts=child,
         )
@@ -97,23 +96,20 @@ class Database(pulumi.ComponentResource):
         )
         self.register_outputs({"host": self.host})
 
-    def _metadata(self, *, named: bool = True, annotations: Mapping[str, str] | None = None) -> Any:
-        args, name = self._args, self._name
-        return args.place.metadata(DATABASE, args.namespace, name if named else None, annotations)
-
     def _pod(self, secret: pulumi.Output[str], claim: pulumi.Output[str]) -> dict[str, Any]:
-        ready = ["pg_isready", "--host", "127.0.0.1", "--username", OWNER, "--dbname", NAME]  # not on the socket:
-        probe = {"exec": {"command": ready}, "timeoutSeconds": 5}  # there it listens while its files are made
+        # By TCP: while its files are made the server listens on the socket alone.
+        ready = ["pg_isready", "--host", "127.0.0.1", "--username", OWNER, "--dbname", DATABASE_NAME]
+        probe = {"exec": {"command": ready}, "timeoutSeconds": 5}
         container = {
             "name": "postgres",
             "image": self._args.image,
             "env": [
                 {"name": "POSTGRES_USER", "value": OWNER},
-                {"name": "POSTGRES_DB", "value": NAME},
+                {"name": "POSTGRES_DB", "value": DATABASE_NAME},
                 {"name": "PGDATA", "value": DATA},
                 from_secret("POSTGRES_PASSWORD", secret),
             ],
-            "ports": [{"name": "postgres", "containerPort": POSTGRES_PORT}],
+            "ports": [{"name": "postgres", "containerPort": PORT}],
             "startupProbe": {**probe, "periodSeconds": 2, "failureThreshold": 60},
             "readinessProbe": {**probe, "periodSeconds": 5},
             "livenessProbe": {**probe, "periodSeconds": 20, "failureThreshold": 6},

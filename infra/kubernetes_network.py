@@ -10,7 +10,8 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.kubernetes_pods import CONTROLLER, DATABASE, HTTP_PORT, MIGRATION, POSTGRES_PORT, Place
+from infra.database_urls import PORT
+from infra.kubernetes_pods import CONTROLLER, DATABASE, HTTP_PORT, MIGRATION, Place
 
 # Not meant by a wider range that holds them: the cluster's own networks, the neighbours', a cloud's metadata service.
 INTERNAL = ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10")
@@ -30,7 +31,7 @@ class NetworkArgs:
     api_server_cidrs: Sequence[str]
     egress_cidrs: Sequence[str]
     database_cidrs: Sequence[str] = ()
-    database_port: pulumi.Input[int] = POSTGRES_PORT
+    database_port: pulumi.Input[int] = PORT
 
 
 class Network(pulumi.ComponentResource):
@@ -60,7 +61,7 @@ class Network(pulumi.ComponentResource):
                 {"podSelector": {"matchLabels": place.selector(one)}} for one in (CONTROLLER, MIGRATION)
             ]
             clients += namespaces(args.requester_namespaces)
-            taken = [{"from": clients, "ports": ports(("TCP", POSTGRES_PORT))}]
+            taken = [{"from": clients, "ports": ports(("TCP", PORT))}]
             self._policy("database", args.namespace, place.selector(DATABASE), ingress=taken)
         self.register_outputs({})
 
@@ -69,7 +70,7 @@ class Network(pulumi.ComponentResource):
         if args.database_cidrs:
             return {"to": blocks(args.database_cidrs), "ports": ports(("TCP", args.database_port))}
         to = [{"podSelector": {"matchLabels": args.place.selector(DATABASE)}}]
-        return {"to": to, "ports": ports(("TCP", POSTGRES_PORT))}
+        return {"to": to, "ports": ports(("TCP", PORT))}
 
     def _policy(
         self,

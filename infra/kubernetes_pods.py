@@ -13,7 +13,7 @@ INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
 CONTROLLER, DATABASE, MIGRATION = "controller", "database", "migration"
 CONTROLLER_USER = 10001  # of images/app
-HTTP_PORT, POSTGRES_PORT = 3000, 5432
+HTTP_PORT = 3000
 SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}  # an annotation: made is enough
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 import pulumi
 import pulumi_random as random
 
@@ -30,20 +28,6 @@ class Passwords(pulumi.ComponentResource):
         options = pulumi.ResourceOptions(parent=self)
         made = random.RandomPassword(f"{login}-password", length=LENGTH, special=False, opts=options)
         return pulumi.Output.secret(made.result)
-
-
-def database_url(
-    login: str, password: pulumi.Input[str], host: pulumi.Input[str], port: pulumi.Input[int], database: str
-) -> pulumi.Output[str]:
-    """The URL with which a login reaches a database; secret."""
-
-    def url(parts: list[object]) -> str:
-        secret, at, number = parts
-        return (
-            f"postgresql://{login}:{quote(str(secret), safe='')}@{at}:{int(str(number).partition('.')[0])}/{database}"
-        )
-
-    return pulumi.Output.secret(pulumi.Output.all(password, host, port).apply(url))
 
 
 def secret(*parts: pulumi.Input[str]) -> pulumi.Output[str]:

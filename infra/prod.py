@@ -5,25 +5,34 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.config import Config
+from infra.database_urls import (
+    CONTROLLER,
+    DATABASE_NAME,
+    OWNER,
+    PORT,
+    REQUESTER,
+    database_url,
+    example_request,
+    psql,
+    with_login,
+)
 from infra.images import Images, ImagesArgs
 from infra.kubernetes_access import Access, AccessArgs
 from infra.kubernetes_app import App, AppArgs
 from infra.kubernetes_credentials import Credentials, CredentialsArgs
-from infra.kubernetes_database import NAME, OWNER, Database, DatabaseArgs
+from infra.kubernetes_database import Database, DatabaseArgs
 from infra.kubernetes_limits import Limits, LimitsArgs
 from infra.kubernetes_migration import Migration, MigrationArgs
 from infra.kubernetes_namespaces import Namespaces, NamespacesArgs
 from infra.kubernetes_network import Network, NetworkArgs
-from infra.kubernetes_pods import HTTP_PORT, POSTGRES_PORT, Place
-from infra.passwords import Passwords, database_url
-
-REQUEST = "insert into sandboxes (command) values ('echo hello') returning id"
+from infra.kubernetes_pods import HTTP_PORT, Place
+from infra.passwords import Passwords
 
 
 @dataclass(frozen=True)
@@ -163,14 +172,13 @@ def _urls(config: Config, place: Place, spaces: Namespaces, passwords: Passwords
     """Of the database that is configured, or of one that is made."""
     if config.database_url is not None:
         owner = config.database_url
-        psql = f'psql "$(pulumi stack output requester_database_url --show-secrets --stack {config.stack})"'
         return Urls(
             owner,
-            with_login(owner, "sandbox_controller", passwords.controller),
-            with_login(owner, "sandbox_requester", passwords.requester),
+            with_login(owner, CONTROLLER, passwords.controller),
+            with_login(owner, REQUESTER, passwords.requester),
             pulumi.Output.unsecret(owner.apply(lambda url: str(urlsplit(url).hostname))),
-            pulumi.Output.unsecret(owner.apply(lambda url: urlsplit(url).port or POSTGRES_PORT)),
-            f'{psql} --command "{REQUEST}"',
+            pulumi.Output.unsecret(owner.apply(lambda url: urlsplit(url).port or PORT)),
+            example_request(psql(config.stack)),
         )
     database = Database(
         "database",
@@ -188,32 +196,11 @@ def _urls(config: Config, place: Place, spaces: Namespaces, passwords: Passwords
     )
     context = f" --context {config.kube_context}" if config.kube_context else ""
     inside = f"kubectl{context} --namespace {config.namespace} exec statefulset/{config.name}-database --"
-    logins = {
-        OWNER: passwords.owner,
-        "sandbox_controller": passwords.controller,
-        "sandbox_requester": passwords.requester,
-    }
-    owner, controller, requester = (
-        database_url(login, password, database.host, POSTGRES_PORT, NAME) for login, password in logins.items()
-    )
     return Urls(
-        owner,
-        controller,
-        requester,
+        database_url(OWNER, passwords.owner, database.host),
+        database_url(CONTROLLER, passwords.controller, database.host),
+        database_url(REQUESTER, passwords.requester, database.host),
         database.host,
-        pulumi.Output.from_input(POSTGRES_PORT),
-        f'{inside} psql --username sandbox_requester --dbname {NAME} --command "{REQUEST}"',
+        pulumi.Output.from_input(PORT),
+        example_request(f"{inside} psql --username {REQUESTER} --dbname {DATABASE_NAME}"),
     )
-
-
-def with_login(owner: pulumi.Output[str], login: str, password: pulumi.Output[str]) -> pulumi.Output[str]:
-    """The same database's URL for another login; secret."""
-
-    def url(known: list[str]) -> str:
-        parts = urlsplit(known[0])
-        address = parts.netloc.rpartition("@")[2]
-        query = "&".join(one for one in parts.query.split("&") if one.partition("=")[0] not in ("user", "password"))
-        netloc = f"{login}:{quote(known[1], safe='')}@{address}"
-        return parts._replace(netloc=netloc, query=query).geturl()
-
-    return pulumi.Output.secret(pulumi.Output.all(owner, password).apply(url))

@@ -35,6 +35,22 @@ def one_of(*words: str) -> Callable[[str], str]:
     return check
 
 
+def matching(pattern: re.Pattern[str], words: str) -> Callable[[str], str]:
+    """Text of this form, which the words describe."""
+
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(f"takes {words}")
+        return value
+
+    return check
+
+
+label = matching(LABEL, "at most 63 lower-case letters, digits and -, such as ci-fixer")
+subdomain = matching(SUBDOMAIN, "lower-case letters, digits, - and ., such as registry-login")
+registry = matching(REGISTRY, "a registry without scheme or closing slash, such as registry.example.com/team")
+
+
 def text(value: str) -> str:
     """Any text."""
     return value
@@ -58,32 +74,11 @@ def whole(least: int, most: int) -> Callable[[str], int]:
     return check
 
 
-def label(value: str) -> str:
-    """The name of a namespace."""
-    if not LABEL.fullmatch(value):
-        raise ValueError("takes at most 63 lower-case letters, digits and -, such as ci-fixer")
-    return value
-
-
-def subdomain(value: str) -> str:
-    """The name of most other objects of a cluster."""
-    if not SUBDOMAIN.fullmatch(value):
-        raise ValueError("takes lower-case letters, digits, - and ., such as registry-login")
-    return value
-
-
 def quantity(value: str) -> str:
     """An amount as Kubernetes writes it."""
     found = QUANTITY.fullmatch(value)
     if found is None or float(found[1]) == 0:
         raise ValueError("takes a Kubernetes quantity, such as 500m, 20 or 64Gi")
-    return value
-
-
-def registry(value: str) -> str:
-    """Where images are pushed: a host, and what comes before an image's own name."""
-    if not REGISTRY.fullmatch(value):
-        raise ValueError("takes a registry without scheme or closing slash, such as registry.example.com/team")
     return value
 
 
@@ -122,10 +117,7 @@ def list_of(check: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
     """A JSON list of such values."""
 
     def checked(value: str) -> tuple[str, ...]:
-        try:
-            read = json.loads(value) if value else []
-        except ValueError:
-            read = None
+        read = _json(value or "[]")
         if not isinstance(read, list) or not all(isinstance(one, str) for one in read):
             raise ValueError("takes a list")
         return tuple(check(one) for one in read)
@@ -135,10 +127,7 @@ def list_of(check: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
 
 def options(value: str) -> Mapping[str, Any]:
     """What SANDBOX_JOB_OPTIONS takes."""
-    try:
-        read = json.loads(value) if value else {}
-    except ValueError:
-        read = None
+    read = _json(value or "{}")
     if not isinstance(read, dict):
         raise ValueError("takes an object")
     try:
@@ -151,3 +140,10 @@ def options(value: str) -> Mapping[str, Any]:
 def optional(check: Callable[[str], T]) -> Callable[[str], T | None]:
     """Such a value, or none where it is empty."""
     return lambda value: check(value) if value else None
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from infra.policy.containers import CONTAINER
 from infra.policy.pods import containers_of, pod_of
 from infra.policy.wire import at
 
@@ -19,7 +20,7 @@ def images_of(kind: str, properties: Mapping[str, Any]) -> list[tuple[str, str]]
     found = {name: container.get("image") for name, container in containers_of(pod_of(kind, properties) or {})}
     if kind == "kubernetes:core/v1:ConfigMap":
         found["SANDBOX_IMAGE"] = at(properties, "data", "SANDBOX_IMAGE")
-    elif kind == "docker:index/container:Container":
+    elif kind == CONTAINER:
         found[f"container {properties.get('name')}"] = properties.get("image")
     return [(name, str(image)) for name, image in found.items() if image]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import subprocess
 import time
@@ -17,8 +16,6 @@ import pytest
 
 from tests.support.engines import need_docker
 from tests.support.pulumi import POSTGRES, Stack, need_pulumi
-
-ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def free_port() -> str:
@@ -69,9 +66,8 @@ def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_not
     stack.up()
     outputs = stack.outputs()
     url = outputs["requester_database_url"]
-    found = ID.search(stack.request())
-    assert found is not None
-    assert until(url, found[0], "succeeded")["output"] == "hello\n"
+    asked_for = stack.request()
+    assert until(url, asked_for, "succeeded")["output"] == "hello\n"
     passwords = [str(urlsplit(outputs[name]).password) for name in ("database_url", "requester_database_url")]
     assert stack.shows(passwords) == []
     logs = "".join(docker("logs", f"ci-fixer-sandbox-{stack.name}-{one}") for one in ("app", "migration", "database"))
@@ -111,8 +107,5 @@ def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_not
 def test_a_bad_configuration_is_one_clear_error_before_anything_is_made(
     stack: Stack, key: str, value: str, words: str
 ) -> None:
-    stack.set(key, value)
-    written = stack.run("up", "--yes", "--skip-preview", fails=True)
-    assert words in written
-    assert "Traceback" not in written
+    stack.refuses(key, value, words)
     assert f"ci-fixer-sandbox-{stack.name}" not in docker("ps", "--all", "--format", "{{.Names}}")

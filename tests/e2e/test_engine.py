@@ -14,7 +14,7 @@ import pytest
 from infra import program
 from tests.support.engines import missing
 from tests.support.fake_providers import FakeProvider, serving
-from tests.support.pulumi import ROOT
+from tests.support.pulumi import ROOT, environment
 
 STACKS: dict[str, dict[str, str]] = {
     "dev": {"target": "docker", "dockerSocketGroup": "0"},
@@ -43,15 +43,11 @@ def made(name: str, directory: Path, debug: str) -> auto.Stack:
     for part in ("images", "controller"):
         (directory / part).symlink_to(ROOT / part)
     (directory / "state").mkdir()
-    environment = {
-        "PULUMI_BACKEND_URL": f"file://{directory / 'state'}",
-        "PULUMI_CONFIG_PASSPHRASE": "a test's",
+    variables = environment(directory / "state") | {
         "PULUMI_DEBUG_PROVIDERS": debug,
-        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-        "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_AUTOMATION_API_SKIP_VERSION_CHECK": "true",
     }
-    workspace = auto.LocalWorkspace(work_dir=str(directory), program=program.main, env_vars=environment)
+    workspace = auto.LocalWorkspace(work_dir=str(directory), program=program.main, env_vars=variables)
     stack = auto.Stack.create(name, workspace)
     for key, value in STACKS[name].items():
         stack.set_config(f"ci-fixer-sandbox:{key}", auto.ConfigValue(value))

@@ -17,10 +17,10 @@ import yaml
 
 from infra import program
 from infra.policy.wire import is_secret, unwrapped
+from tests.support.provider_answers import answers
 
 PROJECT = "ci-fixer-sandbox"
 ROOT = Path(__file__).parents[2]
-DIGEST = "sha256:" + "0123456789abcdef" * 4
 Inputs = Mapping[str, Any]
 
 
@@ -62,20 +62,7 @@ class Mocks(pulumi.runtime.Mocks):
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         self._recorded.resources.append((args.typ, args.name, args.inputs))
-        state = dict(args.inputs)
-        match args.typ:
-            case "docker:index/image:Image":
-                state["repoDigest"] = f"{args.inputs['imageName'].rpartition(':')[0]}@{DIGEST}"
-                if unwrapped(args.inputs.get("skipPush")):
-                    state["repoDigest"] = DIGEST
-            case "docker:index/remoteImage:RemoteImage":
-                state["imageId"] = DIGEST
-            case "docker:index/container:Container":
-                state["exitCode"] = 0
-            case "random:index/randomPassword:RandomPassword":
-                state["result"] = f"generated-{args.name}"
-        if args.typ.startswith("kubernetes:") and "metadata" in state:  # as the provider names what has no name
-            state["metadata"] = {"name": f"{args.name}-1234567", **state["metadata"]}
+        state = args.inputs | answers(args.typ, args.name, unwrapped(args.inputs), "1234567")
         return f"{args.name}_id", state
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
@@ -121,13 +108,13 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
     """Runs the program with these keys over Pulumi.yaml's defaults; a test that looks at nothing of it fails."""
     made: list[Recorded] = []
 
-    def run(config: Mapping[str, Any], stack: str = "dev", secrets: tuple[str, ...] = ()) -> Recorded:
+    def run(config: Mapping[str, Any], stack: str = "dev") -> Recorded:
         recorded = Recorded()
         with own_loops():
             pulumi.runtime.reset_options(project=PROJECT, stack=stack)
             keys = defaults() | {key: written(value) for key, value in config.items()}
             full = {f"{PROJECT}:{key}": value for key, value in keys.items()}
-            pulumi.runtime.set_all_config(full, [f"{PROJECT}:{key}" for key in secrets])
+            pulumi.runtime.set_all_config(full, [])
             pulumi.runtime.set_mocks(Mocks(recorded), project=PROJECT, stack=stack, preview=False)
             _run(recorded)
             pulumi.runtime.reset_options()

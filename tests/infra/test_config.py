@@ -13,6 +13,7 @@ from infra import program
 from infra.config import Config, ConfigError
 from infra.preflight import PreflightError, preflight
 from tests.infra.conftest import ROOT, Deploy, Recorded
+from tests.support.kubeconfig import kubeconfig
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("docker", {"target": "podman"}, "target takes docker or kubernetes; it is 'podman'"),
@@ -109,17 +110,10 @@ def config(monkeypatch: pytest.MonkeyPatch, deploy: Deploy) -> Any:
 CLUSTER: dict[str, Any] = {"target": "kubernetes", "registry": "r.example"}
 
 
-def kubeconfig(directory: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
-    """One whose cluster is there."""
-    words: dict[str, Any] = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "it", "cluster": {"server": server}}],
-        "users": [{"name": "it", "user": {"token": "t"}}],
-        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
-    }
-    (directory / "config").write_text(yaml.safe_dump(words))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(directory / "config"))
+def use_kubeconfig(monkeypatch: pytest.MonkeyPatch, file: Path, text: str) -> None:
+    """Writes it, and makes it the one that is taken."""
+    file.write_text(text)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
 
 
 def test_an_engine_that_does_not_answer_is_named(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +153,7 @@ def test_a_socket_that_cannot_be_mounted_is_named(
 def test_a_kubeconfig_that_is_none_is_named(
     config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    (tmp_path / "config").write_text(text)
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    use_kubeconfig(monkeypatch, tmp_path / "config", text)
     found = config(**PREBUILT)
     with pytest.raises(PreflightError, match="no cluster is configured"):
         preflight(found)
@@ -183,7 +176,8 @@ PREBUILT = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage
 def test_a_cluster_that_is_not_there_is_named(
     config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], words: str
 ) -> None:
-    kubeconfig(tmp_path, monkeypatch, "http://127.0.0.1:1")
+    nowhere = kubeconfig("it", {"server": "http://127.0.0.1:1"}, "t", current=False)
+    use_kubeconfig(monkeypatch, tmp_path / "config", yaml.safe_dump(nowhere))
     found = config(**PREBUILT, **keys)
     with pytest.raises(PreflightError, match=words):
         preflight(found)

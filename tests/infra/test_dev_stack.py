@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from tests.infra.conftest import DIGEST, Deploy, Recorded, plain_inputs
+from tests.infra.conftest import Deploy, Recorded, plain_inputs
+from tests.support.provider_answers import DIGEST
 
 CONTAINER = "docker:index/container:Container"
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from infra.policy.rules import RULES, violations
-from tests.infra.conftest import DIGEST, Deploy
+from tests.infra.conftest import Deploy
+from tests.support.provider_answers import DIGEST
 
 SECRET = {"4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270", "value": "x"}
 POD, DEPLOYMENT = "kubernetes:core/v1:Pod", "kubernetes:apps/v1:Deployment"

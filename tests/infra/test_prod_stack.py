@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from tests.infra.conftest import DIGEST, ROOT, Deploy, Recorded, plain_inputs
+from tests.infra.conftest import ROOT, Deploy, Recorded, plain_inputs
+from tests.support.provider_answers import DIGEST
 
 POLICY = "kubernetes:networking.k8s.io/v1:NetworkPolicy"
 DEPLOYMENT, JOB = "kubernetes:apps/v1:Deployment", "kubernetes:batch/v1:Job"

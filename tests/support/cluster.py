@@ -21,6 +21,7 @@ from kubernetes import client, config
 import controller.backends
 from controller.backends.kubernetes import KubernetesBackend
 from controller.backends.kubernetes_job import RECORDED
+from tests.support.kubeconfig import kubeconfig
 
 ROLE = Path(controller.backends.__file__).parent / "kubernetes_role.yaml"
 IMAGE = os.environ.get("TEST_CLUSTER_IMAGE", "localhost:5000/busybox:stable")  # any image with /bin/sh and nc
@@ -133,19 +134,10 @@ def session_namespace() -> Namespace:
 
 def _kubeconfig(configuration: client.Configuration, token: str) -> str:
     authority = base64.b64encode(Path(str(configuration.ssl_ca_cert)).read_bytes()).decode()
-    content = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "test",
-        "clusters": [
-            {"name": "test", "cluster": {"server": configuration.host, "certificate-authority-data": authority}}
-        ],
-        "users": [{"name": "test", "user": {"token": token}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-    }
+    cluster = {"server": configuration.host, "certificate-authority-data": authority}
     handle, path = tempfile.mkstemp(prefix="sandbox-kubeconfig-")
     with os.fdopen(handle, "w") as file:
-        yaml.safe_dump(content, file)
+        yaml.safe_dump(kubeconfig("test", cluster, token), file)
     atexit.register(lambda: Path(path).unlink(missing_ok=True))
     return path
 

@@ -23,6 +23,7 @@ from tests.support.fake_query import Lists, log_part, metadata_only, shown
 from tests.support.fake_request import Call, understood
 from tests.support.fake_store import Object, Refusal
 from tests.support.fake_watch import Watches
+from tests.support.kubeconfig import kubeconfig
 
 BODY_BYTES = 3 << 20  # of a request, as the real one takes
 CHUNK = 64 << 10
@@ -119,17 +120,8 @@ class FakeApi:
 
     def kubeconfig(self, path: Path) -> Path:
         """Writes a kubeconfig that names this server. JSON is YAML."""
-        name = "fake"
-        content = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": name,
-            "clusters": [{"name": name, "cluster": {"server": self.url}}],
-            "users": [{"name": name, "user": {"token": self.token or "any"}}],
-            "contexts": [
-                {"name": name, "context": {"cluster": name, "user": name, "namespace": self.cluster.namespace}}
-            ],
-        }
+        server, namespace = {"server": self.url}, self.cluster.namespace
+        content = kubeconfig("fake", server, self.token or "any", namespace=namespace)
         path.write_text(json.dumps(content, indent=2))
         return path
 

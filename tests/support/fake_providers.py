@@ -12,8 +12,8 @@ from google.protobuf import empty_pb2, json_format, struct_pb2
 from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
 
 from infra.policy.wire import SECRET, SIGNATURE, unwrapped
+from tests.support.provider_answers import answers
 
-DIGEST = "sha256:" + "0123456789abcdef" * 4
 REPLACING = {  # what the real providers cannot change in place, as far as the tests look at it
     "docker:index/container:Container": {"image", "envs", "command", "ports"},
     "kubernetes:core/v1:ConfigMap": {"data"},
@@ -61,7 +61,10 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
         if not request.preview:
             self._count += 1
             self.done.append(("create", called(request.urn)))
-        properties = json_format.MessageToDict(request.properties) | outputs(token, name, request, self._count)
+        added = answers(token, name, plain(request.properties), self._count)
+        if "result" in added:
+            added["result"] = {SIGNATURE: SECRET, "value": added["result"]}
+        properties = json_format.MessageToDict(request.properties) | added
         return provider_pb2.CreateResponse(id=f"{name}-{self._count}", properties=structure(properties))
 
     def Update(self, request: Any, context: Any) -> Any:
@@ -85,24 +88,6 @@ def called(urn: str) -> str:
     """Kind and name: `ConfigMap settings`."""
     _, _, types, name = urn.split("::")
     return f"{types.rpartition(':')[2]} {name}"
-
-
-def outputs(token: str, name: str, request: Any, count: int) -> dict[str, Any]:
-    """What the real provider adds to the inputs, as far as the program reads it."""
-    given = plain(request.properties)
-    match token:
-        case "docker:index/image:Image":
-            repository = str(given.get("imageName", "")).rpartition(":")[0]
-            return {"repoDigest": DIGEST if given.get("skipPush") else f"{repository}@{DIGEST}"}
-        case "docker:index/remoteImage:RemoteImage":
-            return {"imageId": DIGEST}
-        case "docker:index/container:Container":
-            return {"exitCode": 0}
-        case "random:index/randomPassword:RandomPassword":
-            return {"result": {SIGNATURE: SECRET, "value": f"generated-{name}"}}
-    if token.startswith("kubernetes:"):
-        return {"metadata": {"name": f"{name}-{count}", **given.get("metadata", {})}}
-    return {}
 
 
 def plain(properties: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from tests.support.engines import missing
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = (".git", ".venv", ".work", "*_cache", ".hypothesis", "__pycache__", "build")
+ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PROVIDERS = ("docker", "kubernetes", "random")
 POSTGRES = os.environ.get("TEST_POSTGRES_IMAGE", "localhost:5000/postgres:15")  # one that engine and cluster can pull
 
@@ -37,6 +39,16 @@ def need_pulumi() -> None:
     why = pulumi_trouble()
     if why is not None:
         missing("pulumi-plugins", why)
+
+
+def environment(state: Path) -> dict[str, str]:
+    """What the command is told: to keep its state there, and to fetch nothing."""
+    return {
+        "PULUMI_BACKEND_URL": f"file://{state}",
+        "PULUMI_CONFIG_PASSPHRASE": "a test's",
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+    }
 
 
 @dataclass
@@ -61,15 +73,9 @@ class Stack:
 
     def run(self, *words: str, fails: bool = False) -> str:
         """What the command writes, which succeeds (or `fails`)."""
-        environment = os.environ | {
-            "PULUMI_BACKEND_URL": f"file://{self.directory.parent / 'state'}",
-            "PULUMI_CONFIG_PASSPHRASE": "a test's",
-            "PULUMI_SKIP_UPDATE_CHECK": "true",
-            "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-        }
         command = ["pulumi", *words, *(() if words[:2] == ("stack", "init") else ("--stack", self.name))]
         done = subprocess.run(
-            [*command, "--non-interactive"], cwd=self.directory, env=environment, capture_output=True, text=True
+            [*command, "--non-interactive"], cwd=self.directory, env=self._environment, capture_output=True, text=True
         )
         written = done.stdout + done.stderr
         assert bool(done.returncode) == fails, written
@@ -89,18 +95,26 @@ class Stack:
         return found
 
     def request(self) -> str:
-        """What the example request writes, run as a user pastes it."""
-        line = self.run("stack", "output", "example_request")
-        return self.shell(line)
+        """The sandbox that the example request asks for, run as a user pastes it."""
+        found = ID.search(self.shell(self.run("stack", "output", "example_request")))
+        assert found is not None
+        return found[0]
+
+    def refuses(self, key: str, value: str, words: str) -> None:
+        """Sees that with this key nothing comes up, and that the error says so without a stack trace."""
+        self.set(key, value)
+        written = self.run("up", "--yes", "--skip-preview", fails=True)
+        assert words in written
+        assert "Traceback" not in written
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return os.environ | environment(self.directory.parent / "state")
 
     def shell(self, line: str) -> str:
         """What a line of shell writes in the project's directory, which succeeds."""
-        state = {
-            "PULUMI_BACKEND_URL": f"file://{self.directory.parent / 'state'}",
-            "PULUMI_CONFIG_PASSPHRASE": "a test's",
-        }
         done = subprocess.run(
-            ["bash", "-c", line], cwd=self.directory, env=os.environ | state, capture_output=True, text=True
+            ["bash", "-c", line], cwd=self.directory, env=self._environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
