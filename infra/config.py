@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any
 
 import pulumi
-from pulumi.runtime.config import CONFIG
 
 from infra import values
-
-T = TypeVar("T")
-
+from infra.config_reader import Reader
+from infra.errors import ConfigError
 
 ONLY_DOCKER = ("dockerSocketGroup",)
+PUSHING = ("registry", "pullRegistry", "registryUsername", "registryPassword")
 ONLY_KUBERNETES = (
-    *("registry", "pullRegistry", "registryUsername", "registryPassword", "imagePullSecret"),
-    *("databaseUrl", "databaseCidrs", "storageClass", "kubeContext", "namespace", "sandboxNamespace"),
-    *("requesterNamespaces", "monitoringNamespace", "jobOptions"),
+    *PUSHING,
+    *(
+        "imagePullSecret",
+        "databaseUrl",
+        "databaseCidrs",
+        "storageClass",
+        "kubeContext",
+        "namespace",
+        "sandboxNamespace",
+    ),
+    *("requesterNamespaces", "monitoringNamespace", "apiServerCidrs", "egressCidrs", "jobOptions"),
 )
-
-
-class ConfigError(pulumi.RunError):
-    """The stack's configuration is wrong; the message says each key, what it was given and what it takes."""
+ANYWHERE = ("0.0.0.0/0",)
+LONGEST_NAME = 43  # with "-database-" and a revision's hash it is a label of the database's pod: 63 characters at most
 
 
 @dataclass(frozen=True)
@@ -86,56 +89,10 @@ class Config:
     @classmethod
     def read(cls) -> Config:
         """The stack's configuration. Raises ConfigError."""
-        return _read(_Reader(pulumi.get_project(), pulumi.get_stack()))
+        return _read(Reader(pulumi.get_project(), pulumi.get_stack()))
 
 
-class _Reader:
-    """Reads key after key, and collects what is wrong with them."""
-
-    def __init__(self, project: str, stack: str) -> None:
-        self.project, self.stack = project, stack
-        self.faults: list[str] = []
-        self.known: set[str] = set()
-
-    def fault(self, key: str, words: str) -> None:
-        """Notes what is wrong with a key."""
-        self.faults.append(f"{self.project}:{key} {words}")
-
-    def get(self, key: str, check: Callable[[str], T], default: T, *, secret: bool = False) -> T:
-        """The checked value; the default where there is none or it is wrong."""
-        raw = self._raw(key)
-        if raw is None:
-            return default
-        try:
-            return check(raw)
-        except ValueError as error:
-            self.fault(key, f"{error}" if secret else f"{error}; it is {raw!r}")
-            return default
-
-    def secret(self, key: str, check: Callable[[str], str] = values.text) -> pulumi.Output[str] | None:
-        """The checked value, secret wherever it goes."""
-        found = self.get(key, values.optional(check), None, secret=True)
-        return None if found is None else pulumi.Output.secret(found)
-
-    def has(self, key: str) -> bool:
-        """Whether the key has a value that is not empty."""
-        return bool(self._raw(key))
-
-    def unknown(self) -> None:
-        """Notes keys that nobody asked for."""
-        for full in CONFIG.get():
-            space, _, key = full.partition(":")
-            if space == self.project and key not in self.known:
-                near = get_close_matches(key, self.known, n=1)
-                self.fault(key, f"is no key of this project; {f'is {near[0]} meant?' if near else 'see Pulumi.yaml'}")
-
-    def _raw(self, key: str) -> str | None:
-        self.known.add(key)
-        found = pulumi.runtime.get_config(f"{self.project}:{key}")
-        return found if found is None or isinstance(found, str) else json.dumps(found)
-
-
-def _read(reader: _Reader) -> Config:
+def _read(reader: Reader) -> Config:
     get = reader.get
     target = get("target", values.one_of("docker", "kubernetes"), "")
     if not reader.has("target"):
@@ -172,8 +129,8 @@ def _read(reader: _Reader) -> Config:
         quota_pods=get("quotaPods", values.whole(0, 1_000_000), 0),
         requester_namespaces=get("requesterNamespaces", values.list_of(values.label), ()),
         monitoring_namespace=get("monitoringNamespace", values.optional(values.label), None),
-        api_server_cidrs=get("apiServerCidrs", values.list_of(values.cidr), ()),
-        egress_cidrs=get("egressCidrs", values.list_of(values.cidr), ()),
+        api_server_cidrs=get("apiServerCidrs", values.list_of(values.cidr), ANYWHERE),
+        egress_cidrs=get("egressCidrs", values.list_of(values.cidr), ANYWHERE),
         max_running=get("maxRunning", values.whole(0, 1_000_000), 0),
         job_options=get("jobOptions", values.options, {}),
     )
@@ -188,36 +145,70 @@ def _read(reader: _Reader) -> Config:
     return config
 
 
-def _together(reader: _Reader, config: Config) -> None:
+def _together(reader: Reader, config: Config) -> None:
     """Notes keys that need or exclude each other."""
     others = {"docker": ("kubernetes", ONLY_KUBERNETES), "kubernetes": ("docker", ONLY_DOCKER)}
     if config.target in others:
         other, keys = others[config.target]
         for key in filter(reader.has, keys):
             reader.fault(key, f"is for target {other} alone")
-    for key, value in (("namespace", config.namespace), ("sandboxNamespace", config.sandbox_namespace)):
-        if config.target == "kubernetes" and not reader.has(key) and not values.LABEL.fullmatch(value):
-            reader.fault(key, f"is missing, and its default {value!r} is no name of a namespace: choose one")
-    if config.target == "kubernetes" and config.builds and not reader.has("registry"):
+    match config.target:
+        case "docker":
+            _engine(reader, config)
+        case "kubernetes":
+            _names(reader, config)
+            _registry(reader, config)
+            _database(reader, config)
+    if reader.has("databaseUrl") and reader.has("databasePassword"):
+        reader.fault("databasePassword", "is for the database that is made here, and databaseUrl names another")
+
+
+def _engine(reader: Reader, config: Config) -> None:
+    if config.database_port == config.http_port:
+        reader.fault("httpPort", "takes another port than databasePort")
+    if config.docker_socket is None and reader.has("dockerSocketGroup"):
+        reader.fault("dockerSocketGroup", "is for dockerSocket, and that is none")
+    if config.docker_socket is not None and not config.docker_socket.startswith("/"):
+        reader.fault("dockerSocket", f"takes an absolute path, or nothing; it is {config.docker_socket!r}")
+
+
+def _names(reader: Reader, config: Config) -> None:
+    if len(config.name) > LONGEST_NAME or not values.LABEL.fullmatch(config.name):
+        takes = f"lower-case letters, digits and -, at most {LONGEST_NAME - len(reader.project) - 1} characters"
+        reader.faults.append(
+            f"the stack's name {reader.stack!r} is no part of a Kubernetes name: choose one of {takes}"
+        )
+    own = {config.namespace, config.sandbox_namespace}
+    if len(own) < 2:
+        reader.fault("sandboxNamespace", "takes another namespace than the app's: sandboxes share none with it")
+    asked = config.requester_namespaces
+    if len(set(asked)) < len(asked) or own & set(asked):
+        reader.fault("requesterNamespaces", "takes each namespace once, and none of the stack's own")
+    if config.monitoring_namespace == config.sandbox_namespace:
+        reader.fault("monitoringNamespace", "takes another namespace than the sandboxes': they reach nothing")
+
+
+def _registry(reader: Reader, config: Config) -> None:
+    for one, other in (("registryUsername", "registryPassword"), ("registryPassword", "registryUsername")):
+        if reader.has(one) and not reader.has(other):
+            reader.fault(other, f"is missing, and {one} is given")
+    if config.builds and not reader.has("registry"):
         words = "is missing: images are built here, and the cluster pulls them from a registry"
         reader.fault(
             "registry", f"{words}; it takes one such as registry.example.com/team (or give appImage and sandboxImage)"
         )
-    for one, other in (("registryUsername", "registryPassword"), ("registryPassword", "registryUsername")):
-        if reader.has(one) and not reader.has(other):
-            reader.fault(other, f"is missing, and {one} is given")
-    if config.pull_registry and not reader.has("registry"):
-        reader.fault("registry", "is missing: pullRegistry is the cluster's name for it")
-    if config.target == "kubernetes" and reader.has("databaseUrl") and not config.database_cidrs:
-        reader.fault(
-            "databaseCidrs", "is missing: where databaseUrl's server is, for the network policies to let through"
-        )
-    if reader.has("databaseUrl") and reader.has("databasePassword"):
-        reader.fault("databasePassword", "is for the database that is made here, and databaseUrl names another")
-    asked = config.requester_namespaces
-    if len(set(asked)) < len(asked) or {config.namespace, config.sandbox_namespace} & set(asked):
-        reader.fault("requesterNamespaces", "takes each namespace once, and none of the stack's own")
-    if config.target == "kubernetes" and config.namespace == config.sandbox_namespace:
-        reader.fault("sandboxNamespace", "takes another namespace than the app's: sandboxes share none with it")
-    if config.docker_socket is not None and not config.docker_socket.startswith("/"):
-        reader.fault("dockerSocket", f"takes an absolute path, or nothing; it is {config.docker_socket!r}")
+    if not config.builds:
+        for key in filter(reader.has, PUSHING):
+            reader.fault(key, "is for images that are built here, and both are prebuilt")
+
+
+def _database(reader: Reader, config: Config) -> None:
+    if not reader.has("databaseUrl"):
+        if config.database_cidrs:
+            reader.fault("databaseCidrs", "is for the server of databaseUrl, and that is not given")
+        return
+    if not config.database_cidrs:
+        words = "is missing: where databaseUrl's server is, for the network policies to let through"
+        reader.fault("databaseCidrs", words)
+    if reader.has("storageClass"):
+        reader.fault("storageClass", "is for the database that is made here, and databaseUrl names another")

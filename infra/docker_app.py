@@ -10,16 +10,14 @@ import pulumi
 import pulumi_docker as docker
 
 from infra.docker_containers import LOGGED, LOOPBACK, bounded
+from infra.errors import MigrationFailed
+from infra.images import ENTRYPOINT
 from infra.passwords import secret
 
 PORT = 3000  # inside
 STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
 SOCKET = "/var/run/docker.sock"  # inside, where the controller looks
 READY = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}/readyz', timeout=8)"
-
-
-class MigrationFailed(pulumi.RunError):
-    """The migration ended with an error; the message says where its words are, and how to go on."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class DockerApp(pulumi.ComponentResource):
             "migration",
             name=name,
             image=args.image,
+            entrypoints=ENTRYPOINT,
             command=["migrate"],
             envs=[secret("DATABASE_URL=", args.owner_url), *logins],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],
@@ -87,6 +86,7 @@ class DockerApp(pulumi.ComponentResource):
             "app",
             name=f"{args.name}-app",
             image=args.image,
+            entrypoints=ENTRYPOINT,
             command=["run"],
             envs=[secret("DATABASE_URL=", url), *settings],
             ports=[docker.ContainerPortArgs(internal=PORT, external=args.port, ip=LOOPBACK)],

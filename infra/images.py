@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_docker as docker
 
+ENTRYPOINT = ["python", "-m", "controller"]  # said to every engine: an app image of another make may have its own
 ARCHITECTURES = {"arm64": "linux/arm64", "aarch64": "linux/arm64"}  # of this machine, for what is built to run on it
 
 

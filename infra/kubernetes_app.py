@@ -9,6 +9,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.images import ENTRYPOINT
 from infra.kubernetes_pods import (
     CONTROLLER,
     CONTROLLER_USER,
@@ -92,6 +93,7 @@ class App(pulumi.ComponentResource):
         container = {
             "name": CONTROLLER,
             "image": args.image,
+            "command": ENTRYPOINT,
             "args": ["run"],
             "envFrom": [{"configMapRef": {"name": settings}}],
             "env": [from_secret("DATABASE_URL", args.secret)],

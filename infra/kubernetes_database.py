@@ -65,7 +65,11 @@ class Database(pulumi.ComponentResource):
             # Not awaited: many classes bind at the first pod alone, and the StatefulSet's own wait says what is wrong.
             metadata=args.place.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
             spec=kept,
-            opts=pulumi.ResourceOptions(parent=self, protect=args.protect),
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                protect=args.protect,
+                ignore_changes=["spec.storageClassName"],  # it cannot change: the volume would be made anew, empty
+            ),
         )
         stateful: Any = {
             "serviceName": fixed,
@@ -110,7 +114,7 @@ class Database(pulumi.ComponentResource):
                 from_secret("POSTGRES_PASSWORD", secret),
             ],
             "ports": [{"name": "postgres", "containerPort": PORT}],
-            "startupProbe": {**probe, "periodSeconds": 2, "failureThreshold": 60},
+            "startupProbe": {**probe, "periodSeconds": 2, "failureThreshold": 900},  # a crash recovery takes long
             "readinessProbe": {**probe, "periodSeconds": 5},
             "livenessProbe": {**probe, "periodSeconds": 20, "failureThreshold": 6},
             # SIGTERM alone would wait for every client to leave.

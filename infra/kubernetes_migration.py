@@ -8,9 +8,11 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.images import ENTRYPOINT
 from infra.kubernetes_pods import (
     CONTROLLER_USER,
     MIGRATION,
+    REPLACE_UNREADY,
     Place,
     container_security,
     from_secret,
@@ -41,6 +43,7 @@ class Migration(pulumi.ComponentResource):
         container = {
             "name": MIGRATION,
             "image": args.image,
+            "command": ENTRYPOINT,
             "args": ["migrate"],
             "env": [from_secret(variable, args.secret) for variable in VARIABLES],
             "resources": resources("50m", "64Mi", "500m", "256Mi"),
@@ -61,7 +64,7 @@ class Migration(pulumi.ComponentResource):
         }
         k8s.batch.v1.Job(
             MIGRATION,
-            metadata=args.place.metadata(MIGRATION, args.namespace),
+            metadata=args.place.metadata(MIGRATION, args.namespace, annotations=REPLACE_UNREADY),
             spec=spec,
             opts=pulumi.ResourceOptions(parent=self),
         )

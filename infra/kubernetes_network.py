@@ -14,7 +14,19 @@ from infra.database_urls import PORT
 from infra.kubernetes_pods import CONTROLLER, DATABASE, HTTP_PORT, MIGRATION, Place
 
 # Not meant by a wider range that holds them: the cluster's own networks, the neighbours', a cloud's metadata service.
-INTERNAL = ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10")
+INTERNAL = (
+    *("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"),
+    *("168.63.129.16/32", "192.0.0.0/24"),  # Azure's and Oracle's hosts
+)
+EVERYWHERE = {"0.0.0.0/0", "::/0"}
+RESOLVERS = (  # the cluster's, and its copy on each node (kubernetes.io, Using NodeLocal DNSCache)
+    {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    },
+    {"ipBlock": {"cidr": "169.254.20.10/32"}},
+)
+DNS_PORTS = (("UDP", 53), ("TCP", 53))
 API_SERVER_PORTS = (443, 6443)
 Rule = Mapping[str, Any]
 
@@ -42,11 +54,10 @@ class Network(pulumi.ComponentResource):
         self._args = args
         place = args.place
         self._policy("sandboxes-deny-all", args.sandbox_namespace, {})
-        egress = [{"to": outside(args.egress_cidrs)}] if args.egress_cidrs else []
+        egress = to_outside(args.egress_cidrs)
         self._policy("sandboxes-egress", args.sandbox_namespace, {"network": "egress"}, egress=egress)
         self._policy("app-deny-all", args.namespace, {})
-        dns = ports(("UDP", 53), ("TCP", 53))  # of any address: it may be the node's own
-        out = [{"ports": dns}, self._to_database()]
+        out = [{"ports": ports(*DNS_PORTS)}, self._to_database()]  # of any address: it may be the node's own
         self._policy("migration", args.namespace, place.selector(MIGRATION), egress=out)
         api_server = {
             "to": blocks(args.api_server_cidrs),
@@ -105,6 +116,12 @@ def ports(*pairs: tuple[str, pulumi.Input[int]]) -> list[Rule]:
 def blocks(cidrs: Sequence[str]) -> list[Rule]:
     """Peers in these ranges."""
     return [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]
+
+
+def to_outside(cidrs: Sequence[str]) -> list[Rule]:
+    """To these ranges. Names resolve only where everything is reached anyway: a resolver is a way out to anywhere."""
+    rules: list[Rule] = [{"to": outside(cidrs)}] if cidrs else []
+    return [*rules, {"to": list(RESOLVERS), "ports": ports(*DNS_PORTS)}] if EVERYWHERE & set(cidrs) else rules
 
 
 def outside(cidrs: Sequence[str]) -> list[Rule]:

@@ -14,6 +14,7 @@ COMPONENT = "app.kubernetes.io/component"
 CONTROLLER, DATABASE, MIGRATION = "controller", "database", "migration"
 CONTROLLER_USER = 10001  # of images/app
 HTTP_PORT = 3000
+REPLACE_UNREADY = {"pulumi.com/replaceUnready": "true"}  # an annotation: one that failed is made anew
 SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}  # an annotation: made is enough
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +34,7 @@ from infra.kubernetes_namespaces import Namespaces, NamespacesArgs
 from infra.kubernetes_network import Network, NetworkArgs
 from infra.kubernetes_pods import HTTP_PORT, Place
 from infra.passwords import Passwords
+from infra.preflight_cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,14 @@ class Urls:
     example: str
 
 
-def prod(config: Config) -> dict[str, pulumi.Input[Any]]:
+def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
     """Makes it all; returns the stack's outputs."""
-    context = config.kube_context
-    if context is None:
-        pulumi.log.warn(
-            f"{config.project}:kubeContext is not set: whatever context is current is taken for this stack's"
-        )
-    cluster = k8s.Provider("cluster", context=context, cluster_identifier=context or "current-context")
-    inside = pulumi.ResourceOptions(providers=[cluster])
+    if config.kube_context is None:
+        words = f"the cluster of the context in use, {cluster.context}, is taken for this stack's"
+        pulumi.log.warn(f"{config.project}:kubeContext is not set: {words}")
+    # By its uid: a context that is renamed is the same cluster, and nothing is made anew.
+    provider = k8s.Provider("cluster", context=cluster.context, cluster_identifier=cluster.uid)
+    inside = pulumi.ResourceOptions(providers=[provider])
     place = Place(config.project, config.stack, config.name)
     pull = config.image_pull_secret
 
@@ -67,8 +68,12 @@ def prod(config: Config) -> dict[str, pulumi.Input[Any]]:
         ),
         inside,
     )
-    passwords = Passwords("passwords", None if config.database_url is not None else config.database_password)
-    urls = _urls(config, place, spaces, passwords, inside)
+    passwords = Passwords("passwords", config.database_password)
+    if config.database_url is not None:
+        urls = _existing_urls(config.database_url, passwords, config.stack)
+    else:
+        database = _database(config, place, spaces, passwords, inside)
+        urls = _own_urls(config, cluster.context, database, passwords)
     network = Network("network", _network(config, place, spaces, urls), inside)
     secrets = Credentials(
         "credentials",
@@ -168,39 +173,42 @@ def _network(config: Config, place: Place, spaces: Namespaces, urls: Urls) -> Ne
     )
 
 
-def _urls(config: Config, place: Place, spaces: Namespaces, passwords: Passwords, opts: pulumi.ResourceOptions) -> Urls:
-    """Of the database that is configured, or of one that is made."""
-    if config.database_url is not None:
-        owner = config.database_url
-        return Urls(
-            owner,
-            with_login(owner, CONTROLLER, passwords.controller),
-            with_login(owner, REQUESTER, passwords.requester),
-            pulumi.Output.unsecret(owner.apply(lambda url: str(urlsplit(url).hostname))),
-            pulumi.Output.unsecret(owner.apply(lambda url: urlsplit(url).port or PORT)),
-            example_request(psql(config.stack)),
-        )
-    database = Database(
-        "database",
-        DatabaseArgs(
-            place=place,
-            namespace=spaces.app,
-            image=config.postgres_image,
-            password=passwords.owner,
-            storage_class=config.storage_class,
-            storage_size=config.storage_size,
-            protect=config.protect_database,
-            image_pull_secret=config.image_pull_secret,
-        ),
-        opts,
+def _database(
+    config: Config, place: Place, spaces: Namespaces, passwords: Passwords, opts: pulumi.ResourceOptions
+) -> Database:
+    args = DatabaseArgs(
+        place=place,
+        namespace=spaces.app,
+        image=config.postgres_image,
+        password=passwords.owner,
+        storage_class=config.storage_class,
+        storage_size=config.storage_size,
+        protect=config.protect_database,
+        image_pull_secret=config.image_pull_secret,
     )
-    context = f" --context {config.kube_context}" if config.kube_context else ""
-    inside = f"kubectl{context} --namespace {config.namespace} exec statefulset/{config.name}-database --"
+    return Database("database", args, opts)
+
+
+def _existing_urls(owner: pulumi.Output[str], passwords: Passwords, stack: str) -> Urls:
+    return Urls(
+        owner,
+        with_login(owner, CONTROLLER, passwords.controller),
+        with_login(owner, REQUESTER, passwords.requester),
+        pulumi.Output.unsecret(owner.apply(lambda url: str(urlsplit(url).hostname))),
+        pulumi.Output.unsecret(owner.apply(lambda url: urlsplit(url).port or PORT)),
+        example_request(psql(stack)),
+    )
+
+
+def _own_urls(config: Config, context: str, database: Database, passwords: Passwords) -> Urls:
+    pod = f"--namespace {config.namespace} exec statefulset/{config.name}-database"
     return Urls(
         database_url(OWNER, passwords.owner, database.host),
         database_url(CONTROLLER, passwords.controller, database.host),
         database_url(REQUESTER, passwords.requester, database.host),
         database.host,
         pulumi.Output.from_input(PORT),
-        example_request(f"{inside} psql --username {REQUESTER} --dbname {DATABASE_NAME}"),
+        example_request(
+            f"kubectl --context {quote(context)} {pod} -- psql --username {REQUESTER} --dbname {DATABASE_NAME}"
+        ),
     )

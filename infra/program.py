@@ -8,25 +8,22 @@ import pulumi
 
 from infra.config import Config
 from infra.preflight import preflight
+from infra.preflight_cluster import Cluster
 
 
 def main() -> None:
     """Makes everything, and exports the outputs. Raises ConfigError or PreflightError before it makes anything."""
     config = Config.read()
-    preflight(config)
-    for name, value in _stack(config).items():
+    for name, value in _stack(config, preflight(config)).items():
         pulumi.export(name, value)
 
 
-def _stack(config: Config) -> dict[str, pulumi.Input[Any]]:
-    """Makes the target's stack; each provider is loaded only where it is used."""
-    match config.target:
-        case "docker":
-            from infra.dev import dev
+def _stack(config: Config, cluster: Cluster | None) -> dict[str, pulumi.Input[Any]]:
+    """Makes the stack, on the cluster or, without one, on the engine; each provider is loaded only where it is used."""
+    if cluster is None:
+        from infra.dev import dev
 
-            return dev(config)
-        case "kubernetes":
-            from infra.prod import prod
+        return dev(config)
+    from infra.prod import prod
 
-            return prod(config)
-    raise ValueError(f"no target is called {config.target}")
+    return prod(config, cluster)

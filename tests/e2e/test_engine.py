@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pulumi.automation as auto
 import pytest
 
 from infra import program
 from tests.support.engines import missing
+from tests.support.fake_preflight import fake_preflight
 from tests.support.fake_providers import FakeProvider, serving
 from tests.support.pulumi import ROOT, environment
 
@@ -20,6 +21,43 @@ STACKS: dict[str, dict[str, str]] = {
     "dev": {"target": "docker", "dockerSocketGroup": "0"},
     "prod": {"target": "kubernetes", "registry": "registry.example/team", "kubeContext": "it"},
 }
+KEYS: dict[
+    str, dict[str, str]
+] = {  # each that docs/stacks.md has, as it is typed; those given or excluded above left out
+    "dev": {
+        "appImage": "registry.example/app:1",
+        "postgresImage": "postgres:15.14-bookworm",
+        "databasePassword": "hidden",
+        "databasePort": "5433",
+        "httpPort": "3001",
+        "dockerSocket": "/run/docker.sock",
+        "protectDatabase": "true",
+        "maxRunning": "8",
+    },
+    "prod": {
+        "pullRegistry": "inside.example:5000/team",
+        "registryUsername": "me",
+        "registryPassword": "hidden",
+        "imagePullSecret": "login",
+        "databaseUrl": "postgresql://me:hidden@db.example/it",
+        "databaseCidrs": '["10.1.0.0/16"]',
+        "storageSize": "20Gi",
+        "namespace": "app",
+        "sandboxNamespace": "boxes",
+        "createNamespaces": "false",
+        "replicas": "3",
+        "quotaCpu": "8",
+        "quotaMemory": "16Gi",
+        "quotaPods": "20",
+        "requesterNamespaces": '["one", "two"]',
+        "monitoringNamespace": "metrics",
+        "apiServerCidrs": '["10.2.0.1/32"]',
+        "egressCidrs": '["203.0.113.0/24"]',
+        "jobOptions": '{"runtimeClassName": "gvisor"}',
+    },
+}
+SECRETS = {"databasePassword", "databaseUrl", "registryPassword"}
+ELSEWHERE = {"target", "dockerSocketGroup", "registry", "kubeContext", "sandboxImage", "storageClass"}
 CHANGED = {  # what follows from another `maxRunning`
     "dev": {("create", "Container app"), ("delete", "Container app")},
     "prod": {("create", "ConfigMap settings"), ("update", "Deployment controller"), ("delete", "ConfigMap settings")},
@@ -54,7 +92,7 @@ def made(name: str, directory: Path, debug: str) -> auto.Stack:
     return stack
 
 
-def changes(result: Any) -> dict[str, int]:
+def changes(result: auto.UpResult) -> dict[str, int]:
     """How many resources were made, changed and so on; those that stayed left out."""
     return {str(kind): count for kind, count in (result.summary.resource_changes or {}).items() if kind != "same"}
 
@@ -63,7 +101,7 @@ def changes(result: Any) -> dict[str, int]:
 def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
     name: str, tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "preflight", lambda config: None)
+    monkeypatch.setattr(program, "preflight", fake_preflight)
     provider, debug = providers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the Automation API leaves a loop of its own open
@@ -88,3 +126,20 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
         stack.destroy()
         left = (stack.export_stack().deployment or {}).get("resources") or []
         assert [one["urn"] for one in left if "Stack::" not in one["urn"]] == []
+
+
+def test_every_key_is_taken_as_the_command_sets_it(
+    tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "preflight", fake_preflight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, keys in KEYS.items():
+            (tmp_path / name).mkdir()
+            stack = made(name, tmp_path / name, providers[1])
+            for key, value in keys.items():
+                stack.set_config(f"ci-fixer-sandbox:{key}", auto.ConfigValue(value, secret=key in SECRETS))
+            assert {str(kind) for kind in stack.preview().change_summary} == {"create"}
+    described = set(re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "stacks.md").read_text(), re.MULTILINE))
+    documented = {key for cell in described for key in re.findall(r"`(\w+)`", cell)}
+    assert documented - {"docker", "kubernetes"} == ELSEWHERE | KEYS["dev"].keys() | KEYS["prod"].keys()

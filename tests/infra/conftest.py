@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ import yaml
 
 from infra import program
 from infra.policy.wire import is_secret, unwrapped
+from tests.support.fake_preflight import fake_preflight
 from tests.support.provider_answers import answers
 
 PROJECT = "ci-fixer-sandbox"
@@ -100,6 +101,7 @@ def own_loops() -> Iterator[None]:
             loop.close()
 
 
+SECRETS = ("databaseUrl", "databasePassword", "registryPassword")
 Deploy = Callable[..., Recorded]
 
 
@@ -108,13 +110,13 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
     """Runs the program with these keys over Pulumi.yaml's defaults; a test that looks at nothing of it fails."""
     made: list[Recorded] = []
 
-    def run(config: Mapping[str, Any], stack: str = "dev") -> Recorded:
+    def run(config: Mapping[str, Any], stack: str = "dev", secrets: Sequence[str] = SECRETS) -> Recorded:
         recorded = Recorded()
         with own_loops():
             pulumi.runtime.reset_options(project=PROJECT, stack=stack)
             keys = defaults() | {key: written(value) for key, value in config.items()}
             full = {f"{PROJECT}:{key}": value for key, value in keys.items()}
-            pulumi.runtime.set_all_config(full, [])
+            pulumi.runtime.set_all_config(full, [f"{PROJECT}:{key}" for key in secrets])
             pulumi.runtime.set_mocks(Mocks(recorded), project=PROJECT, stack=stack, preview=False)
             _run(recorded)
             pulumi.runtime.reset_options()
@@ -122,7 +124,7 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
         return recorded
 
     monkeypatch.setenv("PULUMI_ERROR_OUTPUT_STRING", "1")
-    monkeypatch.setattr(program, "preflight", lambda config: None)
+    monkeypatch.setattr(program, "preflight", fake_preflight)
     yield run
     assert all(recorded.asked for recorded in made), "this test deploys and looks at nothing of it"
 
@@ -152,7 +154,8 @@ def _run(recorded: Recorded) -> None:
 @pytest.fixture
 def dev(deploy: Deploy) -> Deploy:
     """The stack on Docker, with these keys."""
-    return lambda **config: deploy({"target": "docker", "dockerSocketGroup": 0} | config)
+    base = {"target": "docker", "dockerSocketGroup": 0}
+    return lambda **config: deploy({key: value for key, value in (base | config).items() if value is not None})
 
 
 @pytest.fixture

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from infra import program
-from infra.config import Config, ConfigError
-from infra.preflight import PreflightError, preflight
-from tests.infra.conftest import ROOT, Deploy, Recorded
-from tests.support.kubeconfig import kubeconfig
+from infra.config import Config
+from infra.errors import ConfigError
+from tests.infra.conftest import ROOT, Deploy
 
+CLUSTER: dict[str, Any] = {"target": "kubernetes", "registry": "r.example"}
+PREBUILT = {"appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}
+EXISTING = {"databaseUrl": "postgresql://me:pw@h/it", "databaseCidrs": ["10.0.0.0/8"]}
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("docker", {"target": "podman"}, "target takes docker or kubernetes; it is 'podman'"),
     ("docker", {"target": ""}, "target is missing; it takes docker or kubernetes"),
@@ -27,17 +27,23 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("docker", {"dockerSocketGroup": "docker"}, "dockerSocketGroup takes a whole number"),
     ("docker", {"maxRunning": "-1"}, "maxRunning takes a whole number from 0 to 1000000; it is '-1'"),
     ("docker", {"maxRuning": "1"}, "maxRuning is no key of this project; is maxRunning meant?"),
+    ("docker", {"dockerSocket": "", "dockerSocketGroup": "1"}, "dockerSocketGroup is for dockerSocket, and that is"),
+    ("docker", {"httpPort": 5432}, "httpPort takes another port than databasePort"),
     ("docker", {"registry": "r.example"}, "registry is for target kubernetes alone"),
     ("kubernetes", {"dockerSocketGroup": "1"}, "dockerSocketGroup is for target docker alone"),
     ("kubernetes", {"registry": ""}, "registry is missing: images are built here"),
     ("kubernetes", {"registry": "https://r.example/"}, "registry takes a registry without scheme or closing slash"),
-    ("kubernetes", {"registry": "", "pullRegistry": "r.example"}, "pullRegistry is the cluster's name for it"),
+    ("kubernetes", {**PREBUILT}, "registry is for images that are built here, and both are prebuilt"),
+    ("kubernetes", {**PREBUILT, "pullRegistry": "r.example"}, "pullRegistry is for images that are built here"),
     ("kubernetes", {"registryUsername": "me"}, "registryPassword is missing, and registryUsername is given"),
     ("kubernetes", {"registryPassword": "pw"}, "registryUsername is missing, and registryPassword is given"),
     ("kubernetes", {"databaseUrl": "mysql://me:pw@h/it"}, "databaseUrl takes the owner's URL: postgresql://"),
     ("kubernetes", {"databaseUrl": "postgresql://me:pw@h:x/it"}, "databaseUrl takes the owner's URL: postgresql://"),
     ("kubernetes", {"databaseUrl": "postgresql://me:pw@h/it"}, "databaseCidrs is missing: where databaseUrl's server"),
     ("kubernetes", {"databaseCidrs": ["10.0.0.1/8"]}, "databaseCidrs takes ranges of addresses, such as 10.0.0.0/8"),
+    ("kubernetes", {"databaseCidrs": ["10.0.0.0/8"]}, "databaseCidrs is for the server of databaseUrl, and that is"),
+    ("kubernetes", {**EXISTING, "storageClass": "fast"}, "storageClass is for the database that is made here"),
+    ("kubernetes", {**EXISTING, "databasePassword": "pw"}, "databasePassword is for the database that is made here"),
     ("kubernetes", {"egressCidrs": "10.0.0.0/8"}, "egressCidrs takes a list; it is '10.0.0.0/8'"),
     ("kubernetes", {"storageSize": "ten"}, "storageSize takes a Kubernetes quantity, such as 500m, 20 or 64Gi"),
     ("kubernetes", {"quotaCpu": "64 cores"}, "quotaCpu takes a Kubernetes quantity"),
@@ -50,6 +56,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("kubernetes", {"requesterNamespaces": ["a", "a"]}, "requesterNamespaces takes each namespace once, and none of"),
     ("kubernetes", {"requesterNamespaces": ["b"], "namespace": "b"}, "requesterNamespaces takes each namespace once"),
     ("kubernetes", {"monitoringNamespace": "-"}, "monitoringNamespace takes at most 63 lower-case letters"),
+    (
+        "kubernetes",
+        {"monitoringNamespace": "b", "sandboxNamespace": "b"},
+        "monitoringNamespace takes another namespace",
+    ),
     ("kubernetes", {"imagePullSecret": "Login"}, "imagePullSecret takes lower-case letters, digits, - and ."),
     ("kubernetes", {"storageClass": "Fast"}, "storageClass takes lower-case letters, digits, - and ."),
     ("kubernetes", {"replicas": "two"}, "replicas takes a whole number from 0 to 100; it is 'two'"),
@@ -66,10 +77,30 @@ def test_a_bad_key_is_named_with_what_it_takes(
         (dev if target == "docker" else prod)(**config)
 
 
-def test_a_default_that_is_no_name_is_refused_too(deploy: Deploy) -> None:
-    words = "sandboxNamespace is missing, and its default 'ci-fixer-sandbox-Prod_1-sandboxes' is no name of a namespace"
+@pytest.mark.parametrize("stack", ["Prod_1", "p" * 27])
+def test_a_stacks_name_that_is_no_part_of_a_name_in_the_cluster_is_refused(deploy: Deploy, stack: str) -> None:
+    words = f"the stack's name '{stack}' is no part of a Kubernetes name: choose one of .* at most 26 characters"
     with pytest.raises(ConfigError, match=words):
-        deploy(CLUSTER, stack="Prod_1")
+        deploy(CLUSTER | {"namespace": "one", "sandboxNamespace": "two"}, stack=stack)
+
+
+@pytest.mark.parametrize(
+    ("key", "others"),
+    [
+        ("databasePassword", {}),
+        ("databaseUrl", {"databaseCidrs": ["10.0.0.0/8"]}),
+        ("registryPassword", {"registryUsername": "me"}),
+    ],
+)
+def test_a_password_that_stands_in_clear_in_the_stacks_file_is_refused(
+    deploy: Deploy, key: str, others: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        deploy(CLUSTER | others | {key: EXISTING["databaseUrl"]}, secrets=())
+    assert f"{key} stands in clear in the stack's file: take it out there, and set it by pulumi config set" in str(
+        raised.value
+    )
+    assert "me:pw" not in str(raised.value)
 
 
 def test_every_fault_is_told_at_once(dev: Deploy) -> None:
@@ -84,100 +115,10 @@ def test_no_password_stands_in_an_error(prod: Deploy) -> None:
     assert "hidden" not in str(raised.value)
 
 
-def test_every_key_that_the_schema_describes_is_read_and_every_other_is_described(dev: Deploy) -> None:
-    schema = set(yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"])
+def test_every_key_is_described_and_the_schemas_defaults_are_the_programs(deploy: Deploy) -> None:
+    schema = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
     fields = {re.sub(r"_(.)", lambda found: found[1].upper(), name) for name in Config.__dataclass_fields__}
-    assert schema <= fields
+    assert {key for key in schema if ":" not in key} <= fields
     described = (ROOT / "docs" / "stacks.md").read_text()
     assert {key for key in fields - {"project", "stack"} if f"`{key}`" not in described} == set()
-    assert dev().names("Network") == ["network"]
-
-
-@pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch, deploy: Deploy) -> Any:
-    """What the program hands to the preflight, with these keys."""
-
-    def read(**keys: Any) -> Config:
-        seen: list[Config] = []
-        monkeypatch.setattr(program, "preflight", seen.append)
-        recorded: Recorded = deploy(keys)
-        assert recorded.all()
-        return seen[0]
-
-    return read
-
-
-CLUSTER: dict[str, Any] = {"target": "kubernetes", "registry": "r.example"}
-
-
-def use_kubeconfig(monkeypatch: pytest.MonkeyPatch, file: Path, text: str) -> None:
-    """Writes it, and makes it the one that is taken."""
-    file.write_text(text)
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
-
-
-def test_an_engine_that_does_not_answer_is_named(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = config(target="docker", dockerSocketGroup=0)
-    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
-    with pytest.raises(PreflightError, match=r"Docker engine.*does not answer.*set DOCKER_HOST"):
-        preflight(found)
-
-
-@pytest.mark.parametrize(
-    ("keys", "host", "words"),
-    [
-        (
-            {"dockerSocket": "/nowhere.sock"},
-            None,
-            "there is no socket /nowhere.sock: ci-fixer-sandbox:dockerSocket takes",
-        ),
-        ({}, "ssh://there", "the Docker engine is at ssh://there, and ci-fixer-sandbox:dockerSocketGroup is missing"),
-    ],
-)
-def test_a_socket_that_cannot_be_mounted_is_named(
-    config: Any, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], host: str | None, words: str
-) -> None:
-    async def answers() -> None:
-        pass
-
-    monkeypatch.setattr("infra.preflight._engine", answers)
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
-    if host is not None:
-        monkeypatch.setenv("DOCKER_HOST", host)
-    found = config(target="docker", **keys)
-    with pytest.raises(PreflightError, match=words):
-        preflight(found)
-
-
-@pytest.mark.parametrize("text", ["a: [b", "[]", "", "{}"])
-def test_a_kubeconfig_that_is_none_is_named(
-    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    use_kubeconfig(monkeypatch, tmp_path / "config", text)
-    found = config(**PREBUILT)
-    with pytest.raises(PreflightError, match="no cluster is configured"):
-        preflight(found)
-
-
-PREBUILT = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}
-
-
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        (
-            {},
-            "no cluster is configured: .*current-context.*set KUBECONFIG to .*ci-fixer-sandbox:kubeContext",
-        ),
-        ({"kubeContext": "other"}, "no cluster is configured: .*other.*kubeContext to a context of it"),
-        ({"kubeContext": "it"}, "the cluster at http://127.0.0.1:1 .context it. does not answer"),
-    ],
-)
-def test_a_cluster_that_is_not_there_is_named(
-    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], words: str
-) -> None:
-    nowhere = kubeconfig("it", {"server": "http://127.0.0.1:1"}, "t", current=False)
-    use_kubeconfig(monkeypatch, tmp_path / "config", yaml.safe_dump(nowhere))
-    found = config(**PREBUILT, **keys)
-    with pytest.raises(PreflightError, match=words):
-        preflight(found)
+    assert deploy({"target": "docker"}).names("Network") == ["network"]

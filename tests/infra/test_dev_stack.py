@@ -24,7 +24,7 @@ def test_the_app_has_the_group_of_the_socket_and_no_capability(dev: Deploy) -> N
 
 
 def test_without_a_socket_nothing_of_the_host_is_mounted(dev: Deploy) -> None:
-    app = dev(dockerSocket="").one(CONTAINER, "app")
+    app = dev(dockerSocket="", dockerSocketGroup=None).one(CONTAINER, "app")
     assert app["volumes"] == []
     assert app["groupAdds"] == []
     assert "SANDBOX_BACKEND=process" in app["envs"]

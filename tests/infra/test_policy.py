@@ -16,7 +16,12 @@ ROLE = "kubernetes:rbac.authorization.k8s.io/v1:Role"
 BINDING = "kubernetes:rbac.authorization.k8s.io/v1:RoleBinding"
 POLICY, CONTAINER = "kubernetes:networking.k8s.io/v1:NetworkPolicy", "docker:index/container:Container"
 
-DEV: list[dict[str, Any]] = [{}, {"dockerSocket": ""}, {"databasePassword": "given"}, {"protectDatabase": True}]
+DEV: list[dict[str, Any]] = [
+    {},
+    {"dockerSocket": "", "dockerSocketGroup": None},
+    {"databasePassword": "given"},
+    {"protectDatabase": True},
+]
 PROD: list[dict[str, Any]] = [
     {},
     {"databaseUrl": "postgresql://me:pw@db.example:6432/it?sslmode=require", "databaseCidrs": ["10.1.0.0/16"]},

@@ -15,6 +15,13 @@ DEPLOYMENT, JOB = "kubernetes:apps/v1:Deployment", "kubernetes:batch/v1:Job"
 APP, BOXES = "ci-fixer-sandbox-prod", "ci-fixer-sandbox-prod-sandboxes"
 COMPONENT = "app.kubernetes.io/component"
 DNS = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+RESOLVERS = [
+    {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    },
+    {"ipBlock": {"cidr": "169.254.20.10/32"}},
+]
 POSTGRES = [{"protocol": "TCP", "port": 5432}]
 
 
@@ -62,11 +69,14 @@ def test_the_network_lets_through_what_the_design_says_and_nothing_else(prod: De
                                         "169.254.0.0/16",
                                         "172.16.0.0/12",
                                         "192.168.0.0/16",
+                                        "168.63.129.16/32",
+                                        "192.0.0.0/24",
                                     ],
                                 }
                             }
                         ]
-                    }
+                    },
+                    {"to": RESOLVERS, **DNS},
                 ],
             },
         ),
@@ -109,7 +119,7 @@ def test_who_is_let_in_by_nobody_is_let_in_by_nobody(prod: Deploy) -> None:
     assert policies(prod())["controller"][1]["ingress"] == []  # an empty `from` would be everybody
 
 
-def test_a_range_that_is_named_itself_is_reached(prod: Deploy) -> None:
+def test_a_range_that_is_named_itself_is_reached_and_no_resolver_beside_it(prod: Deploy) -> None:
     (rule,) = policies(prod(egressCidrs=["10.0.0.0/8", "10.1.2.3/32"]))["sandboxes-egress"][1]["egress"]
     assert rule["to"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"ipBlock": {"cidr": "10.1.2.3/32"}}]
     assert policies(prod(egressCidrs=[]))["sandboxes-egress"][1]["egress"] == []
