@@ -1,4 +1,4 @@
-"""A stack's configuration, read once; the only place with a key's name and what it takes."""
+"""A stack's configuration, read and checked once."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from infra import values
 from infra.config_reader import Reader
 from infra.errors import ConfigError
 
+# Of one target alone, and without a default in Pulumi.yaml: a key with one is in every stack.
 ONLY_DOCKER = ("dockerSocketGroup",)
 PUSHING = ("registry", "pullRegistry", "registryUsername", "registryPassword")
 ONLY_KUBERNETES = (
     *PUSHING,
-    *(
-        "imagePullSecret",
-        "databaseUrl",
-        "databaseCidrs",
-        "storageClass",
-        "kubeContext",
-        "namespace",
-        "sandboxNamespace",
-    ),
-    *("requesterNamespaces", "monitoringNamespace", "apiServerCidrs", "egressCidrs", "jobOptions"),
+    "imagePullSecret",
+    "databaseUrl",
+    "databaseCidrs",
+    "storageClass",
+    "kubeContext",
+    "namespace",
+    "sandboxNamespace",
+    "requesterNamespaces",
+    "monitoringNamespace",
+    "apiServerCidrs",
+    "egressCidrs",
+    "jobOptions",
 )
 ANYWHERE = ("0.0.0.0/0",)
 LONGEST_NAME = 43  # with "-database-" and a revision's hash it is a label of the database's pod: 63 characters at most
@@ -93,10 +96,11 @@ class Config:
 
 
 def _read(reader: Reader) -> Config:
-    get = reader.get
-    target = get("target", values.one_of("docker", "kubernetes"), "")
+    get, name = reader.get, f"{reader.project}-{reader.stack}"
+    target = get("target", values.optional(values.one_of("docker", "kubernetes")), None) or ""
     if not reader.has("target"):
         reader.fault("target", "is missing; it takes docker or kubernetes")
+    # Pulumi.yaml holds the defaults: a 0, False or "" here stands in for a value that is refused.
     config = Config(
         project=reader.project,
         stack=reader.stack,
@@ -112,18 +116,18 @@ def _read(reader: Reader) -> Config:
         database_url=reader.secret("databaseUrl", values.database),
         database_cidrs=get("databaseCidrs", values.list_of(values.cidr), ()),
         database_password=reader.secret("databasePassword"),
-        database_port=get("databasePort", values.whole(1, 65_535), 5432),
+        database_port=get("databasePort", values.whole(1, 65_535), 0),
         storage_class=get("storageClass", values.optional(values.subdomain), None),
         storage_size=get("storageSize", values.quantity, ""),
         protect_database=get("protectDatabase", values.boolean, False),
-        http_port=get("httpPort", values.whole(1, 65_535), 3000),
+        http_port=get("httpPort", values.whole(1, 65_535), 0),
         docker_socket=get("dockerSocket", values.optional(values.text), None),
         docker_socket_group=get("dockerSocketGroup", values.optional(values.whole(0, 2**31)), None),
         kube_context=get("kubeContext", values.optional(values.text), None),
-        namespace=get("namespace", values.label, f"{reader.project}-{reader.stack}"),
-        sandbox_namespace=get("sandboxNamespace", values.label, f"{reader.project}-{reader.stack}-sandboxes"),
-        create_namespaces=get("createNamespaces", values.boolean, True),
-        replicas=get("replicas", values.whole(0, 100), 2),
+        namespace=get("namespace", values.label, name),
+        sandbox_namespace=get("sandboxNamespace", values.label, f"{name}-sandboxes"),
+        create_namespaces=get("createNamespaces", values.boolean, False),
+        replicas=get("replicas", values.whole(0, 100), 0),
         quota_cpu=get("quotaCpu", values.quantity, ""),
         quota_memory=get("quotaMemory", values.quantity, ""),
         quota_pods=get("quotaPods", values.whole(0, 1_000_000), 0),
@@ -164,7 +168,7 @@ def _together(reader: Reader, config: Config) -> None:
 
 
 def _engine(reader: Reader, config: Config) -> None:
-    if config.database_port == config.http_port:
+    if 0 < config.database_port == config.http_port:
         reader.fault("httpPort", "takes another port than databasePort")
     if config.docker_socket is None and reader.has("dockerSocketGroup"):
         reader.fault("dockerSocketGroup", "is for dockerSocket, and that is none")

@@ -9,6 +9,8 @@ import pulumi
 DATABASE_NAME = "sandbox"  # of those that a stack makes
 OWNER, CONTROLLER, REQUESTER = "postgres", "sandbox_controller", "sandbox_requester"  # logins
 PORT = 5432
+# By TCP: while it makes its files the image's server listens on the socket alone.
+READY = ["pg_isready", "--host", "127.0.0.1", "--username", OWNER, "--dbname", DATABASE_NAME]
 REQUEST = "insert into sandboxes (command) values ('echo hello') returning id"
 
 

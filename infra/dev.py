@@ -34,7 +34,8 @@ def dev(config: Config) -> dict[str, pulumi.Input[Any]]:
             network=database.network,
             owner_url=database_url(OWNER, passwords.owner, database.host),
             controller_url=database_url(CONTROLLER, passwords.controller, database.host),
-            passwords={"controller": passwords.controller, "requester": passwords.requester},
+            controller_password=passwords.controller,
+            requester_password=passwords.requester,
             port=config.http_port,
             socket=config.docker_socket,
             socket_group=_group(config),
@@ -66,7 +67,7 @@ def _settings(config: Config, sandbox_image: pulumi.Output[str]) -> dict[str, pu
 
 def _group(config: Config) -> int:
     """The group that owns the socket where the engine is. Behind another system's Docker it is root's."""
-    if config.docker_socket_group is not None:
-        return config.docker_socket_group
-    socket = Path(config.docker_socket or "")
+    if config.docker_socket is None or config.docker_socket_group is not None:
+        return config.docker_socket_group or 0
+    socket = Path(config.docker_socket)
     return socket.stat().st_gid if sys.platform == "linux" and socket.is_socket() else 0

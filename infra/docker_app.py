@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pulumi
@@ -11,13 +11,11 @@ import pulumi_docker as docker
 
 from infra.docker_containers import LOGGED, LOOPBACK, bounded
 from infra.errors import MigrationFailed
-from infra.images import ENTRYPOINT
+from infra.images import ENTRYPOINT, HTTP_PORT, STOP_SECONDS
 from infra.passwords import secret
 
-PORT = 3000  # inside
-STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
 SOCKET = "/var/run/docker.sock"  # inside, where the controller looks
-READY = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}/readyz', timeout=8)"
+READY = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{HTTP_PORT}/readyz', timeout=8)"
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,12 @@ class DockerAppArgs:
     network: pulumi.Input[str]
     owner_url: pulumi.Input[str]
     controller_url: pulumi.Input[str]
-    passwords: Mapping[str, pulumi.Input[str]]  # by login
+    controller_password: pulumi.Input[str]
+    requester_password: pulumi.Input[str]
     port: int  # the host's, on its loopback alone
     socket: str | None
     socket_group: int
-    settings: Mapping[str, pulumi.Input[str]] = field(default_factory=dict)
+    settings: Mapping[str, pulumi.Input[str]]
 
 
 class DockerApp(pulumi.ComponentResource):
@@ -52,14 +51,17 @@ class DockerApp(pulumi.ComponentResource):
         """Runs to its end while the stack comes up; its exit code, which is 0."""
         args = self._args
         name = f"{args.name}-migration"
-        logins = [secret(f"SANDBOX_{login.upper()}_PASSWORD=", password) for login, password in args.passwords.items()]
         migration = docker.Container(
             "migration",
             name=name,
             image=args.image,
             entrypoints=ENTRYPOINT,
             command=["migrate"],
-            envs=[secret("DATABASE_URL=", args.owner_url), *logins],
+            envs=[
+                secret("DATABASE_URL=", args.owner_url),
+                secret("SANDBOX_CONTROLLER_PASSWORD=", args.controller_password),
+                secret("SANDBOX_REQUESTER_PASSWORD=", args.requester_password),
+            ],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],
             attach=True,
             must_run=False,
@@ -80,6 +82,7 @@ class DockerApp(pulumi.ComponentResource):
 
     def _app(self, migrated: pulumi.Output[int]) -> docker.Container:
         args = self._args
+        # The URL waits for the exit code: depends_on would start the app after a migration that failed.
         url = pulumi.Output.all(args.controller_url, migrated).apply(lambda both: str(both[0]))
         settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(args.settings.items())]
         return docker.Container(
@@ -89,7 +92,7 @@ class DockerApp(pulumi.ComponentResource):
             entrypoints=ENTRYPOINT,
             command=["run"],
             envs=[secret("DATABASE_URL=", url), *settings],
-            ports=[docker.ContainerPortArgs(internal=PORT, external=args.port, ip=LOOPBACK)],
+            ports=[docker.ContainerPortArgs(internal=HTTP_PORT, external=args.port, ip=LOOPBACK)],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],
             volumes=self._volumes(),
             group_adds=[str(args.socket_group)] if args.socket else [],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_docker as docker
 
-from infra.database_urls import DATABASE_NAME, OWNER, PORT
+from infra.database_urls import DATABASE_NAME, OWNER, PORT, READY
 from infra.docker_containers import LOGGED, LOOPBACK, bounded
 from infra.passwords import secret
 
@@ -22,7 +22,7 @@ class DockerDatabaseArgs:
     image: str
     password: pulumi.Input[str]
     port: int
-    protect: bool = False
+    protect: bool
 
 
 class DockerDatabase(pulumi.ComponentResource):
@@ -54,8 +54,7 @@ class DockerDatabase(pulumi.ComponentResource):
             ports=[docker.ContainerPortArgs(internal=PORT, external=args.port, ip=LOOPBACK)],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=network.name, aliases=["database"])],
             healthcheck=docker.ContainerHealthcheckArgs(
-                # By TCP: while it makes its files the image's server listens on the socket alone.
-                tests=["CMD", "pg_isready", "--host", LOOPBACK, "--username", OWNER, "--dbname", DATABASE_NAME],
+                tests=["CMD", *READY],
                 interval="2s",
                 timeout="5s",
                 retries=30,

@@ -9,6 +9,8 @@ import pulumi
 import pulumi_docker as docker
 
 ENTRYPOINT = ["python", "-m", "controller"]  # said to every engine: an app image of another make may have its own
+HTTP_PORT = 3000  # on which the controller listens
+STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
 ARCHITECTURES = {"arm64": "linux/arm64", "aarch64": "linux/arm64"}  # of this machine, for what is built to run on it
 
 

@@ -1,4 +1,4 @@
-"""What the controller may do: the Role of the sandbox namespace, for the account of the app's."""
+"""What the controller may do: its Role in the sandbox namespace, and its account in the app's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AccessArgs:
 
 
 class Access(pulumi.ComponentResource):
-    """The name of an account that has its rights."""
+    """The name of the controller's account; it has its rights once all of this is there."""
 
     account: pulumi.Output[str]
 
@@ -42,12 +42,12 @@ class Access(pulumi.ComponentResource):
         role_name = name_of(role)
         rights: Any = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role_name}
         who: Any = {"kind": "ServiceAccount", "name": args.place.name, "namespace": args.namespace}
-        binding = k8s.rbac.v1.RoleBinding(
+        k8s.rbac.v1.RoleBinding(
             "controller-role-binding",
             metadata=in_sandboxes,
             role_ref=rights,
             subjects=[who],
             opts=child,
         )
-        self.account = pulumi.Output.all(name_of(account), binding.id).apply(lambda known: str(known[0]))
+        self.account = name_of(account)
         self.register_outputs({"account": self.account})

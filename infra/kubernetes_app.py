@@ -9,11 +9,10 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.images import ENTRYPOINT
+from infra.images import ENTRYPOINT, HTTP_PORT, STOP_SECONDS
 from infra.kubernetes_pods import (
     CONTROLLER,
     CONTROLLER_USER,
-    HTTP_PORT,
     SKIP_AWAIT,
     Place,
     container_security,
@@ -23,8 +22,6 @@ from infra.kubernetes_pods import (
     pull_secrets,
     resources,
 )
-
-STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.database_urls import DATABASE_NAME, OWNER, PORT
+from infra.database_urls import DATABASE_NAME, OWNER, PORT, READY
 from infra.kubernetes_pods import (
     DATABASE,
     SKIP_AWAIT,
@@ -101,9 +101,7 @@ class Database(pulumi.ComponentResource):
         self.register_outputs({"host": self.host})
 
     def _pod(self, secret: pulumi.Output[str], claim: pulumi.Output[str]) -> dict[str, Any]:
-        # By TCP: while its files are made the server listens on the socket alone.
-        ready = ["pg_isready", "--host", "127.0.0.1", "--username", OWNER, "--dbname", DATABASE_NAME]
-        probe = {"exec": {"command": ready}, "timeoutSeconds": 5}
+        probe = {"exec": {"command": READY}, "timeoutSeconds": 5}
         container = {
             "name": "postgres",
             "image": self._args.image,

@@ -15,18 +15,15 @@ from infra.kubernetes_pods import (
     REPLACE_UNREADY,
     Place,
     container_security,
-    from_secret,
     pod_security,
     pull_secrets,
     resources,
 )
 
-VARIABLES = ("DATABASE_URL", "SANDBOX_CONTROLLER_PASSWORD", "SANDBOX_REQUESTER_PASSWORD")
-
 
 @dataclass(frozen=True)
 class MigrationArgs:
-    """`secret` names the one with the variables; a new image or secret is a new migration."""
+    """`secret` names the one whose keys are the variables; a new image or secret is a new migration."""
 
     place: Place
     namespace: pulumi.Input[str]
@@ -45,7 +42,7 @@ class Migration(pulumi.ComponentResource):
             "image": args.image,
             "command": ENTRYPOINT,
             "args": ["migrate"],
-            "env": [from_secret(variable, args.secret) for variable in VARIABLES],
+            "envFrom": [{"secretRef": {"name": args.secret}}],
             "resources": resources("50m", "64Mi", "500m", "256Mi"),
             "securityContext": container_security(),
         }

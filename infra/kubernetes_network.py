@@ -11,7 +11,8 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.database_urls import PORT
-from infra.kubernetes_pods import CONTROLLER, DATABASE, HTTP_PORT, MIGRATION, Place
+from infra.images import HTTP_PORT
+from infra.kubernetes_pods import CONTROLLER, DATABASE, MIGRATION, Place
 
 # Not meant by a wider range that holds them: the cluster's own networks, the neighbours', a cloud's metadata service.
 INTERNAL = (
@@ -33,7 +34,7 @@ Rule = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class NetworkArgs:
-    """`database_cidrs` and `database_port` are an existing database's; none: the one in the cluster."""
+    """`database_cidrs` are an existing database's; none: the one in the cluster."""
 
     place: Place
     namespace: pulumi.Input[str]
@@ -42,8 +43,8 @@ class NetworkArgs:
     monitoring_namespace: str | None
     api_server_cidrs: Sequence[str]
     egress_cidrs: Sequence[str]
-    database_cidrs: Sequence[str] = ()
-    database_port: pulumi.Input[int] = PORT
+    database_cidrs: Sequence[str]
+    database_port: pulumi.Input[int]
 
 
 class Network(pulumi.ComponentResource):
@@ -54,34 +55,33 @@ class Network(pulumi.ComponentResource):
         self._args = args
         place = args.place
         self._policy("sandboxes-deny-all", args.sandbox_namespace, {})
-        egress = to_outside(args.egress_cidrs)
+        egress = _to_outside(args.egress_cidrs)
         self._policy("sandboxes-egress", args.sandbox_namespace, {"network": "egress"}, egress=egress)
         self._policy("app-deny-all", args.namespace, {})
-        out = [{"ports": ports(*DNS_PORTS)}, self._to_database()]  # of any address: it may be the node's own
+        out = [{"ports": _ports(*DNS_PORTS)}, self._to_database()]  # of any address: it may be the node's own
         self._policy("migration", args.namespace, place.selector(MIGRATION), egress=out)
         api_server = {
-            "to": blocks(args.api_server_cidrs),
-            "ports": ports(*(("TCP", port) for port in API_SERVER_PORTS)),
+            "to": _blocks(args.api_server_cidrs),
+            "ports": _ports(*(("TCP", port) for port in API_SERVER_PORTS)),
         }
         callers = [*args.requester_namespaces, *filter(None, [args.monitoring_namespace])]
-        ingress = [{"from": namespaces(callers), "ports": ports(("TCP", HTTP_PORT))}] if callers else []
+        ingress = [{"from": _namespaces(callers), "ports": _ports(("TCP", HTTP_PORT))}] if callers else []
         rules = [*out, api_server] if args.api_server_cidrs else out
         self._policy("controller", args.namespace, place.selector(CONTROLLER), ingress=ingress, egress=rules)
         if not args.database_cidrs:
             clients: list[Rule] = [
                 {"podSelector": {"matchLabels": place.selector(one)}} for one in (CONTROLLER, MIGRATION)
             ]
-            clients += namespaces(args.requester_namespaces)
-            taken = [{"from": clients, "ports": ports(("TCP", PORT))}]
+            clients += _namespaces(args.requester_namespaces)
+            taken = [{"from": clients, "ports": _ports(("TCP", PORT))}]
             self._policy("database", args.namespace, place.selector(DATABASE), ingress=taken)
         self.register_outputs({})
 
     def _to_database(self) -> Rule:
         args = self._args
-        if args.database_cidrs:
-            return {"to": blocks(args.database_cidrs), "ports": ports(("TCP", args.database_port))}
-        to = [{"podSelector": {"matchLabels": args.place.selector(DATABASE)}}]
-        return {"to": to, "ports": ports(("TCP", PORT))}
+        inside = [{"podSelector": {"matchLabels": args.place.selector(DATABASE)}}]
+        to = _blocks(args.database_cidrs) if args.database_cidrs else inside
+        return {"to": to, "ports": _ports(("TCP", args.database_port))}
 
     def _policy(
         self,
@@ -108,23 +108,25 @@ class Network(pulumi.ComponentResource):
         )
 
 
-def ports(*pairs: tuple[str, pulumi.Input[int]]) -> list[Rule]:
+def _ports(*pairs: tuple[str, pulumi.Input[int]]) -> list[Rule]:
     """Protocol and port of each."""
     return [{"protocol": protocol, "port": port} for protocol, port in pairs]
 
 
-def blocks(cidrs: Sequence[str]) -> list[Rule]:
+def _blocks(cidrs: Sequence[str]) -> list[Rule]:
     """Peers in these ranges."""
     return [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]
 
 
-def to_outside(cidrs: Sequence[str]) -> list[Rule]:
+def _to_outside(cidrs: Sequence[str]) -> list[Rule]:
     """To these ranges. Names resolve only where everything is reached anyway: a resolver is a way out to anywhere."""
-    rules: list[Rule] = [{"to": outside(cidrs)}] if cidrs else []
-    return [*rules, {"to": list(RESOLVERS), "ports": ports(*DNS_PORTS)}] if EVERYWHERE & set(cidrs) else rules
+    rules: list[Rule] = [{"to": _outside(cidrs)}] if cidrs else []
+    if EVERYWHERE & set(cidrs):
+        rules.append({"to": list(RESOLVERS), "ports": _ports(*DNS_PORTS)})
+    return rules
 
 
-def outside(cidrs: Sequence[str]) -> list[Rule]:
+def _outside(cidrs: Sequence[str]) -> list[Rule]:
     """Peers in these ranges, less the internal networks inside a wider one; one that is named itself counts."""
     peers: list[Rule] = []
     for cidr in cidrs:
@@ -138,6 +140,6 @@ def _holds(wide: str, narrow: str) -> bool:
     return one.version == other.version and other.subnet_of(one)  # type: ignore[arg-type]
 
 
-def namespaces(names: Sequence[str]) -> list[Rule]:
+def _namespaces(names: Sequence[str]) -> list[Rule]:
     """Peers in these namespaces."""
     return [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}} for name in names]

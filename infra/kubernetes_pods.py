@@ -13,18 +13,21 @@ INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
 CONTROLLER, DATABASE, MIGRATION = "controller", "database", "migration"
 CONTROLLER_USER = 10001  # of images/app
-HTTP_PORT = 3000
 REPLACE_UNREADY = {"pulumi.com/replaceUnready": "true"}  # an annotation: one that failed is made anew
 SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}  # an annotation: made is enough
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a stack's objects are called: `name` begins fixed names."""
+    """What a stack's objects are called."""
 
     project: str
     stack: str
-    name: str
+
+    @property
+    def name(self) -> str:
+        """What fixed names begin with."""
+        return f"{self.project}-{self.stack}"
 
     def labels(self, component: str) -> dict[str, str]:
         """Those that every object bears."""
@@ -78,6 +81,6 @@ def pull_secrets(name: str | None) -> Sequence[Mapping[str, str]]:
     return [{"name": name}] if name else []
 
 
-def from_secret(variable: str, secret: Any, key: str | None = None) -> dict[str, Any]:
-    """A container's variable whose value is a secret's."""
-    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key or variable}}}
+def from_secret(variable: str, secret: Any) -> dict[str, Any]:
+    """A container's variable whose value a secret has under the same name."""
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": variable}}}

@@ -51,7 +51,7 @@ def find_cluster(config: Config) -> Cluster:
 
 def _not_ours(config: Config, namespace: Any) -> None:
     """To stop making a namespace is to delete it, with the database or the sandboxes in it."""
-    made = Place(config.project, config.stack, config.name).labels(CONTROLLER)
+    made = Place(config.project, config.stack).labels(CONTROLLER)
     if made.items() <= (namespace.metadata.labels or {}).items():
         name, key = namespace.metadata.name, f"{config.project}:createNamespaces"
         raise PreflightError(f"namespace {name} is this stack's own, and would go with all in it: {key} stays true")

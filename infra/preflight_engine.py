@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,28 +22,29 @@ SECONDS = 10  # for all answers
 
 def check_engine(config: Config) -> None:
     """Asks the engine, and looks at this machine where the stack runs on it. Raises PreflightError."""
+    containers = [f"{config.name}-{one}" for one in ("database", "app")] if config.target == "docker" else []
     with ThreadPoolExecutor(1) as thread:  # Pulumi runs the program inside an event loop
-        ours = thread.submit(asyncio.run, _answers(config)).result()
+        ports = thread.submit(asyncio.run, _ports_of(containers)).result()
     if config.target != "docker":
         return
-    elsewhere = os.environ.get("DOCKER_HOST", "unix://")
-    if elsewhere.startswith("unix://"):
-        _ports(config, ours)
-    if config.docker_socket is not None:
-        _socket(config, config.docker_socket, None if elsewhere.startswith("unix://") else elsewhere)
+    host = os.environ.get("DOCKER_HOST", "unix://")
+    if not host.startswith("unix://"):
+        _group_is_given(config, host)
+    else:
+        _ports_are_free(config, ports)
+        _socket_is_here(config)
 
 
-async def _answers(config: Config) -> set[int]:
-    """The ports that the stack's own containers have."""
+async def _ports_of(containers: Sequence[str]) -> set[int]:
+    """The ports of the host that these containers have, of an engine that answers."""
     engine = Engine(None)
     try:
         async with asyncio.timeout(SECONDS):
             await engine.json("GET", "version")
-            return {port for one in ("database", "app") for port in await _published(engine, f"{config.name}-{one}")}
+            return {port for container in containers for port in await _published(engine, container)}
     except TimeoutError as error:
-        raise PreflightError(
-            f"the Docker engine gave no answer in {SECONDS} s: start it, or set DOCKER_HOST"
-        ) from error
+        words = f"the Docker engine gave no answer in {SECONDS} s: start it, or set DOCKER_HOST"
+        raise PreflightError(words) from error
     except NotNow as error:
         raise PreflightError(f"images are built and run by a Docker engine: {error}") from error
     finally:
@@ -60,7 +62,7 @@ async def _published(engine: Engine, container: str) -> list[int]:
     return [int(one["HostPort"]) for bound in bindings.values() for one in bound or []]
 
 
-def _ports(config: Config, ours: set[int]) -> None:
+def _ports_are_free(config: Config, ours: set[int]) -> None:
     """A port that another program has would stop the stack when half of it is made."""
     for key, port in (("databasePort", config.database_port), ("httpPort", config.http_port)):
         if port not in ours and _taken(port):
@@ -78,12 +80,15 @@ def _taken(port: int) -> bool:
     return False
 
 
-def _socket(config: Config, path: str, elsewhere: str | None) -> None:
+def _socket_is_here(config: Config) -> None:
     """An engine would make a directory of a socket that is not there, and mount that."""
-    if elsewhere is not None:
-        if config.docker_socket_group is None:
-            words = f"is missing: the group of {path} there, as a number, which nobody can see from here"
-            raise PreflightError(f"the Docker engine is at {elsewhere}, and {config.project}:dockerSocketGroup {words}")
-    elif sys.platform == "linux" and not Path(path).is_socket():
+    path = config.docker_socket
+    if path is not None and sys.platform == "linux" and not Path(path).is_socket():
         words = "takes the engine's socket, or nothing for no socket"
         raise PreflightError(f"there is no socket {path}: {config.project}:dockerSocket {words}")
+
+
+def _group_is_given(config: Config, host: str) -> None:
+    if config.docker_socket is not None and config.docker_socket_group is None:
+        words = f"is missing: the group of {config.docker_socket} there, as a number, which nobody can see from here"
+        raise PreflightError(f"the Docker engine is at {host}, and {config.project}:dockerSocketGroup {words}")

@@ -23,7 +23,7 @@ from infra.database_urls import (
     psql,
     with_login,
 )
-from infra.images import Images, ImagesArgs
+from infra.images import HTTP_PORT, Images, ImagesArgs
 from infra.kubernetes_access import Access, AccessArgs
 from infra.kubernetes_app import App, AppArgs
 from infra.kubernetes_credentials import Credentials, CredentialsArgs
@@ -32,7 +32,7 @@ from infra.kubernetes_limits import Limits, LimitsArgs
 from infra.kubernetes_migration import Migration, MigrationArgs
 from infra.kubernetes_namespaces import Namespaces, NamespacesArgs
 from infra.kubernetes_network import Network, NetworkArgs
-from infra.kubernetes_pods import HTTP_PORT, Place
+from infra.kubernetes_pods import Place
 from infra.passwords import Passwords
 from infra.preflight_cluster import Cluster
 
@@ -57,7 +57,7 @@ def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
     # By its uid: a context that is renamed is the same cluster, and nothing is made anew.
     provider = k8s.Provider("cluster", context=cluster.context, cluster_identifier=cluster.uid)
     inside = pulumi.ResourceOptions(providers=[provider])
-    place = Place(config.project, config.stack, config.name)
+    place = Place(config.project, config.stack)
     pull = config.image_pull_secret
 
     images = Images("images", _images(config))
@@ -112,7 +112,7 @@ def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
             settings=_settings(config, spaces, images),
             image_pull_secret=pull,
         ),
-        _after(inside, migration, access, limits, network),
+        _after(inside, migration, access, limits),
     )
     return {
         "database_url": urls.owner,
@@ -168,7 +168,7 @@ def _network(config: Config, place: Place, spaces: Namespaces, urls: Urls) -> Ne
         monitoring_namespace=config.monitoring_namespace,
         api_server_cidrs=config.api_server_cidrs,
         egress_cidrs=config.egress_cidrs,
-        database_cidrs=config.database_cidrs if config.database_url is not None else (),
+        database_cidrs=config.database_cidrs,
         database_port=urls.port,
     )
 

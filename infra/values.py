@@ -101,7 +101,7 @@ def cidr(value: str) -> str:
 
 
 def database(value: str) -> str:
-    """A Postgres that a login can be put before."""
+    """The owner's URL of a Postgres."""
     try:
         url = urlsplit(value)
         whole_url = url.scheme in ("postgres", "postgresql") and url.hostname and url.username and url.path.strip("/")

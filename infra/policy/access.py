@@ -63,8 +63,9 @@ def narrow_bindings(kind: str, properties: Mapping[str, Any]) -> list[str]:
 def account_tokens(kind: str, properties: Mapping[str, Any]) -> list[str]:
     """A token is mounted only in a pod that asks, by an account of its own (NSA/CISA: service account tokens)."""
     if kind == "kubernetes:core/v1:ServiceAccount":
-        mounted = properties.get("automountServiceAccountToken") is not False
-        return ["needs automountServiceAccountToken: false; a pod that uses the API says true itself"] * mounted
+        if properties.get("automountServiceAccountToken") is False:
+            return []
+        return ["needs automountServiceAccountToken: false; a pod that uses the API says true itself"]
     pod = pod_of(kind, properties)
     if pod is None or pod.get("automountServiceAccountToken") is False:
         return []
@@ -88,7 +89,7 @@ def inner_services(kind: str, properties: Mapping[str, Any]) -> list[str]:
         return []
     given = at(properties, "spec", "type") or "ClusterIP"
     found = [] if given == "ClusterIP" else [f"needs the type ClusterIP, and has {given}"]
-    return found + ["externalIPs must go"] * bool(at(properties, "spec", "externalIPs"))
+    return [*found, "externalIPs must go"] if at(properties, "spec", "externalIPs") else found
 
 
 def exact_network_rules(kind: str, properties: Mapping[str, Any]) -> list[str]:

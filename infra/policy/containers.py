@@ -29,7 +29,7 @@ def unprivileged_containers(kind: str, properties: Mapping[str, Any]) -> list[st
         return []
     found = ["privileged must go"] if properties.get("privileged") else []
     found += [f"{key} may not be the host's" for key in SHARED if properties.get(key) == "host"]
-    found += ["devices must go"] * bool(objects(properties, "devices"))
+    found += ["devices must go"] if objects(properties, "devices") else []
     found += [f"may add no capability {one}" for one in strings(properties, "capabilities", "adds")]
     mounted = [str(one["hostPath"]) for one in objects(properties, "volumes") if one.get("hostPath")]
     mounted += [str(one.get("source")) for one in objects(properties, "mounts") if one.get("type") == "bind"]

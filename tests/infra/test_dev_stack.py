@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from tests.infra.conftest import Deploy, Recorded, plain_inputs
+from infra.policy.wire import plain
+from tests.infra.conftest import Deploy, Recorded
 from tests.support.provider_answers import DIGEST
 
 CONTAINER = "docker:index/container:Container"
@@ -40,7 +41,7 @@ def test_only_the_migration_is_the_owner(dev: Deploy) -> None:
 
 def test_no_password_is_in_clear(dev: Deploy) -> None:
     recorded = dev(databasePassword="owners")
-    seen = json.dumps([plain_inputs(inputs) for _, _, inputs in recorded.all()])
+    seen = json.dumps([[*plain(inputs)] for _, _, inputs in recorded.all()])
     assert "owners" not in seen
     assert "generated-" not in seen
     assert recorded.secret_outputs == {"database_url", "requester_database_url"}

@@ -4,44 +4,56 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pulumi
 import pytest
 import yaml
 from kubernetes import client
 from kubernetes import config as kubernetes_config
 from kubernetes.config import kube_config
 
-from infra import program
 from infra.config import Config
 from infra.errors import PreflightError
 from infra.kubernetes_pods import CONTROLLER, Place
 from infra.preflight import preflight
 from infra.preflight_cluster import Cluster, find_cluster
-from tests.infra.conftest import Deploy, Recorded
+from tests.infra.conftest import configure
 from tests.support.engines import need_cluster
 from tests.support.kubeconfig import kubeconfig
+from tests.support.ports import free_ports
 
+Configured = Callable[..., Config]
 PREBUILT = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}
 
 
 @pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch, deploy: Deploy) -> Any:
-    """What the program hands to the preflight, with these keys."""
+def config() -> Iterator[Callable[..., Config]]:
+    """The configuration that the program reads, with these keys."""
 
     def read(**keys: Any) -> Config:
-        seen: list[Config] = []
-        monkeypatch.setattr(program, "preflight", seen.append)
-        recorded: Recorded = deploy(keys)
-        assert recorded.all()
-        return seen[0]
+        configure(keys, "it", ())
+        return Config.read()
 
-    return read
+    yield read
+    pulumi.runtime.reset_options()
+
+
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The ports of the stack's own containers, of an engine that answers here."""
+    ports: set[int] = set()
+
+    async def answers(containers: Sequence[str]) -> set[int]:
+        return ports
+
+    monkeypatch.setattr("infra.preflight_engine._ports_of", answers)
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    return ports
 
 
 def use_kubeconfig(monkeypatch: pytest.MonkeyPatch, file: Path, text: str) -> None:
@@ -50,14 +62,7 @@ def use_kubeconfig(monkeypatch: pytest.MonkeyPatch, file: Path, text: str) -> No
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on."""
-    with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in servers]
-
-
-def test_an_engine_that_does_not_answer_is_named(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_does_not_answer_is_named(config: Configured, monkeypatch: pytest.MonkeyPatch) -> None:
     found = config(target="docker", dockerSocketGroup=0)
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     with pytest.raises(PreflightError, match=r"Docker engine.*does not answer.*set DOCKER_HOST"):
@@ -76,13 +81,13 @@ def test_an_engine_that_does_not_answer_is_named(config: Any, monkeypatch: pytes
     ],
 )
 def test_a_socket_that_cannot_be_mounted_is_named(
-    config: Any, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], host: str | None, words: str
+    config: Configured,
+    ours: set[int],
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, str],
+    host: str | None,
+    words: str,
 ) -> None:
-    async def answers(config: Config) -> set[int]:
-        return set()
-
-    monkeypatch.setattr("infra.preflight_engine._answers", answers)
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
     if host is not None:
         monkeypatch.setenv("DOCKER_HOST", host)
     ports = dict(zip(("databasePort", "httpPort"), free_ports(2), strict=True))
@@ -91,16 +96,9 @@ def test_a_socket_that_cannot_be_mounted_is_named(
         preflight(found)
 
 
-def test_a_port_that_another_program_has_is_named_and_one_of_the_stacks_own_is_none(
-    config: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_port_that_another_program_has_is_named_and_one_of_the_stacks_own_is_not_refused(
+    config: Configured, ours: set[int]
 ) -> None:
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
-    ours: set[int] = set()
-
-    async def answers(config: Config) -> set[int]:
-        return ours
-
-    monkeypatch.setattr("infra.preflight_engine._answers", answers)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         found = config(target="docker", dockerSocket="", databasePort=port, httpPort=free_ports(1)[0])
@@ -112,8 +110,8 @@ def test_a_port_that_another_program_has_is_named_and_one_of_the_stacks_own_is_n
 
 
 @pytest.mark.parametrize("text", ["a: [b", "[]", "", "{}"])
-def test_a_kubeconfig_that_is_none_is_named(
-    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+def test_a_file_that_is_no_kubeconfig_is_refused(
+    config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     use_kubeconfig(monkeypatch, tmp_path / "config", text)
     found = config(**PREBUILT)
@@ -133,7 +131,7 @@ def test_a_kubeconfig_that_is_none_is_named(
     ],
 )
 def test_a_cluster_that_is_not_there_is_named(
-    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], words: str
+    config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], words: str
 ) -> None:
     nowhere = kubeconfig("it", {"server": "http://127.0.0.1:1"}, "t", current=False)
     use_kubeconfig(monkeypatch, tmp_path / "config", yaml.safe_dump(nowhere))
@@ -144,11 +142,11 @@ def test_a_cluster_that_is_not_there_is_named(
 
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
-    """Two of the cluster's, made as this project's stack `it` makes its own."""
+    """Two of the cluster's, made as this stack makes its own."""
     need_cluster()
     kubernetes_config.load_kube_config()
     core, names = client.CoreV1Api(), [f"preflight-{uuid4().hex[:8]}" for _ in range(2)]
-    labels = Place("ci-fixer-sandbox", "it", "").labels(CONTROLLER)
+    labels = Place("ci-fixer-sandbox", "it").labels(CONTROLLER)
     for name in names:
         core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=name, labels=labels)))
     yield names
@@ -157,7 +155,7 @@ def namespaces() -> Iterator[list[str]]:
 
 
 def test_a_cluster_is_the_same_by_whatever_context_it_is_reached(
-    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_cluster()
     found = find_cluster(config(**PREBUILT))
@@ -168,10 +166,10 @@ def test_a_cluster_is_the_same_by_whatever_context_it_is_reached(
     assert find_cluster(config(**PREBUILT, kubeContext="another")) == Cluster("another", found.uid)
 
 
-def test_what_the_configuration_says_is_in_the_cluster_is_looked_for(config: Any, namespaces: list[str]) -> None:
+def test_what_the_configuration_says_is_in_the_cluster_is_looked_for(config: Configured, namespaces: list[str]) -> None:
     app, boxes = namespaces
     theirs: dict[str, Any] = {**PREBUILT, "createNamespaces": False, "namespace": app, "sandboxNamespace": boxes}
-    assert find_cluster(config(**theirs)).uid
+    assert find_cluster(replace(config(**theirs), stack="another")).uid
     missing: list[tuple[dict[str, Any], str]] = [
         ({"namespace": "nowhere-1"}, "has no namespace nowhere-1: create it first"),
         ({"requesterNamespaces": ["nowhere-2"]}, "has no namespace nowhere-2: create it first"),
@@ -179,11 +177,13 @@ def test_what_the_configuration_says_is_in_the_cluster_is_looked_for(config: Any
     ]
     for keys, words in missing:
         with pytest.raises(PreflightError, match=words):
-            find_cluster(config(**theirs | keys))
+            find_cluster(replace(config(**theirs | keys), stack="another"))
 
 
-def test_a_namespace_that_the_stack_made_cannot_be_given_up_with_all_in_it(config: Any, namespaces: list[str]) -> None:
+def test_a_namespace_that_the_stack_made_cannot_be_given_up_with_all_in_it(
+    config: Configured, namespaces: list[str]
+) -> None:
     app, boxes = namespaces
     found = config(**PREBUILT, createNamespaces=False, namespace=app, sandboxNamespace=boxes)
     with pytest.raises(PreflightError, match=f"namespace {app} is this stack's own, and would go with all in it"):
-        find_cluster(replace(found, stack="it"))
+        find_cluster(found)

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from tests.infra.conftest import ROOT, Deploy, Recorded, plain_inputs
+from infra.policy.wire import plain
+from tests.infra.conftest import ROOT, Deploy, Recorded
 from tests.support.provider_answers import DIGEST
 
 POLICY = "kubernetes:networking.k8s.io/v1:NetworkPolicy"
@@ -115,7 +116,7 @@ def test_the_network_lets_through_what_the_design_says_and_nothing_else(prod: De
     }
 
 
-def test_who_is_let_in_by_nobody_is_let_in_by_nobody(prod: Deploy) -> None:
+def test_without_callers_the_controller_lets_nobody_in(prod: Deploy) -> None:
     assert policies(prod())["controller"][1]["ingress"] == []  # an empty `from` would be everybody
 
 
@@ -154,23 +155,18 @@ def test_a_changed_setting_is_a_new_object_and_so_new_pods(prod: Deploy) -> None
 
 def test_only_the_migration_is_the_owner(prod: Deploy) -> None:
     recorded = prod()
-    names = {
-        kind: [one["valueFrom"]["secretKeyRef"]["name"] for one in _env(recorded.one(kind))]
-        for kind in (JOB, DEPLOYMENT)
-    }
-    assert set(names[JOB]) == {"migration-credentials-1234567"}
-    assert set(names[DEPLOYMENT]) == {"controller-credentials-1234567"}
-    held = recorded.one("kubernetes:core/v1:Secret", "controller-credentials")["stringData"]
-    assert held["DATABASE_URL"].startswith("postgresql://sandbox_controller:")
-
-
-def _env(workload: Any) -> Any:
-    return workload["spec"]["template"]["spec"]["containers"][0]["env"]
+    migrating, running = (recorded.one(kind)["spec"]["template"]["spec"]["containers"][0] for kind in (JOB, DEPLOYMENT))
+    assert migrating["envFrom"] == [{"secretRef": {"name": "migration-credentials-1234567"}}]
+    from_controllers = {"name": "controller-credentials-1234567", "key": "DATABASE_URL"}
+    assert running["env"] == [{"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": from_controllers}}]
+    for name, login in (("migration", "postgres"), ("controller", "sandbox_controller")):
+        held = recorded.one("kubernetes:core/v1:Secret", f"{name}-credentials")["stringData"]
+        assert held["DATABASE_URL"].startswith(f"postgresql://{login}:")
 
 
 def test_no_password_is_in_clear(prod: Deploy) -> None:
     recorded = prod(registryUsername="me", registryPassword="hidden", databasePassword="owners")
-    seen = json.dumps([plain_inputs(inputs) for _, _, inputs in recorded.all()])
+    seen = json.dumps([[*plain(inputs)] for _, _, inputs in recorded.all()])
     assert [word for word in ("hidden", "owners", "generated-") if word in seen] == []
     assert recorded.secret_outputs == {"database_url", "requester_database_url"}
 

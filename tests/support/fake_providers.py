@@ -48,20 +48,20 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.CheckResponse(inputs=request.news)
 
     def Diff(self, request: Any, context: Any) -> Any:
-        before, after = plain(request.old_inputs), plain(request.news)
+        before, after = in_clear(request.old_inputs), in_clear(request.news)
         changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-        kind = DiffKind.DIFF_SOME if changed else DiffKind.DIFF_NONE
-        token = request.urn.split("::")[2].rpartition("$")[2]
+        kind = provider_pb2.DiffResponse.DIFF_SOME if changed else provider_pb2.DiffResponse.DIFF_NONE
+        token, _ = token_and_name(request.urn)
         return provider_pb2.DiffResponse(
             changes=kind, diffs=changed, replaces=[key for key in changed if key in REPLACING.get(token, ())]
         )
 
     def Create(self, request: Any, context: Any) -> Any:
-        token, name = request.urn.split("::")[2].rpartition("$")[2], request.urn.split("::")[3]
+        token, name = token_and_name(request.urn)
         if not request.preview:
             self._count += 1
             self.done.append(("create", called(request.urn)))
-        added = answers(token, name, plain(request.properties), self._count)
+        added = answers(token, name, in_clear(request.properties), self._count)
         if "result" in added:
             added["result"] = {SIGNATURE: SECRET, "value": added["result"]}
         properties = json_format.MessageToDict(request.properties) | added
@@ -81,16 +81,19 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
         return empty_pb2.Empty()
 
 
-DiffKind = provider_pb2.DiffResponse
+def token_and_name(urn: str) -> tuple[str, str]:
+    """Of a resource: `kubernetes:core/v1:ConfigMap` and `settings`."""
+    _, _, types, name = urn.split("::")
+    return types.rpartition("$")[2], name
 
 
 def called(urn: str) -> str:
     """Kind and name: `ConfigMap settings`."""
-    _, _, types, name = urn.split("::")
-    return f"{types.rpartition(':')[2]} {name}"
+    token, name = token_and_name(urn)
+    return f"{token.rpartition(':')[2]} {name}"
 
 
-def plain(properties: Any) -> dict[str, Any]:
+def in_clear(properties: Any) -> dict[str, Any]:
     """Properties with secrets unwrapped."""
     found: dict[str, Any] = unwrapped(json_format.MessageToDict(properties))
     return found

@@ -81,9 +81,9 @@ class Stack:
         assert bool(done.returncode) == fails, written
         return written if fails else done.stdout
 
-    def set(self, key: str, value: str, *flags: str) -> None:
+    def set(self, key: str, value: str) -> None:
         """Sets a key of the configuration."""
-        self.run("config", "set", *flags, key, value)
+        self.run("config", "set", key, value)
 
     def up(self, *flags: str) -> str:
         """Brings it up."""
@@ -101,11 +101,13 @@ class Stack:
         return found[0]
 
     def refuses(self, key: str, value: str, words: str) -> None:
-        """Sees that with this key nothing comes up, and that the error says so without a stack trace."""
+        """Sees that with this key nothing is made, and that the error says so without a stack trace."""
         self.set(key, value)
         written = self.run("up", "--yes", "--skip-preview", fails=True)
         assert words in written
         assert "Traceback" not in written
+        left = json.loads(self.run("stack", "export"))["deployment"].get("resources") or []
+        assert [one["urn"] for one in left if one["type"] != "pulumi:pulumi:Stack"] == []
 
     @property
     def _environment(self) -> dict[str, str]:
