@@ -12,8 +12,7 @@ from infra import values
 from infra.config_reader import Reader
 from infra.errors import ConfigError
 
-# Of one target alone, and without a default in Pulumi.yaml: a key with one is in every stack.
-ONLY_DOCKER = ("dockerSocketGroup",)
+ONLY_DOCKER = ("databasePort", "httpPort", "dockerSocket", "dockerSocketGroup")
 PUSHING = ("registry", "pullRegistry", "registryUsername", "registryPassword")
 ONLY_KUBERNETES = (
     *PUSHING,
@@ -21,15 +20,22 @@ ONLY_KUBERNETES = (
     "databaseUrl",
     "databaseCidrs",
     "storageClass",
+    "storageSize",
     "kubeContext",
     "namespace",
     "sandboxNamespace",
+    "createNamespaces",
+    "replicas",
+    "quotaCpu",
+    "quotaMemory",
+    "quotaPods",
     "requesterNamespaces",
     "monitoringNamespace",
     "apiServerCidrs",
     "egressCidrs",
     "jobOptions",
 )
+OF_OWN_DATABASE = ("databasePassword", "postgresImage", "storageClass", "storageSize")
 ANYWHERE = ("0.0.0.0/0",)
 LONGEST_NAME = 43  # with "-database-" and a revision's hash it is a label of the database's pod: 63 characters at most
 
@@ -163,8 +169,6 @@ def _together(reader: Reader, config: Config) -> None:
             _names(reader, config)
             _registry(reader, config)
             _database(reader, config)
-    if reader.has("databaseUrl") and reader.has("databasePassword"):
-        reader.fault("databasePassword", "is for the database that is made here, and databaseUrl names another")
 
 
 def _engine(reader: Reader, config: Config) -> None:
@@ -214,5 +218,5 @@ def _database(reader: Reader, config: Config) -> None:
     if not config.database_cidrs:
         words = "is missing: where databaseUrl's server is, for the network policies to let through"
         reader.fault("databaseCidrs", words)
-    if reader.has("storageClass"):
-        reader.fault("storageClass", "is for the database that is made here, and databaseUrl names another")
+    for key in filter(reader.has, OF_OWN_DATABASE):
+        reader.fault(key, "is for the database that is made here, and databaseUrl names another")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pulumi
+import yaml
 from pulumi.runtime.config import CONFIG, is_config_secret
 
 from infra import values
@@ -15,11 +17,23 @@ from infra import values
 T = TypeVar("T")
 
 
+def schema_defaults() -> Mapping[str, str]:
+    """What Pulumi.yaml gives a stack that says nothing, as the engine hands it to the program."""
+    schema = yaml.safe_load((Path(__file__).parents[1] / "Pulumi.yaml").read_text())["config"]
+    return {key: written(one["default"]) for key, one in schema.items() if "default" in one}
+
+
+def written(value: Any) -> str:
+    """A value as the engine hands it to the program."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 class Reader:
     """`faults`: what is wrong, a line each."""
 
     def __init__(self, project: str, stack: str) -> None:
         self.project, self.stack = project, stack
+        self._defaults = schema_defaults()
         self.faults: list[str] = []
         self.known: set[str] = set()
 
@@ -47,8 +61,8 @@ class Reader:
         return None if found is None else pulumi.Output.secret(found)
 
     def has(self, key: str) -> bool:
-        """Whether the key has a value that is not empty."""
-        return bool(self._raw(key))
+        """Whether the stack gives the key a value: one that is not empty, and not the default."""
+        return self._raw(key) not in (None, "", self._defaults.get(key))
 
     def unknown(self) -> None:
         """Notes keys that nobody asked for."""
@@ -61,4 +75,4 @@ class Reader:
     def _raw(self, key: str) -> str | None:
         self.known.add(key)
         found = pulumi.runtime.get_config(f"{self.project}:{key}")
-        return found if found is None or isinstance(found, str) else json.dumps(found)
+        return None if found is None else written(found)

@@ -11,6 +11,7 @@ from infra.database_urls import DATABASE_NAME, OWNER, PORT, READY
 from infra.docker_containers import LOGGED, LOOPBACK, bounded
 from infra.passwords import secret
 
+DATA = "/var/lib/postgresql/data"
 STOP_SECONDS = 30  # without it the provider kills at once
 
 
@@ -46,10 +47,11 @@ class DockerDatabase(pulumi.ComponentResource):
             envs=[
                 f"POSTGRES_USER={OWNER}",
                 f"POSTGRES_DB={DATABASE_NAME}",
+                f"PGDATA={DATA}",  # from version 18 on the image's own is elsewhere
                 secret("POSTGRES_PASSWORD=", args.password),
             ],
             volumes=[
-                docker.ContainerVolumeArgs(volume_name=volume.name, container_path="/var/lib/postgresql/data"),
+                docker.ContainerVolumeArgs(volume_name=volume.name, container_path=DATA),
             ],
             ports=[docker.ContainerPortArgs(internal=PORT, external=args.port, ip=LOOPBACK)],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=network.name, aliases=["database"])],

@@ -74,6 +74,7 @@ class Database(pulumi.ComponentResource):
         stateful: Any = {
             "serviceName": fixed,
             "replicas": 1,
+            "podManagementPolicy": "Parallel",  # a pod that never became ready is replaced too (kubernetes#67250)
             "selector": {"matchLabels": args.place.selector(DATABASE)},
             "template": {
                 "metadata": {"labels": args.place.labels(DATABASE)},

@@ -44,6 +44,7 @@ class Migration(pulumi.ComponentResource):
             "args": ["migrate"],
             "envFrom": [{"secretRef": {"name": args.secret}}],
             "resources": resources("50m", "64Mi", "500m", "256Mi"),
+            "terminationMessagePolicy": "FallbackToLogsOnError",  # the pod says what the migration said
             "securityContext": container_security(),
         }
         pod = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pulumi
@@ -19,6 +19,7 @@ INTERNAL = (
     *("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"),
     *("168.63.129.16/32", "192.0.0.0/24"),  # Azure's and Oracle's hosts
 )
+NAT64, NAT64_PRIVATE = ip_address("64:ff9b::"), "64:ff9b:1::/48"  # IPv4 as IPv6 networks see it (RFC 6052, RFC 8215)
 EVERYWHERE = {"0.0.0.0/0", "::/0"}
 RESOLVERS = (  # the cluster's, and its copy on each node (kubernetes.io, Using NodeLocal DNSCache)
     {
@@ -130,9 +131,19 @@ def _outside(cidrs: Sequence[str]) -> list[Rule]:
     """Peers in these ranges, less the internal networks inside a wider one; one that is named itself counts."""
     peers: list[Rule] = []
     for cidr in cidrs:
-        kept = [one for one in INTERNAL if one != cidr and _holds(cidr, one)]
+        kept = [one for one in _internal() if one != cidr and _holds(cidr, one)]
         peers.append({"ipBlock": {"cidr": cidr, **({"except": kept} if kept else {})}})
     return peers
+
+
+def _internal() -> list[str]:
+    """Every internal range, those of IPv4 also as a gateway maps them."""
+    mapped = [
+        f"{NAT64 + int(one.network_address)}/{96 + one.prefixlen}"
+        for one in map(ip_network, INTERNAL)
+        if one.version == 4
+    ]
+    return [*INTERNAL, *mapped, NAT64_PRIVATE]
 
 
 def _holds(wide: str, narrow: str) -> bool:

@@ -31,11 +31,12 @@ def find_cluster(config: Config) -> Cluster:
     """The cluster, which has all that the configuration says is there. Raises PreflightError."""
     try:
         context = config.kube_context or kubeconfig.list_kube_config_contexts()[1]["name"]
-        api = kubeconfig.new_client_from_config(context=context)
+        settings = client.Configuration()
+        settings.retries = False
+        api = kubeconfig.new_client_from_config(context=context, client_configuration=settings)
     except (kubeconfig.ConfigException, yaml.YAMLError, OSError, TypeError, ValueError, KeyError) as error:
         advice = f"set KUBECONFIG to a kubeconfig, and {config.project}:kubeContext to a context of it"
         raise PreflightError(f"no cluster is configured: {' '.join(str(error).split())}; {advice}") from error
-    api.configuration.retries = False
     asked = _Asked(client.CoreV1Api(api), f"the cluster at {api.configuration.host} (context {context})")
     uid = asked.namespace(IDENTITY).metadata.uid
     if not config.create_namespaces:

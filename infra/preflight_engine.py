@@ -17,6 +17,7 @@ from infra.config import Config
 from infra.docker_containers import LOOPBACK
 from infra.errors import PreflightError
 
+ENGINE = "unix:///var/run/docker.sock"
 SECONDS = 10  # for all answers
 
 
@@ -37,7 +38,7 @@ def check_engine(config: Config) -> None:
 
 async def _ports_of(containers: Sequence[str]) -> set[int]:
     """The ports of the host that these containers have, of an engine that answers."""
-    engine = Engine(None)
+    engine = Engine(os.environ.get("DOCKER_HOST", ENGINE))  # the provider's choice too; it knows no contexts
     try:
         async with asyncio.timeout(SECONDS):
             await engine.json("GET", "version")

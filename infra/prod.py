@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pulumi
-import pulumi_kubernetes as k8s
 
 from infra.config import Config
 from infra.database_urls import (
@@ -26,6 +25,7 @@ from infra.database_urls import (
 from infra.images import HTTP_PORT, Images, ImagesArgs
 from infra.kubernetes_access import Access, AccessArgs
 from infra.kubernetes_app import App, AppArgs
+from infra.kubernetes_cluster import cluster_provider
 from infra.kubernetes_credentials import Credentials, CredentialsArgs
 from infra.kubernetes_database import Database, DatabaseArgs
 from infra.kubernetes_limits import Limits, LimitsArgs
@@ -54,9 +54,7 @@ def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
     if config.kube_context is None:
         words = f"the cluster of the context in use, {cluster.context}, is taken for this stack's"
         pulumi.log.warn(f"{config.project}:kubeContext is not set: {words}")
-    # By its uid: a context that is renamed is the same cluster, and nothing is made anew.
-    provider = k8s.Provider("cluster", context=cluster.context, cluster_identifier=cluster.uid)
-    inside = pulumi.ResourceOptions(providers=[provider])
+    inside = pulumi.ResourceOptions(providers=[cluster_provider(cluster, config.stack)])
     place = Place(config.project, config.stack)
     pull = config.image_pull_secret
 

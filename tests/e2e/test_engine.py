@@ -13,6 +13,7 @@ import pytest
 
 from infra import program
 from infra.config import Config
+from infra.preflight_cluster import Cluster
 from tests.support.engines import missing
 from tests.support.fake_preflight import fake_preflight
 from tests.support.fake_providers import FakeProvider, serving
@@ -22,7 +23,7 @@ STACKS: dict[str, dict[str, str]] = {
     "dev": {"target": "docker", "dockerSocketGroup": "0"},
     "prod": {"target": "kubernetes", "registry": "registry.example/team", "kubeContext": "it"},
 }
-# Every key but those of STACKS and `storageClass`, which `databaseUrl` excludes.
+# Every key but those of STACKS and the volume's, which `databaseUrl` excludes.
 KEYS: dict[str, dict[str, str]] = {
     "dev": {
         "appImage": "registry.example/app:1",
@@ -42,7 +43,6 @@ KEYS: dict[str, dict[str, str]] = {
         "imagePullSecret": "login",
         "databaseUrl": "postgresql://me:hidden@db.example/it",
         "databaseCidrs": '["10.1.0.0/16"]',
-        "storageSize": "20Gi",
         "namespace": "app",
         "sandboxNamespace": "boxes",
         "createNamespaces": "false",
@@ -123,6 +123,13 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
         stack.up()
         assert set(provider.done) == CHANGED[name]
 
+        if name == "prod":  # a context of that name is another cluster now
+            provider.done.clear()
+            monkeypatch.setattr(program, "preflight", lambda config: Cluster("it", "uid-2"))
+            with pytest.raises(auto.CommandError, match="stack prod was made on another cluster"):
+                stack.up()
+            assert provider.done == []
+
         stack.destroy()
         left = (stack.export_stack().deployment or {}).get("resources") or []
         assert [one["urn"] for one in left if "Stack::" not in one["urn"]] == []
@@ -134,7 +141,7 @@ def test_every_key_is_taken_as_the_command_sets_it(
     monkeypatch.setattr(program, "preflight", fake_preflight)
     fields = {re.sub(r"_(.)", lambda found: found[1].upper(), field) for field in Config.__dataclass_fields__}
     tried = {key for keys in (*STACKS.values(), *KEYS.values()) for key in keys}
-    assert fields - {"project", "stack", "storageClass"} == tried
+    assert fields - {"project", "stack", "storageClass", "storageSize"} == tried
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, keys in KEYS.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,9 +12,9 @@ from typing import Any
 
 import pulumi
 import pytest
-import yaml
 
 from infra import program
+from infra.config_reader import schema_defaults, written
 from infra.policy.wire import unwrapped
 from tests.support.fake_preflight import fake_preflight
 from tests.support.provider_answers import answers
@@ -70,17 +69,6 @@ class Mocks(pulumi.runtime.Mocks):
         return {}, None
 
 
-def defaults() -> dict[str, str]:
-    """What Pulumi.yaml gives a stack that says nothing."""
-    schema = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
-    return {key: written(one["default"]) for key, one in schema.items() if "default" in one}
-
-
-def written(value: Any) -> str:
-    """A value as the engine hands it to the program."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 @contextmanager
 def own_loops() -> Iterator[None]:
     """An event loop for this thread and one for each in which Pulumi waits, all closed at the end."""
@@ -107,7 +95,7 @@ SECRETS = ("databaseUrl", "databasePassword", "registryPassword")
 def configure(config: Mapping[str, Any], stack: str, secrets: Sequence[str]) -> None:
     """Sets these keys over Pulumi.yaml's defaults, as the engine hands them to the program."""
     pulumi.runtime.reset_options(project=PROJECT, stack=stack)
-    keys = defaults() | {key: written(value) for key, value in config.items()}
+    keys = {**schema_defaults()} | {key: written(value) for key, value in config.items()}
     full = {f"{PROJECT}:{key}": value for key, value in keys.items()}
     pulumi.runtime.set_all_config(full, [f"{PROJECT}:{key}" for key in secrets])
 

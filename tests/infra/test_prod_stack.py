@@ -126,6 +126,13 @@ def test_a_range_that_is_named_itself_is_reached_and_no_resolver_beside_it(prod:
     assert policies(prod(egressCidrs=[]))["sandboxes-egress"][1]["egress"] == []
 
 
+def test_internal_networks_are_not_reached_through_a_gateway_of_ipv6(prod: Deploy) -> None:
+    rule, _ = policies(prod(egressCidrs=["::/0"]))["sandboxes-egress"][1]["egress"]
+    (peer,) = rule["to"]
+    assert {"fc00::/7", "64:ff9b::a00:0/104", "64:ff9b::c0a8:0/112", "64:ff9b:1::/48"} < set(peer["ipBlock"]["except"])
+    assert "10.0.0.0/8" not in peer["ipBlock"]["except"]
+
+
 def test_the_role_is_the_controllers_own(prod: Deploy) -> None:
     recorded = prod()
     role = recorded.one("kubernetes:rbac.authorization.k8s.io/v1:Role")

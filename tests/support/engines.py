@@ -193,7 +193,12 @@ def need_docker() -> None:
         asyncio.run(ask())
     except BackendUnavailable as error:
         missing("docker", str(error))
-    if subprocess.run(["docker", "image", "inspect", SHELL_IMAGE], capture_output=True).returncode:
-        pulled = subprocess.run(["docker", "pull", "-q", SHELL_IMAGE], capture_output=True, text=True)
+    need_image(SHELL_IMAGE, "docker")
+
+
+def need_image(image: str, name: str) -> None:
+    """Skips where the Docker engine can't have an image that the tests of a backend run in."""
+    if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode:
+        pulled = subprocess.run(["docker", "pull", "-q", image], capture_output=True, text=True)
         if pulled.returncode:
-            missing("docker", f"the image {SHELL_IMAGE} is not there and cannot be pulled: {pulled.stderr.strip()}")
+            missing(name, f"the image {image} is not there and cannot be pulled: {pulled.stderr.strip()}")

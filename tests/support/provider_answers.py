@@ -18,6 +18,8 @@ def answers(token: str, name: str, inputs: Mapping[str, Any], suffix: object) ->
             return {"imageId": DIGEST}
         case "docker:index/container:Container":
             return {"exitCode": 0}
+        case "pulumi:index:Stash":
+            return {"output": inputs["input"]}
         case "random:index/randomPassword:RandomPassword":
             return {"result": f"generated-{name}"}
     if token.startswith("kubernetes:") and "metadata" in inputs:

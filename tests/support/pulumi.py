@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.support.engines import missing
+from tests.support.engines import missing, need_image
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = (".git", ".venv", ".work", "*_cache", ".hypothesis", "__pycache__", "build")
@@ -35,10 +35,11 @@ def pulumi_trouble() -> str | None:
 
 
 def need_pulumi() -> None:
-    """Skips where stacks cannot be run for real."""
+    """Skips where stacks cannot be run for real. Docker is there."""
     why = pulumi_trouble()
     if why is not None:
         missing("pulumi-plugins", why)
+    need_image(POSTGRES, "pulumi-plugins")
 
 
 def environment(state: Path) -> dict[str, str]:
