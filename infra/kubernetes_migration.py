@@ -56,7 +56,7 @@ class Migration(pulumi.ComponentResource):
             "containers": [container],
         }
         spec: Any = {
-            "backoffLimit": 6,  # network policies and names may take a moment to reach a new pod
+            "backoffLimit": 4,  # network policies and names may take a moment to reach a new pod: 150 s of trials
             "activeDeadlineSeconds": 300,
             "template": {"metadata": {"labels": args.place.labels(MIGRATION)}, "spec": pod},
         }
