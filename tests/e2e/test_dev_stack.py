@@ -91,6 +91,13 @@ def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_not
     assert docker("volume", "ls", "--quiet", "--filter", name) == ""
 
 
+def test_what_stops_an_up_halfway_is_told_without_a_stack_trace(stack: Stack) -> None:
+    stack.set("postgresImage", "localhost:1/postgres:15")
+    written = stack.run("up", "--yes", "--skip-preview", fails=True)
+    assert "localhost:1/postgres:15" in written
+    assert "Traceback" not in written
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
