@@ -38,8 +38,8 @@ from infra.preflight_cluster import Cluster
 
 
 @dataclass(frozen=True)
-class Urls:
-    """Where the database is, for each login."""
+class Reach:
+    """How the database is reached by each login, and a line that asks it for a sandbox."""
 
     owner: pulumi.Output[str]
     controller: pulumi.Output[str]
@@ -68,23 +68,14 @@ def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
     )
     passwords = Passwords("passwords", config.database_password)
     if config.database_url is not None:
-        urls = _existing_urls(config.database_url, passwords, config.stack)
+        reach = _existing(config.database_url, passwords, config.stack)
     else:
         database = _database(config, place, spaces, passwords, inside)
-        urls = _own_urls(config, cluster.context, database, passwords)
-    network = Network("network", _network(config, place, spaces, urls), inside)
+        reach = _own(config, cluster.context, database, passwords)
+    network = Network("network", _network(config, place, spaces, reach), inside)
     secrets = Credentials(
         "credentials",
-        CredentialsArgs(
-            place=place,
-            namespace=spaces.app,
-            owner_url=urls.owner,
-            controller_url=urls.controller,
-            requester_url=urls.requester,
-            controller_password=passwords.controller,
-            requester_password=passwords.requester,
-            requester_namespaces=config.requester_namespaces,
-        ),
+        _credentials(config, place, spaces, reach, passwords),
         inside,
     )
     limits = Limits(
@@ -113,9 +104,9 @@ def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
         _after(inside, migration, access, limits),
     )
     return {
-        "database_url": urls.owner,
-        "requester_database_url": urls.requester,
-        "database_host": pulumi.Output.concat(urls.host, ":", urls.port.apply(str)),
+        "database_url": reach.owner,
+        "requester_database_url": reach.requester,
+        "database_host": pulumi.Output.concat(reach.host, ":", reach.port.apply(str)),
         "health_url": pulumi.Output.concat("http://", app.host, "/healthz"),
         "metrics_url": pulumi.Output.concat("http://", app.host, "/metrics"),
         "app_image": images.app,
@@ -123,7 +114,7 @@ def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
         "namespace": spaces.app,
         "sandbox_namespace": spaces.sandboxes,
         "requester_secret_name": secrets.requester,
-        "example_request": urls.example,
+        "example_request": reach.example,
     }
 
 
@@ -143,6 +134,21 @@ def _images(config: Config) -> ImagesArgs:
     )
 
 
+def _credentials(
+    config: Config, place: Place, spaces: Namespaces, reach: Reach, passwords: Passwords
+) -> CredentialsArgs:
+    return CredentialsArgs(
+        place=place,
+        namespace=spaces.app,
+        owner_url=reach.owner,
+        controller_url=reach.controller,
+        requester_url=reach.requester,
+        controller_password=passwords.controller,
+        requester_password=passwords.requester,
+        requester_namespaces=config.requester_namespaces,
+    )
+
+
 def _settings(config: Config, spaces: Namespaces, images: Images) -> dict[str, pulumi.Input[str]]:
     options = dict(config.job_options)
     if config.image_pull_secret is not None:
@@ -157,7 +163,7 @@ def _settings(config: Config, spaces: Namespaces, images: Images) -> dict[str, p
     }
 
 
-def _network(config: Config, place: Place, spaces: Namespaces, urls: Urls) -> NetworkArgs:
+def _network(config: Config, place: Place, spaces: Namespaces, reach: Reach) -> NetworkArgs:
     return NetworkArgs(
         place=place,
         namespace=spaces.app,
@@ -167,7 +173,7 @@ def _network(config: Config, place: Place, spaces: Namespaces, urls: Urls) -> Ne
         api_server_cidrs=config.api_server_cidrs,
         egress_cidrs=config.egress_cidrs,
         database_cidrs=config.database_cidrs,
-        database_port=urls.port,
+        database_port=reach.port,
     )
 
 
@@ -187,8 +193,8 @@ def _database(
     return Database("database", args, opts)
 
 
-def _existing_urls(owner: pulumi.Output[str], passwords: Passwords, stack: str) -> Urls:
-    return Urls(
+def _existing(owner: pulumi.Output[str], passwords: Passwords, stack: str) -> Reach:
+    return Reach(
         owner,
         with_login(owner, CONTROLLER, passwords.controller),
         with_login(owner, REQUESTER, passwords.requester),
@@ -198,9 +204,9 @@ def _existing_urls(owner: pulumi.Output[str], passwords: Passwords, stack: str) 
     )
 
 
-def _own_urls(config: Config, context: str, database: Database, passwords: Passwords) -> Urls:
+def _own(config: Config, context: str, database: Database, passwords: Passwords) -> Reach:
     pod = f"--namespace {config.namespace} exec statefulset/{config.name}-database"
-    return Urls(
+    return Reach(
         database_url(OWNER, passwords.owner, database.host),
         database_url(CONTROLLER, passwords.controller, database.host),
         database_url(REQUESTER, passwords.requester, database.host),

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
 
 from infra.policy.wire import plain
 from tests.infra.conftest import Deploy, Recorded
@@ -22,6 +28,16 @@ def test_the_app_has_the_group_of_the_socket_and_no_capability(dev: Deploy) -> N
     app = dev(dockerSocketGroup=998).one(CONTAINER, "app")
     assert app["groupAdds"] == ["998"]
     assert app["capabilities"] == {"drops": ["ALL"]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the engine has a socket of its own, which is root's")
+def test_the_group_is_the_sockets_own_where_none_is_given(dev: Deploy, tmp_path: Path) -> None:
+    path = tmp_path / "engine.sock"
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(path))
+        os.chown(path, -1, os.getgid())
+        app = dev(dockerSocket=str(path), dockerSocketGroup=None).one(CONTAINER, "app")
+    assert app["groupAdds"] == [str(os.getgid())]
 
 
 def test_without_a_socket_nothing_of_the_host_is_mounted(dev: Deploy) -> None:
