@@ -72,7 +72,7 @@ class DockerApp(pulumi.ComponentResource):
 
         def succeeded(code: float | None) -> int:
             if code:
-                again = f"mend it, then: docker rm {name} && pulumi up --refresh"
+                again = f"mend it, then: docker rm {name} && pulumi up --stack {pulumi.get_stack()} --refresh"
                 raise MigrationFailed(
                     f"the migration failed (exit code {int(code)}): docker logs {name} says why; {again}"
                 )
