@@ -13,16 +13,24 @@ def cluster_provider(cluster: Cluster, stack: str) -> k8s.Provider:
     """Makes objects there. Raises PreflightError, before any is touched, where the stack is another cluster's."""
     made_on = pulumi.Stash("cluster-uid", input=cluster.uid).output  # the first one, whatever comes later
     uid = made_on.apply(lambda known: _same(str(known), cluster, stack))
-    # An empty kubeconfig is whatever kubectl takes; without it the file's path on this machine would be recorded.
-    return k8s.Provider("cluster", kubeconfig="", context=cluster.context, cluster_identifier=uid)
+    return k8s.Provider(
+        "cluster",
+        kubeconfig="",  # whatever kubectl takes; None would record the file's path on this machine
+        context=cluster.context,
+        cluster_identifier=uid,
+        # Said outright, since a shell's variables may say otherwise: changed settings are new objects, and so new pods.
+        enable_config_map_mutable=False,
+        enable_secret_mutable=False,
+    )
 
 
 def _same(made_on: str, cluster: Cluster, stack: str) -> str:
     """Pulumi would make all anew on the other cluster, and then delete there what bears the old one's names."""
     if made_on == cluster.uid:
         return made_on
-    gone = f"pulumi stack rm --force --preserve-config {stack}, then pulumi stack init {stack}"
+    anew = f"pulumi stack rm --force --preserve-config {stack} && pulumi stack init {stack}"
     raise PreflightError(
-        f"stack {stack} was made on another cluster (its kube-system has the uid {made_on}) than that of the context"
-        f" {cluster.context} ({cluster.uid}): set kubeContext to one of that cluster; if it is gone for good: {gone}"
+        f"stack {stack} belongs to the cluster whose kube-system has the uid {made_on}, and the context"
+        f" {cluster.context} is another ({cluster.uid}): set kubeContext to one of that cluster."
+        f" To move the stack, destroy it there first; if that cluster is gone: {anew}"
     )

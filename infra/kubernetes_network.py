@@ -17,6 +17,7 @@ from infra.kubernetes_pods import CONTROLLER, DATABASE, MIGRATION, Place
 # Not meant by a wider range that holds them: the cluster's own networks, the neighbours', a cloud's metadata service.
 INTERNAL = (
     *("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"),
+    *("198.18.0.0/15", "240.0.0.0/4"),  # which some clusters use as theirs
     *("168.63.129.16/32", "192.0.0.0/24"),  # Azure's and Oracle's hosts
 )
 NAT64, NAT64_PRIVATE = ip_address("64:ff9b::"), "64:ff9b:1::/48"  # IPv4 as IPv6 networks see it (RFC 6052, RFC 8215)

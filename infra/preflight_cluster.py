@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,11 @@ class Cluster:
 
 def find_cluster(config: Config) -> Cluster:
     """The cluster, which has all that the configuration says is there. Raises PreflightError."""
+    if config.kube_context is None and os.pathsep in os.environ.get("KUBECONFIG", ""):
+        words = (
+            "is missing: KUBECONFIG names several files, and which one's context is in use not every program sees alike"
+        )
+        raise PreflightError(f"{config.project}:kubeContext {words}")
     try:
         context = config.kube_context or kubeconfig.list_kube_config_contexts()[1]["name"]
         settings = client.Configuration()
@@ -78,7 +84,7 @@ class _Asked:
         except client.ApiException as error:
             if error.status != 404:
                 raise PreflightError(
-                    f"{self.where} does not show the {thing}: {error.reason}; check the context's user"
+                    f"{self.where} does not show the {thing} ({error.reason}): the context's user needs `get` on it"
                 ) from error
             raise PreflightError(f"{self.where} has no {thing}: create it first") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:

@@ -70,6 +70,8 @@ def test_the_network_lets_through_what_the_design_says_and_nothing_else(prod: De
                                         "169.254.0.0/16",
                                         "172.16.0.0/12",
                                         "192.168.0.0/16",
+                                        "198.18.0.0/15",
+                                        "240.0.0.0/4",
                                         "168.63.129.16/32",
                                         "192.0.0.0/24",
                                     ],
