@@ -84,7 +84,7 @@ def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_not
     assert until(url, asked[0], "cancelled")["reason"] == "Cancelled"
     assert docker("ps", "--all", "--quiet", "--filter", f"label=sandboxId={asked[0]}") == ""
 
-    stack.run("destroy", "--yes", "--skip-preview")
+    stack.run("destroy", "--yes", "--skip-preview", "--run-program")
     name = f"name=ci-fixer-sandbox-{stack.name}"
     assert docker("ps", "--all", "--quiet", "--filter", name) == ""
     assert docker("network", "ls", "--quiet", "--filter", name) == ""

@@ -131,7 +131,7 @@ def test_a_prod_stack_gives_sandboxes_loses_none_in_a_rollout_and_leaves_nothing
     assert "nothing is left" in drained
     assert database.row(asleep)["state"] == "cancelled"
 
-    stack.run("destroy", "--yes", "--skip-preview")
+    stack.run("destroy", "--yes", "--skip-preview", "--run-program")
     left = kubectl("get", "namespaces,persistentvolumes", "--output", "name") + kubectl("get", "pvc", "-A")
     assert stack.name not in left
 
