@@ -67,6 +67,10 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
         properties = json_format.MessageToDict(request.properties) | added
         return provider_pb2.CreateResponse(id=f"{name}-{self._count}", properties=structure(properties))
 
+    def Read(self, request: Any, context: Any) -> Any:
+        self.done.append(("read", called(request.urn)))
+        return provider_pb2.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
+
     def Update(self, request: Any, context: Any) -> Any:
         if not request.preview:
             self.done.append(("update", called(request.urn)))
