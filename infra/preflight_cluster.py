@@ -31,9 +31,7 @@ class Cluster:
 def find_cluster(config: Config) -> Cluster:
     """The cluster, which has all that the configuration says is there. Raises PreflightError."""
     if config.kube_context is None and os.pathsep in os.environ.get("KUBECONFIG", ""):
-        words = (
-            "is missing: KUBECONFIG names several files, and which one's context is in use not every program sees alike"
-        )
+        words = "is missing: KUBECONFIG names several files, and programs differ on whose current context counts"
         raise PreflightError(f"{config.project}:kubeContext {words}")
     try:
         context = config.kube_context or kubeconfig.list_kube_config_contexts()[1]["name"]

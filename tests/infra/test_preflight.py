@@ -140,6 +140,15 @@ def test_a_cluster_that_is_not_there_is_named(
         preflight(found)
 
 
+def test_of_several_kubeconfigs_no_context_is_taken_for_the_one_in_use(
+    config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'one'}{os.pathsep}{tmp_path / 'other'}")
+    found = config(**PREBUILT)
+    with pytest.raises(PreflightError, match="kubeContext is missing: KUBECONFIG names several files"):
+        preflight(found)
+
+
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
     """Two of the cluster's, made as this stack makes its own."""
