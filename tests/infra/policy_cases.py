@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.support.provider_answers import DIGEST
 
+OUTPUT = {"4dabf18193072939515e22adb298388d": "d0e6a833031e9bbcd3f4e8bde6ca49a4"}
 SECRET = {"4dabf18193072939515e22adb298388d": "1b47061264138c4ac30d75fd1eb44270", "value": "x"}
 POD, DEPLOYMENT = "kubernetes:core/v1:Pod", "kubernetes:apps/v1:Deployment"
 CRON_JOB = "kubernetes:batch/v1:CronJob"
@@ -318,6 +319,7 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [  # each with one fault, and t
         DEPLOYMENT,
         deployment(container(env=[{"name": "API_KEY", "value": "x"}])),
     ),
+    ("plain_secrets: apiToken must be a secret", CONTAINER, docker(apiToken={**OUTPUT, "value": "x"})),
     ("plain_secrets: stringData.it must be a secret", "kubernetes:core/v1:Secret", {"stringData": {"it": "x"}}),
 ]
 ACCEPTED: list[tuple[str, dict[str, Any]]] = [
@@ -327,5 +329,6 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     (BINDING, {"subjects": [{"kind": "ServiceAccount", "name": "it", "namespace": "there"}]}),
     ("kubernetes:core/v1:Service", {"spec": {"ports": [{"port": 1}]}}),
     ("kubernetes:core/v1:Secret", {"stringData": SECRET}),
+    (CONTAINER, docker(apiToken={**OUTPUT, "value": "x", "secret": True})),
     (CONTAINER, docker(envs=[SECRET], ports=[{"internal": 1, "external": 1, "ip": "127.0.0.1"}])),
 ]

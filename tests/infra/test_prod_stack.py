@@ -202,6 +202,12 @@ def test_an_existing_database_is_used_and_none_is_made(prod: Deploy) -> None:
     assert recorded.output("example_request").startswith('psql "$(pulumi stack output requester_database_url')
 
 
+def test_without_a_context_the_one_in_use_is_named_wherever_one_is(prod: Deploy) -> None:
+    recorded = prod(kubeContext=None)
+    assert recorded.one("pulumi:providers:kubernetes")["context"] == "current"
+    assert recorded.output("example_request").startswith("kubectl --context current --namespace")
+
+
 def test_existing_namespaces_are_left_as_they_are(prod: Deploy) -> None:
     recorded = prod(createNamespaces=False, namespace="mine", sandboxNamespace="theirs")
     assert recorded.names("v1:Namespace") == []
