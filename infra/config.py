@@ -37,6 +37,7 @@ ONLY_KUBERNETES = (
 )
 OF_OWN_DATABASE = ("databasePassword", "postgresImage", "storageClass", "storageSize")
 ANYWHERE = ("0.0.0.0/0",)
+ANYWHERE_BY_NAME = (*ANYWHERE, values.RESOLVER)
 LONGEST_NAME = 43  # with "-database-" and a revision's hash it is a label of the database's pod: 63 characters at most
 
 
@@ -140,7 +141,7 @@ def _read(reader: Reader) -> Config:
         requester_namespaces=get("requesterNamespaces", values.list_of(values.label), ()),
         monitoring_namespace=get("monitoringNamespace", values.optional(values.label), None),
         api_server_cidrs=get("apiServerCidrs", values.list_of(values.cidr), ANYWHERE),
-        egress_cidrs=get("egressCidrs", values.list_of(values.cidr), ANYWHERE),
+        egress_cidrs=get("egressCidrs", values.list_of(values.reached), ANYWHERE_BY_NAME),
         max_running=get("maxRunning", values.whole(0, 1_000_000), 0),
         job_options=get("jobOptions", values.options, {}),
     )

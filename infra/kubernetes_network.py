@@ -13,6 +13,7 @@ import pulumi_kubernetes as k8s
 from infra.database_urls import PORT
 from infra.images import HTTP_PORT
 from infra.kubernetes_pods import CONTROLLER, DATABASE, MIGRATION, Place
+from infra.values import RESOLVER
 
 # Not meant by a wider range that holds them: the cluster's own networks, the neighbours', a cloud's metadata service.
 INTERNAL = (
@@ -21,7 +22,6 @@ INTERNAL = (
     *("168.63.129.16/32", "192.0.0.0/24"),  # Azure's and Oracle's hosts
 )
 NAT64, NAT64_PRIVATE = ip_address("64:ff9b::"), "64:ff9b:1::/48"  # IPv4 as IPv6 networks see it (RFC 6052, RFC 8215)
-EVERYWHERE = {"0.0.0.0/0", "::/0"}
 RESOLVERS = (  # the cluster's, and its copy on each node (kubernetes.io, Using NodeLocal DNSCache)
     {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
@@ -120,10 +120,11 @@ def _blocks(cidrs: Sequence[str]) -> list[Rule]:
     return [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]
 
 
-def _to_outside(cidrs: Sequence[str]) -> list[Rule]:
-    """To these ranges. Names resolve only where everything is reached anyway: a resolver is a way out to anywhere."""
+def _to_outside(reached: Sequence[str]) -> list[Rule]:
+    """To these ranges and, where it is among them, to the resolver."""
+    cidrs = [one for one in reached if one != RESOLVER]
     rules: list[Rule] = [{"to": _outside(cidrs)}] if cidrs else []
-    if EVERYWHERE & set(cidrs):
+    if RESOLVER in reached:
         rules.append({"to": list(RESOLVERS), "ports": _ports(*DNS_PORTS)})
     return rules
 

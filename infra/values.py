@@ -18,6 +18,7 @@ LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123, as Kubern
 SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 QUANTITY = re.compile(r"(\d+(\.\d+)?|\.\d+)(m|k|[KMGTPE]i|[MGTPE]|[eE]\d+)?")
 REGISTRY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d{1,5})?(/[a-z0-9._-]+)*")
+RESOLVER = "dns"  # among what sandboxes may reach
 IMAGE = re.compile(
     r"(?P<name>[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d{1,5}(?=/))?(/[a-z0-9._-]+)*)"
     r"(:(?P<tag>[\w][\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
@@ -98,6 +99,14 @@ def cidr(value: str) -> str:
         return str(ip_network(value))
     except ValueError as error:
         raise ValueError("takes ranges of addresses, such as 10.0.0.0/8") from error
+
+
+def reached(value: str) -> str:
+    """A range of addresses, or the cluster's resolver."""
+    try:
+        return value if value == RESOLVER else cidr(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, and {RESOLVER} for the cluster's resolver") from error
 
 
 def database(value: str) -> str:

@@ -55,7 +55,7 @@ KEYS: dict[str, dict[str, str]] = {
         "requesterNamespaces": '["one", "two"]',
         "monitoringNamespace": "metrics",
         "apiServerCidrs": '["10.2.0.1/32"]',
-        "egressCidrs": '["203.0.113.0/24"]',
+        "egressCidrs": '["203.0.113.0/24", "dns"]',
         "jobOptions": '{"runtimeClassName": "gvisor"}',
     },
 }

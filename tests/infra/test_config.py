@@ -48,6 +48,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("kubernetes", {**EXISTING, "storageSize": "1Gi"}, "storageSize is for the database that is made here"),
     ("kubernetes", {**EXISTING, "postgresImage": "postgres:16.1"}, "postgresImage is for the database that is made"),
     ("kubernetes", {**EXISTING, "databasePassword": "pw"}, "databasePassword is for the database that is made here"),
+    ("kubernetes", {"egressCidrs": ["DNS"]}, "egressCidrs takes ranges of addresses, such as 10.0.0.0/8, and dns for"),
     ("kubernetes", {"egressCidrs": "10.0.0.0/8"}, "egressCidrs takes a list; it is '10.0.0.0/8'"),
     ("kubernetes", {"storageSize": "ten"}, "storageSize takes a Kubernetes quantity, such as 500m, 20 or 64Gi"),
     ("kubernetes", {"quotaCpu": "64 cores"}, "quotaCpu takes a Kubernetes quantity"),

@@ -122,6 +122,11 @@ def test_without_callers_the_controller_lets_nobody_in(prod: Deploy) -> None:
     assert policies(prod())["controller"][1]["ingress"] == []  # an empty `from` would be everybody
 
 
+def test_the_resolver_is_reached_where_it_is_named(prod: Deploy) -> None:
+    found = policies(prod(egressCidrs=["203.0.113.0/24", "dns"]))["sandboxes-egress"][1]["egress"]
+    assert found == [{"to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}]}, {"to": RESOLVERS, **DNS}]
+
+
 def test_a_range_that_is_named_itself_is_reached_and_no_resolver_beside_it(prod: Deploy) -> None:
     (rule,) = policies(prod(egressCidrs=["10.0.0.0/8", "10.1.2.3/32"]))["sandboxes-egress"][1]["egress"]
     assert rule["to"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"ipBlock": {"cidr": "10.1.2.3/32"}}]
@@ -129,7 +134,7 @@ def test_a_range_that_is_named_itself_is_reached_and_no_resolver_beside_it(prod:
 
 
 def test_internal_networks_are_not_reached_through_a_gateway_of_ipv6(prod: Deploy) -> None:
-    rule, _ = policies(prod(egressCidrs=["::/0"]))["sandboxes-egress"][1]["egress"]
+    (rule,) = policies(prod(egressCidrs=["::/0"]))["sandboxes-egress"][1]["egress"]
     (peer,) = rule["to"]
     assert {"fc00::/7", "64:ff9b::a00:0/104", "64:ff9b::c0a8:0/112", "64:ff9b:1::/48"} < set(peer["ipBlock"]["except"])
     assert "10.0.0.0/8" not in peer["ipBlock"]["except"]
