@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from infra import values
 T = TypeVar("T")
 
 
-def schema_defaults() -> Mapping[str, str]:
+def schema_defaults() -> dict[str, str]:
     """What Pulumi.yaml gives a stack that says nothing, as the engine hands it to the program."""
     schema = yaml.safe_load((Path(__file__).parents[1] / "Pulumi.yaml").read_text())["config"]
     return {key: written(one["default"]) for key, one in schema.items() if "default" in one}

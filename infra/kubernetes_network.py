@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, ip_network
 from typing import Any
 
 import pulumi
@@ -16,12 +16,18 @@ from infra.kubernetes_pods import CONTROLLER, DATABASE, MIGRATION, Place
 from infra.values import RESOLVER
 
 # Not meant by a wider range that holds them: the cluster's own networks, the neighbours', a cloud's metadata service.
-INTERNAL = (
-    *("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"),
+INTERNAL_IPV4 = (
+    *("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
     *("198.18.0.0/15", "240.0.0.0/4"),  # which some clusters use as theirs
     *("168.63.129.16/32", "192.0.0.0/24"),  # Azure's and Oracle's hosts
 )
-NAT64, NAT64_PRIVATE = ip_address("64:ff9b::"), "64:ff9b:1::/48"  # IPv4 as IPv6 networks see it (RFC 6052, RFC 8215)
+NAT64, NAT64_PRIVATE = IPv6Address("64:ff9b::"), "64:ff9b:1::/48"  # IPv4 as IPv6 networks see it (RFC 6052, RFC 8215)
+INTERNAL = (
+    *INTERNAL_IPV4,
+    *("fc00::/7", "fe80::/10"),
+    *(f"{NAT64 + int(one.network_address)}/{96 + one.prefixlen}" for one in map(IPv4Network, INTERNAL_IPV4)),
+    NAT64_PRIVATE,
+)
 RESOLVERS = (  # the cluster's, and its copy on each node (kubernetes.io, Using NodeLocal DNSCache)
     {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
@@ -133,19 +139,9 @@ def _outside(cidrs: Sequence[str]) -> list[Rule]:
     """Peers in these ranges, less the internal networks inside a wider one; one that is named itself counts."""
     peers: list[Rule] = []
     for cidr in cidrs:
-        kept = [one for one in _internal() if one != cidr and _holds(cidr, one)]
+        kept = [one for one in INTERNAL if one != cidr and _holds(cidr, one)]
         peers.append({"ipBlock": {"cidr": cidr, **({"except": kept} if kept else {})}})
     return peers
-
-
-def _internal() -> list[str]:
-    """Every internal range, those of IPv4 also as a gateway maps them."""
-    mapped = [
-        f"{NAT64 + int(one.network_address)}/{96 + one.prefixlen}"
-        for one in map(ip_network, INTERNAL)
-        if one.version == 4
-    ]
-    return [*INTERNAL, *mapped, NAT64_PRIVATE]
 
 
 def _holds(wide: str, narrow: str) -> bool:

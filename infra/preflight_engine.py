@@ -24,11 +24,11 @@ SECONDS = 10  # for all answers
 def check_engine(config: Config) -> None:
     """Asks the engine, and looks at this machine where the stack runs on it. Raises PreflightError."""
     containers = [f"{config.name}-{one}" for one in ("database", "app")] if config.target == "docker" else []
+    host = os.environ.get("DOCKER_HOST", ENGINE)  # the provider's choice too; it knows no contexts
     with ThreadPoolExecutor(1) as thread:  # Pulumi runs the program inside an event loop
-        ports = thread.submit(asyncio.run, _ports_of(containers)).result()
+        ports = thread.submit(asyncio.run, _ports_of(host, containers)).result()
     if config.target != "docker":
         return
-    host = os.environ.get("DOCKER_HOST", "unix://")
     if not host.startswith("unix://"):
         _group_is_given(config, host)
     else:
@@ -36,9 +36,9 @@ def check_engine(config: Config) -> None:
         _socket_is_here(config)
 
 
-async def _ports_of(containers: Sequence[str]) -> set[int]:
-    """The ports of the host that these containers have, of an engine that answers."""
-    engine = Engine(os.environ.get("DOCKER_HOST", ENGINE))  # the provider's choice too; it knows no contexts
+async def _ports_of(host: str, containers: Sequence[str]) -> set[int]:
+    """The ports of the machine that these containers have, of an engine that answers at this host."""
+    engine = Engine(host)
     try:
         async with asyncio.timeout(SECONDS):
             await engine.json("GET", "version")

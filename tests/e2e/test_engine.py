@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -14,12 +13,12 @@ import pulumi.automation as auto
 import pytest
 
 from infra import program
-from infra.config import Config
 from infra.preflight_cluster import Cluster
+from tests.support.config_keys import SECRETS, every_key
 from tests.support.engines import missing
 from tests.support.fake_preflight import fake_preflight
 from tests.support.fake_providers import FakeProvider, serving
-from tests.support.pulumi import ROOT, environment
+from tests.support.pulumi import ROOT, environment, left_of
 
 STACKS: dict[str, dict[str, str]] = {
     "dev": {"target": "docker", "dockerSocketGroup": "0"},
@@ -59,7 +58,6 @@ KEYS: dict[str, dict[str, str]] = {
         "jobOptions": '{"runtimeClassName": "gvisor"}',
     },
 }
-SECRETS = {"databasePassword", "databaseUrl", "registryPassword"}
 CHANGED = {  # what follows from another `maxRunning`
     "dev": {("create", "Container app"), ("delete", "Container app")},
     "prod": {("create", "ConfigMap settings"), ("update", "Deployment controller"), ("delete", "ConfigMap settings")},
@@ -144,17 +142,15 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
             monkeypatch.setattr(program, "preflight", fake_preflight)
 
         stack.destroy(run_program=True)
-        left = (stack.export_stack().deployment or {}).get("resources") or []
-        assert [one["urn"] for one in left if "Stack::" not in one["urn"]] == []
+        assert left_of(stack.export_stack().deployment) == []
 
 
 def test_every_key_is_taken_as_the_command_sets_it(
     tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program, "preflight", fake_preflight)
-    fields = {re.sub(r"_(.)", lambda found: found[1].upper(), field) for field in Config.__dataclass_fields__}
     tried = {key for keys in (*STACKS.values(), *KEYS.values()) for key in keys}
-    assert fields - {"project", "stack", "storageClass", "storageSize"} == tried
+    assert every_key() - {"storageClass", "storageSize"} == tried
     with untidy():
         for name, keys in KEYS.items():
             (tmp_path / name).mkdir()

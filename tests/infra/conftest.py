@@ -16,6 +16,7 @@ import pytest
 from infra import program
 from infra.config_reader import schema_defaults, written
 from infra.policy.wire import unwrapped
+from tests.support.config_keys import SECRETS
 from tests.support.fake_preflight import fake_preflight
 from tests.support.provider_answers import answers
 
@@ -89,13 +90,10 @@ def own_loops() -> Iterator[None]:
             loop.close()
 
 
-SECRETS = ("databaseUrl", "databasePassword", "registryPassword")
-
-
 def configure(config: Mapping[str, Any], stack: str, secrets: Sequence[str]) -> None:
     """Sets these keys over Pulumi.yaml's defaults, as the engine hands them to the program."""
     pulumi.runtime.reset_options(project=PROJECT, stack=stack)
-    keys = {**schema_defaults()} | {key: written(value) for key, value in config.items()}
+    keys = schema_defaults() | {key: written(value) for key, value in config.items()}
     full = {f"{PROJECT}:{key}": value for key, value in keys.items()}
     pulumi.runtime.set_all_config(full, [f"{PROJECT}:{key}" for key in secrets])
 

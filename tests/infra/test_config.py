@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.config import Config
 from infra.errors import ConfigError
 from tests.infra.conftest import ROOT, Deploy
+from tests.support.config_keys import every_key
 
 CLUSTER: dict[str, Any] = {"target": "kubernetes", "registry": "r.example"}
 PREBUILT = {"appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}
@@ -122,7 +122,6 @@ def test_no_password_stands_in_an_error(prod: Deploy) -> None:
 
 def test_every_key_of_the_schema_is_read_and_every_key_is_described() -> None:
     schema = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
-    keys = {re.sub(r"_(.)", lambda found: found[1].upper(), name) for name in Config.__dataclass_fields__}
-    assert {key for key in schema if ":" not in key} <= keys
+    assert {key for key in schema if ":" not in key} <= every_key()
     rows = re.findall(r"^\| (`.*?) \| (?:both|docker|kubernetes) \|", (ROOT / "docs" / "stacks.md").read_text(), re.M)
-    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == keys - {"project", "stack"}
+    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == every_key()

@@ -48,7 +48,7 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The ports of the stack's own containers, of an engine that answers here."""
     ports: set[int] = set()
 
-    async def answers(containers: Sequence[str]) -> set[int]:
+    async def answers(host: str, containers: Sequence[str]) -> set[int]:
         return ports
 
     monkeypatch.setattr("infra.preflight_engine._ports_of", answers)

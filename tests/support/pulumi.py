@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,6 +50,12 @@ def environment(state: Path) -> dict[str, str]:
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
     }
+
+
+def left_of(deployment: Mapping[str, Any] | None) -> list[str]:
+    """Every resource in an exported state but the stack itself."""
+    resources = (deployment or {}).get("resources") or []
+    return [one["urn"] for one in resources if one["type"] != "pulumi:pulumi:Stack"]
 
 
 @dataclass
@@ -107,8 +113,7 @@ class Stack:
         written = self.run("up", "--yes", "--skip-preview", fails=True)
         assert words in written
         assert "Traceback" not in written
-        left = json.loads(self.run("stack", "export"))["deployment"].get("resources") or []
-        assert [one["urn"] for one in left if one["type"] != "pulumi:pulumi:Stack"] == []
+        assert left_of(json.loads(self.run("stack", "export"))["deployment"]) == []
 
     @property
     def _environment(self) -> dict[str, str]:
