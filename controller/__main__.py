@@ -137,10 +137,9 @@ async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[
         me = f"{socket.gethostname()[:40]}/{os.getpid()}-{uuid4().hex[:6]}"  # Postgres keeps 63 bytes of a name
         async with open_pool(settings.database_url, me) as pool:
             queue = Queue(pool, me, settings.sandbox_output_bytes)
-            installation = await queue.installation()
-            queue.engine = await backend.check(installation)
+            queue.engine = await backend.open(await queue.installation())
             controller = wire(settings, queue, backend, metrics := Metrics())
-            yield controller, queue, Http(controller, queue, backend, metrics, settings.database_url, installation)
+            yield controller, queue, Http(controller, queue, backend, metrics, settings.database_url)
     finally:
         await backend.close()
 

@@ -28,6 +28,10 @@ class BackendUnavailable(SandboxError):
     """The engine does not answer, or cannot run sandboxes."""
 
 
+class BackendClosed(BackendUnavailable):
+    """The backend is not open: open() comes before every other verb, and none after close()."""
+
+
 class NotNow(SandboxError):
     """The engine has no room, no time or gave no answer: look, then try again."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from uuid import UUID
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -25,9 +24,9 @@ COUNT_SECONDS = 3.0  # for the database to count rows; a scrape must not wait lo
 class Http:
     """Answers for one controller."""
 
-    def __init__(self, controller: Controller, queue: Queue, backend: Backend, metrics: Metrics, url: str, ours: UUID):
+    def __init__(self, controller: Controller, queue: Queue, backend: Backend, metrics: Metrics, url: str):
         self._controller, self._queue, self._backend, self._metrics = controller, queue, backend, metrics
-        self._url, self._installation = url, ours
+        self._url = url
 
     async def serve(self, port: int) -> tuple[web.AppRunner, int]:
         """Listens on every address; returns the runner to clean up, and the port. Raises SettingsError."""
@@ -55,7 +54,7 @@ class Http:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await check_schema(self._url)
-                await self._backend.check(self._installation)
+                await self._backend.ping()
         except TimeoutError:
             return web.Response(status=503, text="the database or the engine does not answer\n")
         except SandboxError as error:

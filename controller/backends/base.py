@@ -16,11 +16,17 @@ class Backend(Protocol):
     NotNow where the engine had no room, no time or gave no answer (what was asked may have happened all the same).
     """
 
-    async def check(self, installation: UUID) -> str:
-        """Reaches the engine; returns its identity, which outlives restarts of engine and controller.
+    async def open(self, installation: UUID) -> str:
+        """Makes ready; returns the engine's identity, which outlives restarts of engine and controller.
 
-        `installation` is the database's own id: from now on only objects that carry it are seen or touched.
-        Raises BackendUnavailable, saying what is missing and what to do.
+        Comes once, before every other verb. `installation` is the database's own id: only objects that carry it are
+        ever seen or touched. Raises BackendUnavailable, saying what is missing and what to do.
+        """
+
+    async def ping(self) -> None:
+        """Asks whether the engine that was opened answers; changes nothing, neither here nor there.
+
+        Raises BackendUnavailable where it does not, and before `open` and after `close`.
         """
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:

@@ -16,7 +16,7 @@ from controller.backends.docker_images import Images
 from controller.backends.docker_output import LogTail
 from controller.backends.docker_spec import create_body
 from controller.backends.json_lines import Json, Lines
-from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
+from controller.errors import BackendClosed, BackendUnavailable, NotNow, Refused, Vanished
 from controller.model import Key, Launch, Listing, Output, Phase, Reason, Seen
 
 RELIST_SECONDS = 10.0
@@ -27,7 +27,6 @@ CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 NEVER_STARTS = re.compile(  # the engine's words for what is the image's own fault, and stays
     r"OCI runtime.*(no such file|not found|exec format error|permission denied|not a directory)", re.DOTALL
 )
-LIMITS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "the number of processes"}
 
 
 class DockerBackend:
@@ -38,21 +37,23 @@ class DockerBackend:
         self._engine = Engine(url)
         self._images = Images(self._engine)
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
-        self._installation = ""  # this and the next are set by check
+        self._installation = self._id = ""  # these and the next are set by `open`
         self._node: str | None = None
 
-    async def check(self, installation: UUID) -> str:
-        try:
-            info = await self._engine.json("GET", "info")
-        except NotNow as error:
-            raise BackendUnavailable(str(error)) from error
-        missing = [what for key, what in LIMITS.items() if not info.get(key)]
-        if missing:
+    async def open(self, installation: UUID) -> str:
+        info = await self._engine.info()
+        if missing := spec.cannot_limit(info):
             raise BackendUnavailable(
-                f"the Docker engine cannot limit {', '.join(missing)}: delegate these cgroup controllers to it"
+                f"the Docker engine cannot limit {missing}: delegate these cgroup controllers to it"
             )
-        self._installation, self._node = str(installation), info.get("Name")
-        return f"docker:{info['ID']}"
+        self._installation, self._id, self._node = str(installation), info["ID"], info.get("Name")
+        return f"docker:{self._id}"
+
+    async def ping(self) -> None:
+        if not self._installation:
+            raise BackendClosed
+        if (await self._engine.info())["ID"] != self._id:
+            raise BackendUnavailable("another Docker engine answers than at the start: restart the controller")
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         found = await self._adopt(launch.key) if look else None

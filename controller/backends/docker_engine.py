@@ -13,13 +13,14 @@ import aiohttp
 from yarl import URL
 
 from controller.backends.json_lines import Json, decoded
-from controller.errors import NotNow
+from controller.errors import BackendUnavailable, NotNow
 
 QUICK = aiohttp.ClientTimeout(total=15)
 SLOW = aiohttp.ClientTimeout(total=90)  # starts and removals wait for disk and kernel
 STREAM = aiohttp.ClientTimeout(total=None, connect=15)
 WHO = "the Docker engine"
 UNCONFIGURED = "no Docker engine is found: start one, or set DOCKER_HOST to where it listens"
+CLOSED = "the connection to the Docker engine was closed"
 UNREACHED = aiohttp.ClientConnectorError
 
 
@@ -38,9 +39,11 @@ class Engine:
     def __init__(self, url: str | None) -> None:
         self._url = url
         self._docker: aiodocker.Docker | None = None
+        self._closed = False
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Ends all connections, for good."""
+        self._closed = True
         if self._docker is not None:
             await self._docker.close()
 
@@ -78,8 +81,18 @@ class Engine:
         async with self.request(method, path, **more) as response:
             await response.read()
 
+    async def info(self) -> Json:
+        """What the engine says of itself. Raises BackendUnavailable."""
+        try:
+            found: Json = await self.json("GET", "info")
+        except NotNow as error:
+            raise BackendUnavailable(str(error)) from error
+        return found
+
     def _connected(self) -> tuple[aiohttp.ClientSession, str]:
         """The session with the engine, and what its URLs begin with."""
+        if self._closed:
+            raise NotNow(CLOSED)
         try:
             if self._docker is None:
                 self._docker = aiodocker.Docker(self._url)

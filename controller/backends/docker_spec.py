@@ -27,6 +27,7 @@ TMP_MIB = 64
 PIDS = 512
 CPU_PERIOD = 100_000  # microseconds
 LEAST_CPU_QUOTA = 1000  # microseconds a period; the kernel takes no less
+LIMITS = {"MemoryLimit": "memory", "CpuCfsQuota": "cpu", "PidsLimit": "the number of processes"}
 LOG_FILE_MB, LOG_FILES = 8, 3  # a full log keeps the last 16 to 24 MB
 
 PHASES = {
@@ -95,6 +96,11 @@ def key_of(found: Json | None, name: str, installation: str) -> Key | None:
     """Whose container this is, or None where it is none of ours; its name must say the same as its labels."""
     key = labels.key_of(found, installation)
     return key if key is not None and name.removeprefix("/") == key.name else None
+
+
+def cannot_limit(info: Json) -> str:
+    """What the engine that says this of itself cannot limit, empty where it can all that we ask."""
+    return ", ".join(what for key, what in LIMITS.items() if not info.get(key))
 
 
 def empty_state() -> bytes:

@@ -23,7 +23,7 @@ from controller.backends.kubernetes_objects import Objects, creation_error, is_f
 from controller.backends.kubernetes_output import Logs
 from controller.backends.kubernetes_runs import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes_watch import Event, Events, Feed
-from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
+from controller.errors import BackendClosed, BackendUnavailable, NotNow, Refused, Vanished
 from controller.model import Key, Launch, Listing, Output, Phase, Seen
 
 RELIST_SECONDS = 30.0
@@ -55,23 +55,30 @@ class KubernetesBackend:
         self._list_seconds = list_seconds
         self._api = Api(namespace, kubeconfig)
         self._logs = Logs(self._api, output_bytes)
-        self._objects = Objects(self._api, "")  # this and the next are made by check
+        self._objects = Objects(self._api, "")  # made by `open`
         self._runs = Runs()
         self._removing: set[Key] = set()  # attempts that we remove ourselves: nobody will ask for their output
 
-    async def check(self, installation: UUID) -> str:
+    async def open(self, installation: UUID) -> str:
+        objects = Objects(self._api, str(installation))
         try:
-            identity, objects = await self._api.identity(), Objects(self._api, str(installation))
-            if self._objects.installation != objects.installation:
-                await self._try_out(objects)
-                self._objects, self._runs = objects, Runs()
-            await self._api.json("GET", "jobs", query={"limit": "1", "labelSelector": objects.selector()})
+            identity = await self._api.identity()
+            await self._try_out(objects)
         except Refused as error:
             words = f"the namespace {self._api.namespace} refuses every Job, or SANDBOX_JOB_OPTIONS is wrong: {error}"
             raise BackendUnavailable(words) from error
         except NotNow as error:
             raise BackendUnavailable(str(error)) from error
+        self._objects = objects
         return f"kubernetes:{identity}"
+
+    async def ping(self) -> None:
+        if not self._objects.installation:
+            raise BackendClosed
+        try:
+            await self._find_one("jobs", self._objects)
+        except NotNow as error:
+            raise BackendUnavailable(str(error)) from error
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         if look and (job := await self._objects.job(launch.key)) is not None:
@@ -159,7 +166,11 @@ class KubernetesBackend:
         except ApiError as error:
             if error.status not in (409, 429) and "exceeded quota" not in error.words:
                 raise creation_error(error, self._api.namespace) from error
-        await self._api.json("GET", "pods", query={"limit": "1", "labelSelector": objects.selector()})
+        for kind in ("jobs", "pods"):
+            await self._find_one(kind, objects)
+
+    async def _find_one(self, kind: str, objects: Objects) -> None:
+        await self._api.json("GET", kind, query={"limit": "1", "labelSelector": objects.selector()})
 
     def _manifest(self, launch: Launch, objects: Objects) -> dict[str, Any]:
         image = self._image if launch.image is None else launch.image

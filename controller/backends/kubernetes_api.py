@@ -31,6 +31,7 @@ PAGE = "200"  # objects of a page of a list: as JSON, one may have 200 kB
 CONNECTIONS = 200  # more than calls are ever under way at once: a watch must not wait for them
 CLOSING_SECONDS = 0.1  # TLS connections are gone a moment after they were closed
 MOST_PAUSE = 60.0  # seconds that a Retry-After is heeded
+CLOSED = "the connection to the Kubernetes API was closed"
 UNCONFIGURED = "no Kubernetes cluster is configured: set KUBECONFIG, or run in a pod with a service account"
 JSON = "application/json"
 MERGE = "application/merge-patch+json"
@@ -58,11 +59,13 @@ class Api:
             "pods": f"/api/v1/namespaces/{namespace}/pods",
         }
         self._client: ApiClient | None = None
+        self._closed = False
         self._connecting = asyncio.Lock()
         self._busy: tuple[ApiError, float] | None = None  # what it said, and until when it wants to be left alone
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Ends all connections, for good."""
+        self._closed = True
         client, self._client = self._client, None
         if client is not None:
             await client.close()
@@ -154,6 +157,8 @@ class Api:
 
     async def _connected(self) -> ApiClient:
         async with self._connecting:
+            if self._closed:
+                raise NotNow(CLOSED)
             if self._client is None:
                 try:
                     self._client = await _connect(self._kubeconfig)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from uuid import UUID, uuid4
 
-from controller.errors import NotNow, Refused, Vanished
+from controller.errors import BackendClosed, NotNow, Refused, Vanished
 from controller.model import (
     Key,
     Launch,
@@ -116,10 +116,17 @@ class MemoryBackend:
         self.engine = engine or MemoryEngine()
         self.fault = fault
         self._list_seconds = list_seconds
+        self._open = False
 
-    async def check(self, installation: UUID) -> str:
+    async def open(self, installation: UUID) -> str:
         """This engine's identity."""
+        self._open = True
         return self.engine.identity
+
+    async def ping(self) -> None:
+        """It always answers."""
+        if not self._open:
+            raise BackendClosed
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         """Makes a pretended run, or finds it."""
@@ -190,6 +197,7 @@ class MemoryBackend:
 
     async def close(self) -> None:
         """Nothing to let go of."""
+        self._open = False
 
     async def _before(self, verb: str, key: Key) -> Fault | None:
         fault = self.fault(verb, key)

@@ -21,7 +21,7 @@ from uuid import UUID
 from controller.backends.process_host import Bell, empty_trash
 from controller.backends.process_runs import Runs
 from controller.backends.process_spec import request_bytes
-from controller.errors import BackendUnavailable, NotNow, Vanished
+from controller.errors import BackendClosed, BackendUnavailable, NotNow, Vanished
 from controller.model import Key, Launch, Listing, Output, Phase, Seen
 
 POLL_SECONDS = 1.0
@@ -39,21 +39,23 @@ class ProcessBackend:
         self._work_dir = work_dir.absolute()
         self._output_bytes = output_bytes
         self._installed: Runs | None = None
+        self._identity = ""
         self._workers = ThreadPoolExecutor(4, "process-backend")
         self._removers = ThreadPoolExecutor(2, "process-removal")
 
-    async def check(self, installation: UUID) -> str:
+    async def open(self, installation: UUID) -> str:
         """Makes the work directory, which holds this host's identity."""
         runs = Runs(self._work_dir, installation)
-        try:
-            identity = await asyncio.get_running_loop().run_in_executor(self._workers, runs.prepare)
-        except OSError as error:
-            raise BackendUnavailable(
-                f"SANDBOX_WORK_DIR = {self._work_dir} cannot be used ({error.strerror}): it takes a directory on a "
-                "local disk that this user may write to"
-            ) from error
+        self._identity = await self._in_work_dir(runs.prepare)
         self._installed = runs
-        return identity
+        return self._identity
+
+    async def ping(self) -> None:
+        """Looks whether the work directory is still that one, and can still be written to."""
+        if await self._in_work_dir(self._runs.look_around) != self._identity:
+            raise BackendUnavailable(
+                f"SANDBOX_WORK_DIR = {self._work_dir} is another than at the start: restart the controller"
+            )
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         """Makes the run's directory, or finds the one that is there."""
@@ -117,13 +119,14 @@ class ProcessBackend:
 
     async def close(self) -> None:
         """Ends this backend's threads; what they leave in the trash goes with the next controller."""
+        self._installed = None
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._removers.shutdown(wait=False, cancel_futures=True)
 
     @property
     def _runs(self) -> Runs:
         if self._installed is None:
-            raise BackendUnavailable("check() comes before anything else")
+            raise BackendClosed
         return self._installed
 
     async def _changes(self, names: set[str], uids: dict[str, str]) -> list[Seen]:
@@ -134,6 +137,15 @@ class ProcessBackend:
         seen = await self._in_thread(lambda: self._runs.look_at(keys))
         gone = keys - {run.key for run in seen}
         return seen + [Seen(key, uids[key.name], Phase.GONE) for key in gone if key.name in uids]
+
+    async def _in_work_dir(self, work: Callable[[], str]) -> str:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+        except OSError as error:
+            raise BackendUnavailable(
+                f"SANDBOX_WORK_DIR = {self._work_dir} cannot be used ({error.strerror}): it takes a directory on a "
+                "local disk that this user may write to"
+            ) from error
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         with _not_now():

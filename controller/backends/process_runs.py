@@ -57,6 +57,17 @@ class Runs:
                 os.link(draft, self._identity)
         finally:
             draft.unlink()
+        return self._host()
+
+    def look_around(self) -> str:
+        """This host's identity, where runs can still be made; raises OSError where they cannot."""
+        for directory in (self.root, self.staging, self.trash, self.wake):
+            if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+                os.stat(directory)  # says so where it is gone
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+        return self._host()
+
+    def _host(self) -> str:
         try:
             return f"process:{UUID(self._identity.read_text())}"
         except ValueError as error:

@@ -155,17 +155,17 @@ def _prepare_docker() -> None:
     """Builds the sandbox image. Raises BackendUnavailable, saying why there can be no containers."""
     from controller.backends.docker import DockerBackend
 
-    async def check() -> None:
+    async def reach() -> None:
         backend = DockerBackend(IMAGE)
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                await backend.check(uuid4())
+                await backend.open(uuid4())
         except TimeoutError as error:
             raise BackendUnavailable("the Docker engine does not answer") from error
         finally:
             await backend.close()
 
-    asyncio.run(check())
+    asyncio.run(reach())
     if not (IMAGE_DIRECTORY / "Dockerfile").exists():
         raise BackendUnavailable(f"there is no {IMAGE_DIRECTORY}/Dockerfile to build {IMAGE} from")
     _say(f"building the image {IMAGE} from images/sandbox (at most {BUILD_SECONDS} s)")

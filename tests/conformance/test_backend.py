@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
+import psutil
 import pytest
 
-from controller.errors import Vanished
+from controller.errors import BackendUnavailable, Vanished
 from controller.model import Key, Phase, Reason, State
-from tests.support.engines import Engine, Watched
+from tests.support.engines import DEADLINE, Engine, Watched
 
 
 def with_backend(engine: Engine, test: Callable[[Watched], Awaitable[None]]) -> None:
@@ -28,12 +30,63 @@ def test_an_engine_keeps_its_identity_over_restarts_of_the_controller(engine: En
     async def identity() -> str:
         backend = engine.connect()
         try:
-            return await backend.check(engine.installation)
+            return await backend.open(engine.installation)
         finally:
             await backend.close()
 
     assert asyncio.run(identity()) == asyncio.run(identity())
     assert asyncio.run(identity()).startswith(f"{engine.name}:")
+
+
+def test_a_ping_is_refused_before_the_backend_is_open_and_after_it_is_closed(engine: Engine) -> None:
+    async def go() -> None:
+        backend = engine.connect()
+        with pytest.raises(BackendUnavailable):
+            await backend.ping()
+        await backend.open(engine.installation)
+        await backend.ping()
+        await backend.close()
+        with pytest.raises(BackendUnavailable):
+            await backend.ping()
+
+    asyncio.run(go())
+
+
+def test_pings_beside_runs_leave_nothing_behind_and_take_nothing_away(engine: Engine) -> None:
+    """Neither what runs while they come nor what has ended is forgotten, and this process holds nothing more after."""
+
+    async def test(watched: Watched) -> None:
+        inert, running, ended = (engine.launch(command) for command in ("true", "sleep 600", "exit 3"))
+        await watched.until("a listing", lambda: bool(watched.said))
+        await asyncio.gather(*(watched.backend.ping() for _ in range(20)))  # now every thread and connection is there
+        before = belongings()
+        await watched.create(inert)
+        await watched.start(running)
+        await watched.reaches(running.key, Phase.RUNNING)
+        await watched.backend.ping()
+        await watched.run(ended)
+        for _ in range(30):
+            await watched.backend.ping()
+        await watched.lists(lambda listing: {seen.key for seen in listing.runs} == {inert.key, running.key, ended.key})
+        await watched.backend.kill(running.key, (await watched.reaches(running.key, Phase.RUNNING)).run_uid)
+        await watched.reaches(running.key, Phase.ENDED)
+        for launch in (inert, running, ended):
+            await watched.backend.delete(launch.key, None)
+        await watched.backend.ping()
+        async with asyncio.timeout(DEADLINE):
+            await watched.lists(lambda listing: not listing.runs)
+            while not belongings() <= before:  # a supervisor ends a moment after it told the end of its run
+                await watched.lists(lambda listing: not listing.runs)
+
+    with_backend(engine, test)
+
+
+def belongings() -> Counter[str]:
+    """What this process holds open, its threads and the children that it has not taken note of."""
+    process = psutil.Process()
+    held = Counter({"descriptors": process.num_fds(), "threads": process.num_threads()})
+    held["zombies"] = sum(child.status() == psutil.STATUS_ZOMBIE for child in process.children())
+    return held
 
 
 def test_what_is_created_does_not_run_before_its_release(engine: Engine) -> None:

@@ -82,7 +82,7 @@ async def look_anew(engine: Engine, key: Key) -> Seen:
     """What another controller sees of that attempt, in its first listing."""
     backend = engine.connect()
     try:
-        await backend.check(engine.installation)
+        await backend.open(engine.installation)
         async for sight in backend.observe():
             assert isinstance(sight, Listing)
             (found,) = [seen for seen in sight.runs if seen.key == key]
@@ -107,7 +107,7 @@ def test_its_identity_is_the_engines(engine: Engine) -> None:
 
 async def checked(backend: Any, engine: Engine) -> str:
     try:
-        return str(await backend.check(engine.installation))
+        return str(await backend.open(engine.installation))
     finally:
         await backend.close()
 
@@ -199,7 +199,7 @@ def test_a_release_that_slept_through_the_whole_run_changes_nothing(engine: Engi
         assert made is not None
         sleeper, wake = engine.connect(), asyncio.Event()
         assert isinstance(sleeper, DockerBackend)
-        await sleeper.check(engine.installation)
+        await sleeper.open(engine.installation)
         send = sleeper._engine.send
 
         async def slow(method: str, path: str, **more: Any) -> None:
@@ -224,7 +224,7 @@ async def half_made(engine: Engine, launch: Launch) -> str:
     """What a controller leaves that dies between creation and upload; its id."""
     backend = engine.connect()
     assert isinstance(backend, DockerBackend)
-    await backend.check(engine.installation)
+    await backend.open(engine.installation)
     send = backend._engine.send
 
     async def dies(method: str, path: str, **more: Any) -> None:
@@ -516,7 +516,7 @@ def test_a_broken_stream_of_events_is_told(engine: Engine, tmp_path: Path) -> No
     async def test() -> None:
         async with proxy(tmp_path / "docker.sock") as cut:
             backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
-            await backend.check(engine.installation)
+            await backend.open(engine.installation)
             sights = backend.observe()
             assert isinstance(await anext(sights), Listing)
             cut()
@@ -534,7 +534,7 @@ def test_the_state_file_is_sent_once_even_where_the_answer_is_lost(
     async def test() -> None:
         async with proxy(tmp_path / "docker.sock") as cut:
             backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
-            await backend.check(engine.installation)
+            await backend.open(engine.installation)
             sent = []
 
             async def body() -> AsyncIterator[bytes]:

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from uuid import UUID
 
 import aiohttp
 import pytest
@@ -147,10 +146,9 @@ def test_without_its_engine_it_is_not_ready_and_says_why(database: str) -> None:
     class Broken(MemoryBackend):
         broken = False
 
-        async def check(self, installation: UUID) -> str:
+        async def ping(self) -> None:
             if self.broken:
                 raise BackendUnavailable("the engine is being repaired: wait")
-            return await super().check(installation)
 
     async def go() -> None:
         backend = Broken()

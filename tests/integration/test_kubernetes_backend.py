@@ -60,7 +60,7 @@ def made(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> Itera
 
 
 def on(engine: Engine, test: Callable[[Watched], Awaitable[None]]) -> None:
-    """Runs a test on a backend that is checked and observed."""
+    """Runs a test on a backend that is open and observed."""
 
     async def go() -> None:
         async with engine.backend() as watched:
@@ -592,7 +592,7 @@ def checked(backend: KubernetesBackend) -> str:
 
     async def go() -> str:
         try:
-            return await backend.check(uuid4())
+            return await backend.open(uuid4())
         finally:
             await backend.close()
 
@@ -600,7 +600,7 @@ def checked(backend: KubernetesBackend) -> str:
 
 
 def trouble(backend: KubernetesBackend) -> str:
-    """What its check says, in one line."""
+    """What it says of its opening, in one line."""
     with pytest.raises(BackendUnavailable) as unavailable:
         checked(backend)
     words = str(unavailable.value)

@@ -117,7 +117,7 @@ def test_without_this_right_a_controller_refuses_to_begin(less: Namespace) -> No
     async def go() -> None:
         backend = engine.connect()
         try:
-            await backend.check(engine.installation)
+            await backend.open(engine.installation)
         finally:
             await backend.close()
 
@@ -132,7 +132,7 @@ def test_without_this_right_nothing_is_observed(less: Namespace) -> None:
     async def go() -> None:
         backend = engine.connect()
         try:
-            await backend.check(engine.installation)
+            await backend.open(engine.installation)
             async for _ in backend.observe():
                 pass
         finally:

@@ -38,7 +38,7 @@ def with_backend(
 
     async def go() -> None:
         backend = ProcessBackend(work_dir, output_bytes=output_bytes)
-        await backend.check(INSTALLATION)
+        await backend.open(INSTALLATION)
         try:
             await test(backend)
         finally:
@@ -112,7 +112,7 @@ def test_all_of_it_is_closed_to_other_users_and_gone_after_a_delete(tmp_path: Pa
 def test_the_identity_is_the_hosts_not_the_controllers(tmp_path: Path) -> None:
     async def identities() -> set[str]:
         backends = [ProcessBackend(tmp_path / "deep" / "work") for _ in range(8)]
-        found = set(await asyncio.gather(*(backend.check(uuid4()) for backend in backends)))
+        found = set(await asyncio.gather(*(backend.open(uuid4()) for backend in backends)))
         for backend in backends:
             await backend.close()
         return found
@@ -128,7 +128,7 @@ def test_a_work_directory_that_cannot_be_used_says_so(tmp_path: Path) -> None:
     async def check() -> None:
         backend = ProcessBackend(tmp_path / "file" / "work")
         try:
-            await backend.check(uuid4())
+            await backend.open(uuid4())
         finally:
             await backend.close()
 
@@ -136,10 +136,29 @@ def test_a_work_directory_that_cannot_be_used_says_so(tmp_path: Path) -> None:
         asyncio.run(check())
 
 
+def test_a_ping_tells_a_work_directory_that_is_gone_or_another_one(tmp_path: Path) -> None:
+    async def test() -> None:
+        backend, work = ProcessBackend(tmp_path / "work"), tmp_path / "work"
+        await backend.open(INSTALLATION)
+        await backend.ping()
+        work.rename(tmp_path / "aside")
+        with pytest.raises(BackendUnavailable, match=r"SANDBOX_WORK_DIR = .* cannot be used"):
+            await backend.ping()
+        assert not work.exists()
+        other = ProcessBackend(work)
+        await other.open(INSTALLATION)
+        await other.close()
+        with pytest.raises(BackendUnavailable, match="another than at the start"):
+            await backend.ping()
+        await backend.close()
+
+    asyncio.run(test())
+
+
 def test_a_storm_of_releases_by_two_controllers_starts_it_once(tmp_path: Path) -> None:
     async def test(backend: ProcessBackend) -> None:
         other = ProcessBackend(tmp_path)
-        await other.check(INSTALLATION)
+        await other.open(INSTALLATION)
         asked = launch(f"echo ran >> {tmp_path}/marker; exit 5")
         made = await asyncio.gather(*(one.create(asked, look=False) for one in [backend, other] * 5))
         uids = {seen.run_uid for seen in made if seen is not None}
@@ -177,7 +196,7 @@ from controller.model import Key, Launch
 
 async def main():
     backend = ProcessBackend(Path(sys.argv[1]))
-    await backend.check(UUID(sys.argv[2]))
+    await backend.open(UUID(sys.argv[2]))
     key = Key(UUID(sys.argv[3]), 1)
     made = await backend.create(Launch(key, sys.argv[4], 30), look=False)
     await backend.release(key, made.run_uid)

@@ -39,9 +39,9 @@ class Engine:
 
     @asynccontextmanager
     async def backend(self) -> AsyncIterator[Watched]:
-        """An adapter that is checked and observed, and closed at the end."""
+        """An adapter that is open and observed, and closed at the end."""
         backend = self.connect()
-        await backend.check(self.installation)
+        await backend.open(self.installation)
         watched = Watched(backend)
         task = asyncio.create_task(watched.watch())
         try:
@@ -185,7 +185,7 @@ def need_docker() -> None:
     async def ask() -> None:
         backend = DockerBackend(SHELL_IMAGE)
         try:
-            await backend.check(uuid4())
+            await backend.open(uuid4())
         finally:
             await backend.close()
 

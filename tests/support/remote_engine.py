@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from controller.backends.memory import MemoryBackend, MemoryEngine
-from controller.errors import NotNow
+from controller.errors import BackendUnavailable, NotNow
 from controller.model import Key, Launch, Listing, Output, Seen
 
 HEAD = 4  # bytes of a message's length
@@ -37,6 +37,7 @@ async def serve(path: Path) -> None:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         backend = MemoryBackend(engine, list_seconds=1.0)
+        await backend.open(uuid4())
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             verb, words, named = await receive(reader)
             if verb == "observe":
@@ -62,10 +63,17 @@ class RemoteBackend:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    async def check(self, installation: UUID) -> str:
+    async def open(self, installation: UUID) -> str:
         """The engine's identity."""
-        found: str = await self.call("check", installation)
+        found: str = await self.call("open", installation)
         return found
+
+    async def ping(self) -> None:
+        """Whether it is there."""
+        try:
+            await self.call("ping")
+        except NotNow as error:
+            raise BackendUnavailable(str(error)) from error
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         """Makes it inert."""
