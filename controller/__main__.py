@@ -23,9 +23,10 @@ from controller.http import Http
 from controller.live import Lives
 from controller.loop import Controller, Pace, cancel
 from controller.metrics import Metrics
+from controller.queue.connect import open_pool
 from controller.queue.listen import listen
 from controller.queue.migrate import check_schema, migrate
-from controller.queue.store import Queue, open_pool
+from controller.queue.store import Queue
 from controller.settings import Settings
 from controller.steps import Steps
 from controller.tools import add_verbs

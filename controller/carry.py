@@ -7,7 +7,7 @@ import logging
 import time
 from uuid import UUID
 
-from controller.errors import NotNow
+from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
 from controller.lifecycle import Do, decide
 from controller.live import Live, Lives
 from controller.log import about
@@ -66,6 +66,9 @@ class Carrier:
         except NotNow as error:
             live.waiting = str(error)
             await self._tell_waiting(live)
+            self._later(live)
+        except (DatabaseUnavailable, WriteRefused) as error:
+            log.warning("sandbox %s: %s, trying again", live.row.id, error, extra=about(live.row.key))
             self._later(live)
         except Exception:  # whatever one row does, the others go on
             self._metrics.errors.inc()

@@ -21,7 +21,18 @@ class SchemaError(SandboxError):
 
 
 class DatabaseUnavailable(SandboxError):
-    """The database does not answer."""
+    """The database does not answer, or takes no writes now: wait, then try again."""
+
+
+class WriteRefused(SandboxError):
+    """The database refuses this very statement until a right, a rule or the data changes.
+
+    `data`: it is a value that the database cannot hold, so the same write without that value may pass.
+    """
+
+    def __init__(self, message: str | None = None, *, data: bool = False) -> None:
+        super().__init__(message)
+        self.data = data
 
 
 class BackendUnavailable(SandboxError):

@@ -14,7 +14,7 @@ from controller.errors import SandboxError, SettingsError
 from controller.loop import Controller
 from controller.metrics import Metrics
 from controller.queue.migrate import check_schema
-from controller.queue.store import TRANSIENT, Queue
+from controller.queue.store import Queue
 
 STALLED_SECONDS = 15.0  # an event loop that has not turned for this long is not healthy
 READY_SECONDS = 5.0  # for database and engine to answer
@@ -68,6 +68,6 @@ class Http:
                 counts = await self._queue.counts()
             for state, count in {"queued": 0, "launching": 0, "running": 0, **counts}.items():
                 self._metrics.rows.labels(state).set(count)
-        except (*TRANSIENT, TimeoutError):
+        except (SandboxError, TimeoutError):
             self._metrics.rows.clear()  # no figure is better than an old one
         return web.Response(body=generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from controller.backends.base import Backend
 from controller.carry import Carrier
 from controller.compare import Comparison
-from controller.errors import NotNow
+from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
 from controller.live import Live, Lives
 from controller.metrics import Metrics
 from controller.model import Listing, Seen, State
-from controller.queue.store import TRANSIENT, Claimed, Queue
+from controller.queue.store import Claimed, Queue
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +89,8 @@ class Controller:
         while True:
             try:
                 await part()
-            except TRANSIENT as error:
-                log.warning(
-                    "the database does not answer, trying again: %s", str(error).strip() or type(error).__name__
-                )
+            except (DatabaseUnavailable, WriteRefused) as error:
+                log.warning("%s, trying again", error)
             except NotNow as error:
                 self._metrics.engine_up.set(0)
                 log.warning("the engine does not answer, trying again: %s", error)

@@ -8,10 +8,8 @@ import time
 from dataclasses import replace
 from typing import assert_never
 
-import psycopg
-
 from controller.backends.base import Backend
-from controller.errors import NotNow, Refused, Vanished
+from controller.errors import NotNow, Refused, Vanished, WriteRefused
 from controller.lifecycle import Do, Step
 from controller.live import Live, Lives
 from controller.log import about
@@ -133,9 +131,12 @@ class Steps:
         ended = Ended(row.key, row.run_uid, outcome, run, output, step.counted, step.delay, epoch)
         try:
             done = await write(ended)
-        except psycopg.Error as error:
-            log.error("the output cannot be stored, recording without it: %s", error, extra=about(row.key))
-            done = await write(replace(ended, output=None))
+        except WriteRefused as error:
+            if not error.data or output is None:
+                raise
+            told = "; ".join(filter(None, (outcome.message, f"its output could not be stored: {error}")))
+            done = await write(replace(ended, outcome=replace(outcome, message=told), output=None))
+            log.error("recorded without its output: %s", error, extra=about(row.key))
         if not done:
             return await self._refresh(live)
         self._lives.released(live)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
-import psycopg
+from controller.queue.faults import Locked
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ W = TypeVar("W", bound=Write)
 class Batch(Generic[W]):
     """Turns single writes into statements over all that wait; answers each whether its row matched.
 
-    `write` raises psycopg.errors.LockNotAvailable where it would have to wait for another transaction's rows, and
-    `locked` tells which: those wait apart, so that a requester's open transaction holds up nobody else.
+    `write` raises Locked where it would have to wait for another transaction's rows, and `locked` tells which: those
+    wait apart, so that a requester's open transaction holds up nobody else.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Batch(Generic[W]):
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, item: W) -> bool:
-        """Writes `item` with whatever else is ready. Raises psycopg.Error where the database refuses this very item."""
+        """Writes `item` with whatever else is ready. Raises WriteRefused where the database refuses this very item."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._add((item, future))
         return await future
@@ -83,13 +83,13 @@ class Batch(Generic[W]):
     async def _settle(self, pairs: list[tuple[W, asyncio.Future[bool]]]) -> None:
         try:
             done = await self._write([item for item, _ in pairs])
-        except psycopg.errors.LockNotAvailable:
+        except Locked:
             await self._around_locks(pairs)
             return
         except Exception as error:
-            if len(pairs) > 1:  # one bad item must not hold up the others
-                for pair in pairs:
-                    await self._settle([pair])
+            if half := len(pairs) // 2:  # one bad item must not hold up the others
+                await self._settle(pairs[:half])
+                await self._settle(pairs[half:])
             elif not pairs[0][1].done():
                 pairs[0][1].set_exception(error)
             return

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 from psycopg.sql import SQL, Composed, Identifier, Placeholder
 from psycopg.types.json import Jsonb
 
 from controller import sql
-from controller.errors import DatabaseUnavailable, SandboxError, SchemaError
+from controller.errors import DatabaseUnavailable, SandboxError, SchemaError, WriteRefused
 from controller.model import State
-from controller.queue.store import KEEPALIVE
+from controller.queue.connect import connect
+from controller.queue.faults import in_words, line
 
 POLL_SECONDS = 0.5  # between looks where no notification comes
 AWAY_SECONDS = 60.0  # that the database may be gone for while somebody waits
+NAME = "sandbox-client"
 
 
 class RequestRefused(SandboxError):
@@ -47,11 +49,9 @@ class Client:
     """A requester's connection to the queue; where it is lost, another is made."""
 
     def __init__(self, url: str) -> None:
-        if not url.startswith(("postgresql://", "postgres://")):
-            raise SandboxError("DATABASE_URL is not set to the postgresql:// URL of the database with the queue")
         self._url, self._sql = url, sql.statements("client.sql")
-        with _in_words():
-            self._connection = self._connect()
+        self._connection = connect(url, NAME)
+        self._listening: psycopg.Connection[DictRow] | None = None  # the connection that notifications come on
 
     def close(self) -> None:
         """Lets go of the database."""
@@ -63,10 +63,13 @@ class Client:
         params = {name: Jsonb(value) if isinstance(value, dict) else value for name, value in request.items()}
         try:
             found = self._once(SQL(self._sql["submit"]).format(columns=columns, values=values), params)
-        except UnicodeError as error:
-            raise RequestRefused("it has text that is not UTF-8") from error
-        except (psycopg.IntegrityError, psycopg.DataError) as error:
-            raise RequestRefused(error.diag.constraint_name or str(error).splitlines()[0]) from error
+        except WriteRefused as error:
+            match error.__cause__:
+                case UnicodeError():
+                    raise RequestRefused("it has text that is not UTF-8") from error
+                case psycopg.IntegrityError() | psycopg.DataError() as cause:
+                    raise RequestRefused(cause.diag.constraint_name or line(cause)) from error
+            raise
         return found[0]["id"] if found else None
 
     def cancel(self, sandbox_id: UUID) -> None:
@@ -79,6 +82,7 @@ class Client:
 
     def follow(self, sandbox_id: UUID) -> Iterator[Progress]:
         """How it stands: now, every half second, and when it has ended, which is the last."""
+        self._listen()
         while found := self.progress([sandbox_id]):
             yield found[0]
             if found[0].state.terminal:
@@ -88,7 +92,8 @@ class Client:
                     if notification.payload == str(sandbox_id):
                         break
             except psycopg.OperationalError:
-                continue  # the next look connects again
+                pass  # the next look connects again
+            self._listen()
         raise SandboxError(f"sandbox {sandbox_id} is no longer in the table")
 
     def output(self, sandbox_id: UUID) -> tuple[str, bool]:
@@ -110,28 +115,24 @@ class Client:
                     raise
             time.sleep(POLL_SECONDS)
 
+    def _listen(self) -> None:
+        if self._listening is not self._connection or self._connection.closed:
+            with suppress(DatabaseUnavailable):  # without notifications, as of a standby, the looks suffice
+                self._once(SQL(self._sql["listen"]), {})
+                self._listening = self._connection
+
     def _once(self, statement: SQL | Composed, params: Mapping[str, Any]) -> list[DictRow]:
-        with _in_words():
-            if self._connection.closed:
-                self._connection = self._connect()
-            cursor = self._connection.execute(statement, params)
-            return cursor.fetchall() if cursor.description else []
-
-    def _connect(self) -> psycopg.Connection[DictRow]:
-        options = KEEPALIVE | {"application_name": "sandbox-client"}
-        connection = psycopg.connect(self._url, autocommit=True, row_factory=dict_row, **options)
-        connection.execute(self._sql["listen"])
-        return connection
-
-
-@contextmanager
-def _in_words() -> Iterator[None]:
-    try:
-        yield
-    except psycopg.ProgrammingError as error:
-        hint = "run `python -m controller migrate` as its owner, or use a login that may use the queue"
-        raise SchemaError(f"the database says: {str(error).splitlines()[0]}; {hint}") from error
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(
-            f"the database does not answer, or refuses this login: {' '.join(str(error).split())}"
-        ) from error
+        if self._connection.closed:
+            self._connection = connect(self._url, NAME)
+        try:
+            with in_words("the queue cannot be used"):
+                cursor = self._connection.execute(statement, params)
+                return cursor.fetchall() if cursor.description else []
+        except DatabaseUnavailable:
+            self._connection.close()  # another one may be writable again
+            raise
+        except WriteRefused as error:
+            if isinstance(error.__cause__, psycopg.ProgrammingError):
+                hint = "run `python -m controller migrate` as its owner, or use a login that may use the queue"
+                raise SchemaError(f"{error}; {hint}") from error
+            raise

@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import psycopg
+from psycopg.sql import SQL, Identifier
 
-from controller.queue.store import KEEPALIVE, TRANSIENT
+from controller.errors import SandboxError
+from controller.queue.connect import connect_async
+from controller.queue.faults import in_words
 
 log = logging.getLogger(__name__)
 
@@ -22,26 +24,23 @@ async def listen(url: str, channel: str, wake: Callable[[str], None], probe_seco
     while True:
         try:
             await _listen_once(url, channel, wake, probe_seconds)
-        except (*TRANSIENT, TimeoutError) as error:
-            log.warning(
-                "the listener lost its connection, polling until it is back: %s", str(error).strip() or "no answer"
-            )
+        except (SandboxError, TimeoutError) as error:
+            log.warning("polling until notifications come again: %s", str(error) or "the database does not answer")
         await asyncio.sleep(RECONNECT_SECONDS)
 
 
 async def _listen_once(url: str, channel: str, wake: Callable[[str], None], probe_seconds: float) -> None:
-    connection = await psycopg.AsyncConnection.connect(
-        url, autocommit=True, application_name="sandbox-listener", **KEEPALIVE
-    )
+    connection = await connect_async(url, "sandbox-listener")
     try:
-        await connection.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(channel)))
-        wake("")
-        while True:
-            async for notification in connection.notifies(timeout=probe_seconds):
-                wake(notification.payload)
-            async with asyncio.timeout(PROBE_TIMEOUT):
-                cursor = await connection.execute("select from pg_listening_channels() c where c = %s", [channel])
-                if cursor.rowcount != 1:
-                    return
+        with in_words("the listener has no connection"):
+            await connection.execute(SQL("listen {}").format(Identifier(channel)))
+            wake("")
+            while True:
+                async for notification in connection.notifies(timeout=probe_seconds):
+                    wake(notification.payload)
+                async with asyncio.timeout(PROBE_TIMEOUT):
+                    cursor = await connection.execute("select from pg_listening_channels() c where c = %s", [channel])
+                    if cursor.rowcount != 1:
+                        return
     finally:
         await connection.close()

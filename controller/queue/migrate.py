@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from typing import Any
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier, Literal
 
 from controller import sql
 from controller.errors import DatabaseUnavailable, SchemaError
+from controller.queue.connect import connect, connect_async
+from controller.queue.faults import line, meaning
 
 log = logging.getLogger(__name__)
 
-BAD_URL = "DATABASE_URL cannot be read: it must be a postgresql:// URL, special characters percent-encoded (@ is %40)"
 LOCK = 7263002  # an advisory lock: one migration at a time
 CODE_VERSION = sql.migrations()[-1].version  # what this code was written for
 
@@ -25,18 +27,16 @@ def migrate(url: str, passwords: dict[str, str | None]) -> int:
     Safe beside another migration, and on a database that is newer. Raises DatabaseUnavailable, or SchemaError where
     the login may not do it or the database refuses it.
     """
-    try:
-        with psycopg.connect(url, autocommit=True, row_factory=dict_row, connect_timeout=10) as connection:
+    with closing(connect(url, "sandbox-migrate")) as connection:
+        try:
             connection.execute("select pg_advisory_lock(%s)", [LOCK])
             return _migrate(connection, passwords)
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise SchemaError(f"migrate needs the database's owner with the right to make roles: {_line(error)}") from error
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"the database does not answer, or refuses this login: {_line(error)}") from error
-    except psycopg.Error as error:
-        if error.sqlstate is None:  # the URL could not be read, and its reader's words repeat it
-            raise DatabaseUnavailable(BAD_URL) from None
-        raise SchemaError(f"the database refuses the migration: {_line(error)}") from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            needs = "migrate needs the database's owner with the right to make roles"
+            raise SchemaError(f"{needs}: {line(error)}") from error
+        except psycopg.Error as error:
+            found = meaning(error, "the database refuses the migration")
+            raise found if isinstance(found, DatabaseUnavailable) else SchemaError(str(found)) from error
 
 
 def _migrate(connection: psycopg.Connection[DictRow], passwords: dict[str, str | None]) -> int:
@@ -64,16 +64,16 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
     """Raises SchemaError where this code must not run on that database: it is too old, or has shut this code out.
     A merely newer one will do. Raises DatabaseUnavailable where it does not answer."""
     try:
-        async with await psycopg.AsyncConnection.connect(url, row_factory=dict_row, connect_timeout=10) as connection:
+        async with await connect_async(url, "sandbox-check") as connection:
             found = await (await connection.execute(sql.statements("roles.sql")["standing"])).fetchone()
     except psycopg.errors.UndefinedTable:
         found = None
     except psycopg.errors.InsufficientPrivilege as error:
-        raise SchemaError(f"this login has not the controller's rights: {_line(error)}") from error
+        raise SchemaError(f"this login has not the controller's rights: {line(error)}") from error
     except psycopg.Error as error:
-        if error.sqlstate is None and not isinstance(error, psycopg.OperationalError):
-            raise DatabaseUnavailable(BAD_URL) from None
-        raise DatabaseUnavailable(f"the database does not answer, or refuses this login: {_line(error)}") from error
+        raise meaning(error, "the schema's version cannot be read") from error
+    if found and found["only_reads"]:
+        raise DatabaseUnavailable(f"the database only reads, and a controller has to write: {found['only_reads']}")
     version, oldest = (found["version"], found["min_code_version"]) if found else (0, 0)
     if oldest > code_version:
         raise SchemaError(
@@ -85,7 +85,3 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
             f"the database is at version {version}, and this controller needs {code_version}: "
             "run `python -m controller migrate`"
         )
-
-
-def _line(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())

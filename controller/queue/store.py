@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, LiteralString
@@ -11,23 +12,26 @@ from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg.rows import DictRow
+from psycopg_pool import AsyncConnectionPool
 
 from controller import sql
+from controller.errors import DatabaseUnavailable
 from controller.model import Key, Launch, Outcome, Output, Row, Seen, State
 from controller.queue.batch import Batch
+from controller.queue.faults import ONLY_READS, STALE, Locked, in_words
 from controller.text import storable, tail
 
 log = logging.getLogger(__name__)
 
-TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
-KEEPALIVE: dict[str, Any] = {
-    "connect_timeout": 10,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 25_000,  # ms; a half-open socket is noticed even with data under way
+RENEW_SECONDS = 1.0  # between renewals of the whole pool
+DOING = {
+    "bind": "its run cannot be bound",
+    "start": "its start cannot be written",
+    "wait": "what it waits for cannot be written",
+    "record": "the outcome cannot be written",
+    "again": "the end of its attempt cannot be written",
+    "clean": "its removal cannot be written",
 }
 
 
@@ -90,11 +94,13 @@ class Ended:
 
 
 class Queue:
-    """The controller's statements on one pool. Connection faults are waited out; every statement can be repeated."""
+    """The controller's statements on one pool. Every statement can be repeated, and is until the database takes or
+    refuses it: what passes by itself is waited out. Raises WriteRefused."""
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection[DictRow]], me: str, output_bytes: int) -> None:
         self._pool, self.me, self._output_bytes = pool, me, output_bytes
         self._sql = sql.statements("queue.sql")
+        self._renewed = 0.0  # monotonic seconds
         self.engine = ""
         self.bind = Batch(self._bind, self._locked)
         self.start = Batch(self._start, self._locked)
@@ -104,7 +110,7 @@ class Queue:
         self.clean = Batch(self._clean, self._locked)
 
     async def claim(self, most: int, max_running: int, lease: float) -> list[Claimed]:
-        """The next rows that may run. Raises psycopg.OperationalError where the reply was lost: see `take_over`."""
+        """The next rows that may run. Raises DatabaseUnavailable where the reply was lost: see `take_over`."""
         params = {"me": self.me, "engine": self.engine, "lease": lease, "max_running": max_running, "most": most}
         return [_claimed(found) for found in await self._once("claim", params)]
 
@@ -225,53 +231,35 @@ class Queue:
         while True:
             try:
                 return await self._once(name, params)
-            except TRANSIENT as error:
-                if isinstance(error, psycopg.errors.LockNotAvailable) and not patient:
+            except DatabaseUnavailable as error:
+                if isinstance(error, Locked) and not patient:
                     raise
-                log.warning("the database did not take %s, trying again: %s", name, _first_line(error))
+                log.warning("%s, trying again", error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
 
     async def _once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
         statement: LiteralString = self._sql[name]
-        async with self._pool.connection() as connection:
-            try:
-                cursor = await connection.execute(statement, params)
-                return await cursor.fetchall() if cursor.description else []
-            except psycopg.OperationalError:
-                if connection.closed:  # others may have gone with it: not each statement is to find one of them
-                    await self._pool.check()
-                raise
+        with in_words(DOING.get(name, f"the statement {name} has no answer")):
+            async with self._pool.connection() as connection:
+                try:
+                    cursor = await connection.execute(statement, params)
+                    return await cursor.fetchall() if cursor.description else []
+                except psycopg.Error as error:
+                    await self._throw_away(connection, error)
+                    raise
 
-
-def open_pool(
-    url: str, name: str = "sandbox-controller", size: int = 6
-) -> AsyncConnectionPool[AsyncConnection[DictRow]]:
-    """A closed pool on that database, its connections under this name; open it with `async with`."""
-    kwargs = {"autocommit": True, "row_factory": dict_row, "application_name": name} | KEEPALIVE
-    return AsyncConnectionPool(
-        url,
-        connection_class=AsyncConnection[DictRow],
-        kwargs=kwargs,
-        min_size=1,
-        max_size=size,
-        timeout=5,
-        reconnect_timeout=3,  # then anew with the next statement: its pause would else double through an outage
-        configure=_configure,
-        open=False,
-    )
-
-
-async def _configure(connection: AsyncConnection[DictRow]) -> None:
-    """Every statement has its index, but the planner's statistics lag behind bursts of inserts."""
-    await connection.execute("set enable_seqscan = off")
-    await connection.execute("set jit = off")  # it takes half a second to compile what runs in a millisecond
-    await connection.execute("set statement_timeout = '30s'")
-    await connection.execute("set lock_timeout = '500ms'")  # below deadlock_timeout: a requester never meets a deadlock
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    async def _throw_away(self, connection: AsyncConnection[DictRow], error: psycopg.Error) -> None:
+        """Closes what this error leaves of no use; with it others may be, and not each statement is to find one."""
+        if connection.closed:
+            await self._pool.check()
+        elif error.sqlstate in STALE:
+            await connection.close()
+        elif error.sqlstate == ONLY_READS:  # a session keeps its default when the database is writable again
+            await connection.close()
+            if time.monotonic() - self._renewed > RENEW_SECONDS:
+                self._renewed = time.monotonic()
+                await self._pool.drain()
 
 
 def _short(text: str | None, length: int = 1000) -> str | None:

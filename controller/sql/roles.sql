@@ -52,6 +52,10 @@ select version from sandbox_migrations;
 insert into sandbox_migrations (version, name, min_code_version) values (%(version)s, %(name)s, %(min_code_version)s);
 
 -- standing --
--- What the database is at: its newest migration, and the oldest controller that may run on it.
-select coalesce(max(version), 0) as version, coalesce(max(min_code_version), 0) as min_code_version
+-- What the database is at: its newest migration, and the oldest controller that may run on it; and why it takes no
+-- writes of a new session, if so.
+select coalesce(max(version), 0) as version, coalesce(max(min_code_version), 0) as min_code_version,
+       case when pg_is_in_recovery() then 'it is a standby'
+            when current_setting('transaction_read_only')::boolean then 'default_transaction_read_only is on'
+       end as only_reads
 from sandbox_migrations;

@@ -106,7 +106,7 @@ def test_without_its_database_it_is_alive_not_ready_and_still_counts(
             await proxy.refuse()
             status, text = await get("/readyz")
             assert status == 503
-            assert text.startswith("the database does not answer, or refuses this login: connection failed")
+            assert text.startswith("the database of DATABASE_URL does not answer, or refuses this login: conn")
             assert text.count("\n") == 1
             assert (await get("/healthz"))[0] == 200
             found = await get.metrics()

@@ -28,6 +28,7 @@ import pytest
 from psycopg.rows import DictRow
 
 from controller.backends import kubernetes_api
+from controller.errors import DatabaseUnavailable
 from controller.queue.listen import listen
 from controller.queue.store import Queue
 from tests.support import control as controlling
@@ -666,7 +667,7 @@ def test_connections_that_end_at_any_statement_cost_nothing(
         answer = await once(self, name, params)
         if first and side == "after":
             cut_off(database)
-            raise psycopg.OperationalError("the answer was lost")
+            raise DatabaseUnavailable("the answer was lost")
         return answer
 
     monkeypatch.setattr(Queue, "_once", hurt)

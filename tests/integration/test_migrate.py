@@ -16,7 +16,7 @@ from psycopg import conninfo
 from psycopg.sql import SQL, Identifier, Literal
 
 from controller import sql
-from controller.errors import DatabaseUnavailable, SandboxError, SchemaError
+from controller.errors import DatabaseUnavailable, SandboxError, SchemaError, SettingsError
 from controller.queue.migrate import CODE_VERSION, LOCK, check_schema, migrate
 from tests.support.database import Connection, connect, insert, one, together
 
@@ -220,15 +220,18 @@ def test_a_controllers_login_may_check_and_a_requesters_may_not(database: str) -
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        (NOBODY, "the database does not answer, or refuses this login: connection failed"),
-        ("postgresql://u:s3cr3t@no.such.host.invalid/x", "the database does not answer, or refuses this login: "),
-        ("postgresql://u:s3cr3t%zz@h/x", "DATABASE_URL cannot be read"),
-        ("postgresql://u:s3cr3t word@h/x", "DATABASE_URL cannot be read"),
+        (NOBODY, "the database of DATABASE_URL does not answer, or refuses this login: connection failed"),
+        (
+            "postgresql://u:s3cr3t@no.such.host.invalid/x",
+            "the database of DATABASE_URL does not answer, or refuses this login: ",
+        ),
+        ("postgresql://u:s3cr3t%zz@h/x", "DATABASE_URL has a % of its own in its user or password: percent-encode it"),
+        ("postgresql://u:s3cr3t word@h/x", "DATABASE_URL has a space in it: percent-encode it"),
     ],
 )
 def test_where_nothing_answers_one_sentence_says_so(url: str, told: str) -> None:
     for call in (lambda: migrate(url, {}), lambda: asyncio.run(check_schema(url))):
-        with pytest.raises(DatabaseUnavailable) as caught:
+        with pytest.raises(DatabaseUnavailable if "does not answer" in told else SettingsError) as caught:
             call()
         assert str(caught.value).startswith(told)
         assert "\n" not in str(caught.value)
@@ -252,8 +255,8 @@ def test_the_command_line_migrates_and_sets_passwords(empty_database: str) -> No
     ("url", "told"),
     [
         (None, "migrate: DATABASE_URL is not set"),
-        (NOBODY, "migrate: the database does not answer"),
-        ("postgresql://u:s3cr3t%zz@h/x", "migrate: DATABASE_URL cannot be read"),
+        (NOBODY, "migrate: the database of DATABASE_URL does not answer"),
+        ("postgresql://u:s3cr3t%zz@h/x", "migrate: DATABASE_URL has a % of its own"),
         ("s3cr3t", "migrate: "),
     ],
 )
@@ -279,10 +282,10 @@ def test_run_says_in_one_sentence_why_it_does_not_start(empty_database: str, dat
     with connect(database) as connection:
         connection.execute("insert into sandbox_migrations values (999, 'later', 998)")
     for url, told in {
-        NOBODY: "run: the database does not answer",
+        NOBODY: "run: the database of DATABASE_URL does not answer",
         empty_database: "run: the database is at version 0",
         database: "run: the database's min_code_version is 998",
-        "postgresql://u:s3cr3t%zz@h/x": "run: DATABASE_URL cannot be read",
+        "postgresql://u:s3cr3t%zz@h/x": "run: DATABASE_URL has a % of its own",
     }.items():
         done = cli(url, "run", SANDBOX_BACKEND="memory", HTTP_PORT="0")
         assert done.returncode == 1

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
-from controller.queue.store import open_pool
+from controller.queue.connect import open_pool
 from tests.conftest import in_database
 from tests.support.database import ENGINE, QUEUE, Connection, claim, connect, one
 

@@ -213,8 +213,8 @@ def test_a_refused_request_is_told_by_column_and_rule(
     ("url", "told"),
     [
         ("", "DATABASE_URL is not set"),
-        ("postgresql://127.0.0.1:1/none", "the database does not answer"),
-        ("postgresql://127.0.0.1:1/none?colour=red", "the database says"),
+        ("postgresql://127.0.0.1:1/none", "the database of DATABASE_URL does not answer"),
+        ("postgresql://127.0.0.1:1/none?colour=red", "DATABASE_URL has the parameter colour"),
     ],
 )
 def test_a_database_that_is_not_there_is_one_sentence(verb: str, code: int, url: str, told: str) -> None:

@@ -15,7 +15,8 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.sql import SQL, Identifier, Placeholder
 
 from controller import sql
-from controller.queue.store import Queue, open_pool
+from controller.queue.connect import open_pool
+from controller.queue.store import Queue
 
 Connection = psycopg.Connection[DictRow]
 QUEUE = sql.statements("queue.sql")

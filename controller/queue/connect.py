@@ -1,0 +1,102 @@
+"""Makes every connection of the project to Postgres, each with the same settings of its session."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, Connection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from controller import sql
+from controller.errors import DatabaseUnavailable, SchemaError
+from controller.queue.faults import line
+from controller.queue.url import check_url
+
+DEFAULTS: dict[str, Any] = {  # a URL's own parameters come before these
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,  # ms; a half-open socket is noticed even with data under way
+}
+SESSION = sql.statements("session.sql")
+
+
+def connect(url: str, name: str) -> Connection[DictRow]:
+    """One connection under this name, in autocommit. Raises SettingsError, DatabaseUnavailable or SchemaError."""
+    conninfo = _conninfo(url, name)
+    try:
+        connection = Connection[DictRow].connect(conninfo, autocommit=True, row_factory=dict_row)
+    except psycopg.Error as error:
+        raise _no_connection(error) from error
+    try:
+        _check_encoding(connection)
+        connection.execute(SESSION["session"])
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def connect_async(url: str, name: str) -> AsyncConnection[DictRow]:
+    """The same for asyncio."""
+    conninfo = _conninfo(url, name)
+    try:
+        connection = await AsyncConnection[DictRow].connect(conninfo, autocommit=True, row_factory=dict_row)
+    except psycopg.Error as error:
+        raise _no_connection(error) from error
+    try:
+        _check_encoding(connection)
+        await connection.execute(SESSION["session"])
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def open_pool(
+    url: str, name: str = "sandbox-controller", size: int = 6
+) -> AsyncConnectionPool[AsyncConnection[DictRow]]:
+    """A closed pool on that database, its connections under this name; open it with `async with`."""
+    return AsyncConnectionPool(
+        _conninfo(url, name),
+        connection_class=AsyncConnection[DictRow],
+        kwargs={"autocommit": True, "row_factory": dict_row},
+        min_size=1,
+        max_size=size,
+        timeout=5,
+        reconnect_timeout=3,  # then anew with the next statement: its pause would else double through an outage
+        configure=_configure,
+        open=False,
+    )
+
+
+async def _configure(connection: AsyncConnection[DictRow]) -> None:
+    await connection.execute(SESSION["session"] + SESSION["controller"])
+
+
+def _conninfo(url: str, name: str) -> str:
+    check_url(url)
+    # client_encoding goes before what the database, the role or PGCLIENTENCODING say
+    return make_conninfo(**DEFAULTS | conninfo_to_dict(url) | {"application_name": name, "client_encoding": "utf8"})
+
+
+def _no_connection(error: psycopg.Error) -> DatabaseUnavailable:
+    told = line(error)
+    fault = re.fullmatch(r"connection is bad: (invalid .*|definition of service .*)", told)
+    if fault is not None:
+        return DatabaseUnavailable(f"DATABASE_URL cannot be used: {fault[1]}")
+    return DatabaseUnavailable(f"the database of DATABASE_URL does not answer, or refuses this login: {told}")
+
+
+def _check_encoding(connection: Connection[DictRow] | AsyncConnection[DictRow]) -> None:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in (None, "UTF8"):
+        raise SchemaError(
+            f"the database's encoding is {encoding}, and the queue needs UTF8: make one with "
+            "`create database … encoding 'UTF8' template template0`"
+        )

@@ -1,0 +1,54 @@
+"""What an error of the database means: wait and try again, or something has to change first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from controller.errors import DatabaseUnavailable, SandboxError, WriteRefused
+
+ONLY_READS = "25006"
+# Classes of SQLSTATE. The first ones pass by themselves: no connection, a transaction or a server that only reads,
+# serialization and deadlock, no memory, disk or connection left, locks, timeouts and shutdowns, the server's own disk.
+PASSING, DATA = {"08", "25", "40", "53", "55", "57", "58"}, {"22", "54"}
+# What a session's prepared statements and cached plans may be at fault of: another session will do.
+STALE = {"0A000", "26000", "42804", "42P05", "XX000"}
+
+
+class Locked(DatabaseUnavailable):
+    """Another transaction holds rows that this write needs."""
+
+
+@contextmanager
+def in_words(doing: str) -> Iterator[None]:
+    """Turns what the driver raises into errors of our own; `doing` says what cannot be done."""
+    try:
+        yield
+    except (psycopg.Error, UnicodeError, OverflowError) as error:
+        raise meaning(error, doing) from error
+
+
+def meaning(error: psycopg.Error | UnicodeError | OverflowError, doing: str) -> SandboxError:
+    """DatabaseUnavailable where it passes by itself, else WriteRefused."""
+    if not isinstance(error, psycopg.Error):
+        return WriteRefused(f"{doing}: a value that the database cannot hold: {error}", data=True)
+    state = error.sqlstate
+    ours = isinstance(error, psycopg.DataError | psycopg.ProgrammingError | psycopg.NotSupportedError)
+    if state is None and not ours:
+        return DatabaseUnavailable(f"{doing}: the database does not answer: {line(error)}")
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return Locked(f"{doing}: {line(error)}")
+    if state == ONLY_READS:
+        return DatabaseUnavailable(f"{doing}: the database only reads: {line(error)}")
+    kind = re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).lower()
+    if state is not None and state[:2] in PASSING:
+        return DatabaseUnavailable(f"{doing}: {line(error)} ({kind})")
+    return WriteRefused(f"{doing}: {line(error)} ({kind})", data=state is None or state[:2] in DATA)
+
+
+def line(error: psycopg.Error) -> str:
+    """Its message without its details, in one line."""
+    return " ".join((error.diag.message_primary or str(error) or type(error).__name__).split())
