@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from controller.model import Outcome, Reason, State
 
 
@@ -45,6 +47,14 @@ class BackendClosed(BackendUnavailable):
 
 class NotNow(SandboxError):
     """The engine has no room, no time or gave no answer: look, then try again."""
+
+
+class ImageAway(NotNow):
+    """The engine has not got the image yet, and nothing was made of the attempt."""
+
+    def __init__(self, message: str, over: asyncio.Future[None] | None = None) -> None:
+        super().__init__(message)
+        self.over = over  # done when the pull that it waits for has ended; None where no pull is under way
 
 
 class Vanished(SandboxError):

@@ -78,6 +78,11 @@ class Lives:
             waiting=live.waiting,
         )
 
+    def left(self, live: Live) -> float:
+        """Seconds until its start deadline."""
+        age = (live.row.claimed_age or 0.0) + time.monotonic() - live.read_at
+        return max(self._start_deadline - age, 0.0)
+
     def drop(self, live: Live) -> None:
         """Lets go of a sandbox that needs no more, or is in other hands."""
         if self.holds(live):

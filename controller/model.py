@@ -98,6 +98,7 @@ class Launch:
     memory_mib: int = 1024  # limit
     disk_mib: int = 1024  # of the work directory
     network: str = "none"  # or "egress"
+    tenant: str = "default"  # who asked
 
 
 @dataclass(slots=True)

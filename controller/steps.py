@@ -9,16 +9,18 @@ from dataclasses import replace
 from typing import assert_never
 
 from controller.backends.base import Backend
-from controller.errors import NotNow, Refused, Vanished, WriteRefused
+from controller.errors import ImageAway, NotNow, Refused, Vanished, WriteRefused
 from controller.lifecycle import Do, Step
 from controller.live import Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
-from controller.model import Output, Phase, Seen, State
-from controller.queue.store import Bind, Ended, Mark, Queue
+from controller.model import Key, Output, Phase, Seen, State
+from controller.queue.store import Bind, Ended, Mark, PutBack, Queue
 
 log = logging.getLogger(__name__)
 
+PULL_SECONDS = 60.0  # that a row waits for a pull of which nobody tells it the end: its controller has gone
+PULL_AGAIN_SECONDS = 10.0  # before another try of a pull that came to nothing
 OUTPUT_TRIES = 3  # what cannot be read by then does not hold up the outcome
 OUTPUT_PAUSE = 2.0  # seconds between them: an engine's agent that restarts is back by then
 
@@ -32,6 +34,7 @@ class Steps:
         self._queue, self._backend, self._lives, self._metrics = queue, backend, lives, metrics
         self._output_bytes = output_bytes
         self._engine = asyncio.Semaphore(at_once)
+        self._making_due: set[asyncio.Task[None]] = set()
 
     async def take(self, live: Live, step: Step) -> None:
         """Does what was decided for this sandbox."""
@@ -69,10 +72,34 @@ class Steps:
                 seen = await self._backend.create(live.launch, look=live.look)
         except Refused as error:
             return await self._record(live, Step(Do.RECORD, outcome=error.outcome))
+        except ImageAway as error:
+            return await self._put_back(live, error)
         live.created, live.missing = True, False
         if seen is not None:
             live.runs.setdefault(seen.run_uid, seen)
         return None
+
+    async def _put_back(self, live: Live, away: ImageAway) -> None:
+        """Lets it wait in the queue: until its image is there it holds nothing that another sandbox could use."""
+        row, most = live.row, PULL_AGAIN_SECONDS if away.over is None else PULL_SECONDS
+        delay = min(most, self._lives.left(live) + 0.1)  # past its start deadline the next claim ends it
+        if not await self._queue.put_back(PutBack(row.key, row.epoch, str(away), delay)):
+            return await self._refresh(live)
+        self._lives.drop(live)
+        self._lives.freed()
+        if away.over is not None:
+            away.over.add_done_callback(lambda over: None if over.cancelled() else self._pulled(row.key))
+        return None
+
+    def _pulled(self, key: Key) -> None:
+        """The pull that an attempt was put back for has ended, well or not: its next claim tells."""
+        task = asyncio.create_task(self._make_due(key))
+        self._making_due.add(task)
+        task.add_done_callback(self._making_due.discard)
+
+    async def _make_due(self, key: Key) -> None:
+        if await self._queue.make_due(Mark(key)):
+            self._lives.freed()
 
     async def _bind(self, live: Live, run: Seen) -> None:
         row = live.row

@@ -33,7 +33,8 @@ class Backend(Protocol):
         """Makes the attempt inert, or finds the one that is there, whatever its phase.
 
         None where the run appears later, in `observe`. `look`: it may be there already, so look before making.
-        Raises Refused where the request can never be run.
+        Raises Refused where the request can never be run; ImageAway, soon, where its image has yet to be pulled: then
+        the attempt has no object, and the pull goes on without a call that waits for it.
         """
 
     async def release(self, key: Key, run_uid: str) -> None:

@@ -16,7 +16,7 @@ from controller.backends.docker_images import Images
 from controller.backends.docker_output import LogTail
 from controller.backends.docker_spec import create_body
 from controller.backends.json_lines import Json, Lines
-from controller.errors import BackendClosed, BackendUnavailable, NotNow, Refused, Vanished
+from controller.errors import BackendClosed, BackendUnavailable, ImageAway, NotNow, Refused, Vanished
 from controller.model import Key, Launch, Listing, Output, Phase, Reason, Seen
 
 RELIST_SECONDS = 10.0
@@ -56,8 +56,14 @@ class DockerBackend:
             raise BackendUnavailable("another Docker engine answers than at the start: restart the controller")
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
-        found = await self._adopt(launch.key) if look else None
-        return found or await self._make(launch)
+        if look and (found := await self._adopt(launch.key)) is not None:
+            return found
+        try:
+            return await self._make(launch)
+        except ImageAway:
+            if not look and (found := await self._adopt(launch.key)) is not None:
+                return found  # another controller's, from when the image was there
+            raise
 
     async def release(self, key: Key, run_uid: str) -> None:
         inspect = await self._ours(key, run_uid)
@@ -138,7 +144,7 @@ class DockerBackend:
 
     async def _make(self, launch: Launch) -> Seen:
         key, image = launch.key, self._image if launch.image is None else launch.image
-        found = await self._images.find(image)
+        found = await self._images.find(image, launch)
         volumes = (found.get("Config") or {}).get("Volumes") or {}
         body = create_body(launch, image, volumes, self._installation)
         try:

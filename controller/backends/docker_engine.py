@@ -56,6 +56,7 @@ class Engine:
         params: Mapping[str, str] | None = None,
         body: Json | None = None,
         data: AsyncIterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
         timeout: aiohttp.ClientTimeout = QUICK,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Sends one request; its answer is read inside the block."""
@@ -63,7 +64,7 @@ class Engine:
         url = URL(f"{base}/{path}", encoded=True).with_query(params)
         try:
             async with session.request(
-                method, url, json=body, data=data, timeout=timeout, allow_redirects=False
+                method, url, json=body, data=data, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 if response.status >= 300 and response.status != 304:
                     raise EngineError(response.status, _words(await response.read()))

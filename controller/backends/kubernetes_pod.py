@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import datetime
 
 from controller.backends.json_lines import Json
 from controller.backends.kubernetes_job import CONTAINER, GATE
+from controller.backends.pull_words import pull_is_hopeless
 from controller.backends.wrapper import Evidence, is_number, killed, untold
 from controller.model import Key, Outcome, Phase, Reason, Seen, State, exit_outcome
 
 UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB; the cluster may write our 1024Mi as 1Gi
 OVER = (Phase.ENDED, Phase.NEVER)
-NO_SUCH_IMAGE = re.compile(
-    r"not found|manifest unknown|does not exist|denied|unauthorized|no match for platform|invalid reference format",
-    re.IGNORECASE,
-)
-QUOTED = re.compile(r'"[^"]*"')
 PULL = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed", "ImageInspectError"}
 NEVER_PULLED = {"InvalidImageName", "ErrImageNeverPull"}  # the kubelet will not even try
 MAKING = {None, "ContainerCreating", "PodInitializing"}
@@ -112,8 +107,7 @@ def _waiting(pod: Json, run: Seen, waiting: Json) -> Seen:
         return run
     words, image = f"{reason}: {message}" if message else str(reason), str(_spec(pod).get("image") or "")
     if reason in PULL or reason in NEVER_PULLED:
-        said = QUOTED.sub("", message).replace(image, "")  # an image's own name may hold any of the words
-        hopeless = reason in NEVER_PULLED or NO_SUCH_IMAGE.search(said) is not None
+        hopeless = reason in NEVER_PULLED or pull_is_hopeless(message, image)
         return replace(run, waiting=words, stuck=Reason.IMAGE_PULL_FAILED, hopeless=hopeless)
     return replace(run, waiting=words, stuck=Reason.START_FAILED)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from uuid import UUID, uuid4
 
-from controller.errors import BackendClosed, NotNow, Refused, Vanished
+from controller.errors import BackendClosed, ImageAway, NotNow, Refused, Vanished
 from controller.model import (
     Key,
     Launch,
@@ -36,6 +36,7 @@ class Fault(Enum):
     BUSY = auto()  # not done: no room
     SLOW = auto()  # done, after a while
     GONE = auto()  # somebody else removes the run first
+    AWAY = auto()  # the image has yet to be pulled
     DOUBLED = auto()  # the engine makes a second run of the same attempt
 
 
@@ -61,6 +62,7 @@ class MemoryEngine:
     names: dict[Key, str] = field(default_factory=dict)  # the run that holds the attempt's name
     starts: Counter[Key] = field(default_factory=Counter)
     watchers: set[asyncio.Queue[Seen]] = field(default_factory=set)
+    pulled: asyncio.Future[None] | None = None  # what attempts whose image is away wait for
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def make(self, launch: Launch) -> Run:
@@ -204,6 +206,8 @@ class MemoryBackend:
         match fault:
             case Fault.REFUSED if verb in ("create", "release"):
                 raise Refused(Reason.INVALID_REQUEST, f"the engine refuses to {verb} {key.name}")
+            case Fault.AWAY:
+                raise ImageAway("the image is being pulled", self.engine.pulled)
             case Fault.BUSY | Fault.REFUSED:
                 raise NotNow(f"the engine has no room to {verb}")
             case Fault.GONE:

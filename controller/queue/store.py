@@ -59,6 +59,21 @@ class Bind:
 
 
 @dataclass(frozen=True, slots=True)
+class PutBack:
+    """Asks that this attempt wait in the queue, for `delay` seconds at most."""
+
+    key: Key
+    epoch: int
+    waiting: str
+    delay: float
+    size: int = 500
+
+    @property
+    def id(self) -> UUID:
+        return self.key.sandbox_id
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """A short note on a row: that it runs, waits or is cleaned."""
 
@@ -102,6 +117,8 @@ class Queue:
         self._sql = sql.statements("queue.sql")
         self._renewed = 0.0  # monotonic seconds
         self.engine = ""
+        self.put_back = Batch(self._put_back, self._locked)
+        self.make_due = Batch(self._make_due, self._locked)
         self.bind = Batch(self._bind, self._locked)
         self.start = Batch(self._start, self._locked)
         self.wait = Batch(self._wait, self._locked)
@@ -174,6 +191,14 @@ class Queue:
         """This database's own id."""
         found: UUID = (await self._run("installation", {}))[0]["id"]
         return found
+
+    async def _put_back(self, items: Sequence[PutBack]) -> set[UUID]:
+        params = _keys([item.key for item in items]) | {"epochs": [item.epoch for item in items]}
+        params |= {"waiting": [_short(item.waiting) for item in items], "delays": [item.delay for item in items]}
+        return await self._ids("put_back", params, patient=False)
+
+    async def _make_due(self, items: Sequence[Mark]) -> set[UUID]:
+        return await self._ids("make_due", _keys([item.key for item in items]), patient=False)
 
     async def _bind(self, items: Sequence[Bind]) -> set[UUID]:
         params = _keys([item.key for item in items])
@@ -277,5 +302,5 @@ def _row(found: DictRow) -> Row:
 
 def _claimed(found: DictRow) -> Claimed:
     row = _row(found)
-    asked = ("command", "timeout_seconds", "image", "env", "cpu_millis", "memory_mib", "disk_mib", "network")
+    asked = ("command", "timeout_seconds", "image", "env", "cpu_millis", "memory_mib", "disk_mib", "network", "tenant")
     return Claimed(row, Launch(row.key, **{name: found[name] for name in asked}), found["created_age"])

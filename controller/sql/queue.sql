@@ -6,7 +6,7 @@
 -- queued -> launching: the next rows that may run, under a new epoch and lease.
 select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
        extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age, null::float8 as started_age,
-       command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network,
+       command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant,
        extract(epoch from sandbox_now() - created_at)::float8 as created_age
 from sandbox_claim(%(me)s, %(engine)s, %(lease)s::float8, %(max_running)s, %(most)s);
 
@@ -27,7 +27,7 @@ with expired as materialized (
 )
 select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
        extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age, null::float8 as started_age,
-       command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network,
+       command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant,
        extract(epoch from sandbox_now() - created_at)::float8 as created_age
 from taken;
 
@@ -60,6 +60,30 @@ with told as (
     insert into sandbox_events (sandbox_id, attempt, step, detail) select id, attempt, 'waiting', waiting from told
 )
 select id from told;
+
+-- put_back --
+-- launching -> queued: the same attempt, of which nothing was made, until its image is there. It holds no place among
+-- those that run or are launched; its start deadline runs on.
+with back as (
+    update sandboxes s
+    set state = 'queued', claimed_by = null, lease_until = null, engine = null, waiting = w.waiting,
+        retry_at = sandbox_now() + make_interval(secs => w.delay)
+    from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(epochs)s::bigint[], %(waiting)s::text[], %(delays)s::float8[])
+         as w (id, attempt, epoch, waiting, delay)
+    where s.id = w.id and s.attempt = w.attempt and s.epoch = w.epoch and s.state = 'launching' and s.run_uid is null
+      and s.cancel_requested_at is null
+    returning s.id, s.attempt, s.waiting
+), noted as (
+    insert into sandbox_events (sandbox_id, attempt, step, detail) select id, attempt, 'put back', waiting from back
+)
+select id from back;
+
+-- make_due --
+-- queued -> queued: what these attempts were put back for is over, so they may be claimed before their time.
+update sandboxes s set retry_at = null
+from unnest(%(ids)s::uuid[], %(attempts)s::integer[]) as w (id, attempt)
+where s.id = w.id and s.attempt = w.attempt and s.state = 'queued' and s.retry_at is not null
+returning s.id;
 
 -- bind --
 -- launching -> launching: the one run that this attempt may start. Only what is bound may be released.

@@ -88,6 +88,7 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
         "facts": {"ids": some("true", 1000)},
         "locked": {"ids": some("true", 1000)},
         "adopt": {"ids": active, "epochs": [1] * count, "claimed_by": ["a"] * count},
+        "put_back": {"waiting": ["pulled"] * count, "epochs": [1] * count, "delays": [1.0] * count},
         "wait": {"waiting": ["no room"] * count},
         "bind": {"epochs": [1] * count},
         "again": {"counted": [True] * count, "delays": [1.0] * count, "epochs": [1] * count},

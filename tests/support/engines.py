@@ -18,7 +18,7 @@ from controller.backends.base import Backend
 from controller.backends.docker import DockerBackend
 from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.backends.process import ProcessBackend
-from controller.errors import BackendUnavailable, NotNow
+from controller.errors import BackendUnavailable, ImageAway, NotNow
 from controller.model import Key, Launch, Listing, Phase, Seen
 from tests.support.cluster import IMAGE as CLUSTER_IMAGE
 from tests.support.cluster import session_namespace, trouble
@@ -110,6 +110,8 @@ class Watched:
             while True:
                 try:
                     made = await self.backend.create(launch, look=look)
+                except ImageAway as away:
+                    await (away.over or asyncio.sleep(0.5))
                 except NotNow:
                     look = True
                     await asyncio.sleep(0.05)

@@ -1,0 +1,148 @@
+"""A sandbox whose image has yet to be pulled holds nothing that another could use, and is told why it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from controller.backends.docker import DockerBackend
+from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
+from controller.model import Key
+from tests.support.control import Table, control, table
+from tests.support.engines import SHELL_IMAGE, need_docker
+from tests.support.registry import silent_registry
+
+
+def with_table(url: str, test: Callable[[Table], Awaitable[None]]) -> None:
+    async def go() -> None:
+        async with table(url) as asked:
+            await test(asked)
+
+    asyncio.run(go())
+
+
+def put_back(row: dict[str, Any]) -> bool:
+    return row["state"] == "queued" and row["retry_at"] is not None
+
+
+class Away:
+    """A fake engine that has not got the image of some sandboxes."""
+
+    def __init__(self, *sandboxes: UUID) -> None:
+        self.engine, self.away = MemoryEngine(), set(sandboxes)
+        self.backend = MemoryBackend(self.engine, self._fault, 0.2)
+
+    def _fault(self, verb: str, key: Key) -> Fault | None:
+        return Fault.AWAY if verb == "create" and key.sandbox_id in self.away else None
+
+
+def test_a_sandbox_whose_image_is_being_pulled_holds_no_place(database: str) -> None:
+    async def test(asked: Table) -> None:
+        waits, other = uuid4(), uuid4()
+        fake = Away(waits)
+        fake.engine.pulled = asyncio.get_running_loop().create_future()
+        async with control(database, fake.backend, sandbox_max_running=1):
+            await asked.insert(id=waits)
+            row = await asked.until(waits, put_back)
+            assert (row["claimed_by"], row["engine"], row["lease_until"], row["attempt"]) == (None, None, None, 1)
+            assert row["waiting"] == "the image is being pulled"
+            await asked.insert(id=other)
+            assert (await asked.cleaned(other))["exit_code"] == 3
+            fake.away.clear()
+            fake.engine.pulled.set_result(None)
+            began = time.monotonic()
+            ended = await asked.cleaned(waits)
+            assert time.monotonic() - began < 5  # at once, not after the minute that it was put back for
+        assert (ended["exit_code"], ended["attempt"], ended["claimed_at"]) == (3, 1, row["claimed_at"])
+        assert fake.engine.starts == {Key(other, 1): 1, Key(waits, 1): 1}
+
+    with_table(database, test)
+
+
+def test_a_sandbox_that_waits_for_its_image_is_cancelled_at_once(database: str) -> None:
+    async def test(asked: Table) -> None:
+        waits = uuid4()
+        fake = Away(waits)
+        fake.engine.pulled = asyncio.get_running_loop().create_future()
+        async with control(database, fake.backend):
+            await asked.insert(id=waits)
+            await asked.until(waits, put_back)
+            await asked.cancel(waits)
+            row = await asked.cleaned(waits)
+            assert (row["state"], row["reason"]) == ("cancelled", "Cancelled")
+            fake.engine.pulled.set_result(None)
+            await asyncio.sleep(0)  # what is over wakes nothing
+        assert not fake.engine.starts
+
+    with_table(database, test)
+
+
+def test_the_start_deadline_runs_on_while_an_image_is_away(database: str) -> None:
+    async def test(asked: Table) -> None:
+        waits = uuid4()
+        fake = Away(waits)
+        fake.engine.pulled = asyncio.get_running_loop().create_future()
+        async with control(database, fake.backend, sandbox_start_deadline_seconds=1):
+            await asked.insert(id=waits)
+            row = await asked.cleaned(waits)
+        assert (row["state"], row["reason"], row["run_uid"]) == ("failed", "StartTimeout", None)
+
+    with_table(database, test)
+
+
+def test_the_next_controller_goes_on_with_what_waits_for_an_image(database: str) -> None:
+    async def test(asked: Table) -> None:
+        waits = uuid4()
+        fake = Away(waits)  # no pull under way: tried again after a pause
+        async with control(database, fake.backend):
+            await asked.insert(id=waits)
+            await asked.until(waits, put_back)
+        await asked.rows("update sandboxes set retry_at = now()")
+        fake.away.clear()
+        async with control(database, fake.backend):
+            assert (await asked.cleaned(waits))["exit_code"] == 3
+
+    with_table(database, test)
+
+
+# On a Docker engine
+
+
+@pytest.fixture
+def docker() -> Callable[..., Any]:
+    """A controller on the Docker engine."""
+    need_docker()
+
+    def at_work(url: str, **settings: Any) -> Any:
+        return control(url, DockerBackend(SHELL_IMAGE, list_seconds=0.5), sandbox_backend="docker", **settings)
+
+    return at_work
+
+
+@pytest.mark.parametrize("images", [16, 200])
+def test_rows_on_a_silent_registry_do_not_hold_up_an_honest_one(
+    database: str, docker: Callable[..., Any], images: int
+) -> None:
+    async def test(asked: Table) -> None:
+        with silent_registry() as host:
+            async with docker(database, sandbox_max_running=16):
+                silent = [await asked.insert("true", image=f"{host}/none:{number}") for number in range(images)]
+                await asked.until(silent[-1], put_back)
+                began = time.monotonic()
+                honest = await asked.insert("echo hi; exit 3", memory_mib=64)
+                row = await asked.until(honest, lambda row: row["finished_at"] is not None)
+                assert time.monotonic() - began < 2
+                assert row["exit_code"] == 3
+                waiting = {(await asked.row(one))["waiting"] for one in silent}
+                assert all("is being pulled" in one or "waits for other pulls" in one for one in waiting)
+                await asked.rows("update sandboxes set cancel_requested_at = now() where finished_at is null")
+                for one in silent:
+                    await asked.cleaned(one)
+                await asked.cleaned(honest)
+
+    with_table(database, test)
