@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -29,22 +30,27 @@ from controller.queue.migrate import check_schema, migrate
 from controller.queue.store import Queue
 from controller.settings import Settings
 from controller.steps import Steps
-from controller.tools import add_verbs
+from controller.tools import add_verbs, terminal
 
 log = logging.getLogger("controller")
+
+MOST_SECONDS = 604_800  # of waiting: a sandbox's own timeout is no longer
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
-    options = _parser().parse_args(words)
+    terminal.prepare()
     try:
+        options = _parser().parse_args(words)
         code: int = options.run(options)
         return code
     except SandboxError as error:
-        print(f"{options.verb}: {error}", file=sys.stderr)
+        terminal.say(f"{options.verb}: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        terminal.finish()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,10 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("run", help="claim rows and run them").set_defaults(run=run)
     verbs.add_parser("migrate", help="bring the database to this version").set_defaults(run=run_migrate)
     drain = verbs.add_parser("drain", help="cancel everything, wait until it has ended, and clean up")
-    drain.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="give up after (default: 300)")
+    drain.add_argument(
+        "--timeout", type=_seconds, default=300.0, metavar="SECONDS", help="give up after (default: 300)"
+    )
     drain.set_defaults(run=run_drain)
     add_verbs(verbs)
     return parser
+
+
+def _seconds(text: str) -> float:
+    """An argument that is a length of time."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MOST_SECONDS:  # nor is `nan` anything of that
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of seconds over 0, {MOST_SECONDS:,} at most")
+    return seconds
 
 
 def run_migrate(options: argparse.Namespace) -> int:
@@ -69,7 +88,7 @@ def run_migrate(options: argparse.Namespace) -> int:
         f"sandbox_{name}": os.environ.get(f"SANDBOX_{name.upper()}_PASSWORD") for name in ("controller", "requester")
     }
     steps = migrate(url, passwords)
-    print(f"migrate: {steps} applied" if steps else "migrate: nothing to do")
+    terminal.show(f"migrate: {steps} applied" if steps else "migrate: nothing to do")
     return 0
 
 
@@ -117,13 +136,13 @@ async def _drain(settings: Settings, timeout: float) -> int:
                     controller.wake("update")
                     left = await queue.unfinished()
                     if not left:
-                        print("drain: nothing is left")
+                        terminal.show("drain: nothing is left")
                         return 0
                     await asyncio.sleep(0.2)
         except TimeoutError:
             for engine, count in left.items():
                 here = "this engine" if engine == queue.engine else f"engine {engine}: is a controller of it alive?"
-                print(f"drain: {count} sandboxes are left on {here}", file=sys.stderr)
+                terminal.say(f"drain: {count} sandboxes are left on {here}")
             return 1
         finally:
             stop.set()

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from controller.model import Key
+from controller.text import harmless, visible
 
 FIELDS = ("sandbox", "attempt")
 
@@ -35,13 +36,13 @@ class Json(logging.Formatter):
 
 
 class Console(logging.Formatter):
-    """Time, level, message and what it is about."""
+    """Time, level, message and what it is about; nothing in it can steer a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
         about = "".join(f" {name}={getattr(record, name)}" for name in FIELDS if hasattr(record, name))
-        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""
-        return f"{at} {record.levelname.lower():7} {record.getMessage()}{about}{trace}"
+        trace = "\n" + harmless(self.formatException(record.exc_info)) if record.exc_info else ""
+        return f"{at} {record.levelname.lower():7} {visible(record.getMessage())}{about}{trace}"
 
 
 def set_up(log_format: str) -> None:

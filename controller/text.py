@@ -1,8 +1,14 @@
-"""Bytes from anywhere, made into text that Postgres can store."""
+"""Text from anywhere, made into what Postgres can store and what a terminal can show."""
 
 from __future__ import annotations
 
+import re
+from unicodedata import category
+
 REPLACEMENT = "\ufffd"
+STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories: controls, formats (bidi among them), surrogates, separators
+HARMLESS = "\n\t\u200c\u200d"  # the last two join and part letters and emojis
+LINE_END = re.compile(r"(\r+)(?=\n)")
 
 
 def storable(raw: str) -> str:
@@ -23,6 +29,38 @@ def tail(raw: bytes, limit: int) -> tuple[str, bool]:
     if len(encoded) <= limit:
         return text, start > 0
     return encoded[_whole_character(encoded, len(encoded) - limit) :].decode(), True
+
+
+def visible(text: str) -> str:
+    """The same text on one line, with whatever could steer a terminal, or does not show, written out."""
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def harmless(text: str) -> str:
+    """The same text, lines and all, with whatever could steer a terminal written out.
+
+    A carriage return steers nothing just before a line's end; elsewhere it lets later text hide what came before.
+    """
+    parts = LINE_END.split(text)  # every second part is the carriage returns of a line's end
+    parts[::2] = ["".join(_escape(c) if _steers(c) else c for c in part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def encodable(text: str, encoding: str) -> str:
+    """The same text in that encoding's characters, with those that it has not written out; an ellipsis is dots."""
+    try:
+        text.encode(encoding)
+        return text
+    except UnicodeError:
+        return text.replace("\u2026", "...").encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _steers(character: str) -> bool:
+    return not character.isprintable() and category(character) in STEERING and character not in HARMLESS
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def _whole_character(raw: bytes, start: int) -> int:

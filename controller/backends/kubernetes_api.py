@@ -205,7 +205,7 @@ def _proxy(host: str) -> str | None:
 def _authority(configuration: Configuration) -> str:
     if not configuration.ssl_ca_cert:
         return str(configuration.host)
-    text = Path(configuration.ssl_ca_cert).read_text()
+    text = Path(configuration.ssl_ca_cert).read_text("utf-8", "replace")
     first = text[text.index("-----BEGIN") : text.index("-----END") + len("-----END CERTIFICATE-----")]
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()[:16]
 

@@ -58,11 +58,15 @@ class Client:
         self._connection.close()
 
     def submit(self, request: Mapping[str, Any]) -> UUID | None:
-        """Asks for a sandbox by these columns; None where its idempotency_key is taken. Raises RequestRefused."""
+        """Asks for a sandbox by these columns; None where its idempotency_key or id is taken. Raises RequestRefused.
+
+        With an `id` it is asked for again where the connection is lost: that makes one row, and None may be its own.
+        """
         columns, values = SQL(", ").join(map(Identifier, request)), SQL(", ").join(map(Placeholder, request))
         params = {name: Jsonb(value) if isinstance(value, dict) else value for name, value in request.items()}
+        statement = SQL(self._sql["submit"]).format(columns=columns, values=values)
         try:
-            found = self._once(SQL(self._sql["submit"]).format(columns=columns, values=values), params)
+            found = self._insistent(statement, params) if "id" in request else self._once(statement, params)
         except WriteRefused as error:
             match error.__cause__:
                 case UnicodeError():
@@ -106,10 +110,13 @@ class Client:
         return tuple(self._rows(name, id=sandbox_id) for name in ("sandbox", "events", "attempts"))
 
     def _rows(self, name: str, **params: Any) -> list[DictRow]:
+        return self._insistent(SQL(self._sql[name]), params)
+
+    def _insistent(self, statement: SQL | Composed, params: Mapping[str, Any]) -> list[DictRow]:
         give_up = time.monotonic() + AWAY_SECONDS
         while True:
             try:
-                return self._once(SQL(self._sql[name]), params)
+                return self._once(statement, params)
             except DatabaseUnavailable:
                 if time.monotonic() > give_up:
                     raise

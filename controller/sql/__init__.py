@@ -30,7 +30,7 @@ def migrations() -> list[Migration]:
     for path in sorted(files(__package__).joinpath("migrations").iterdir(), key=lambda path: path.name):
         named = re.fullmatch(r"(\d{4})_(\w+)\.sql", path.name)
         if named is not None:
-            text = path.read_text()
+            text = path.read_text("utf-8")
             stated = re.match(r"-- min_code_version: (\d+)\n", text)
             oldest = int(stated[1]) if stated else found[-1].min_code_version if found else 1
             found.append(Migration(int(named[1]), named[2], text, oldest))
@@ -38,4 +38,4 @@ def migrations() -> list[Migration]:
 
 
 def _read(file: str) -> str:
-    return files(__package__).joinpath(file).read_text()
+    return files(__package__).joinpath(file).read_text("utf-8")

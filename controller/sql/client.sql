@@ -6,7 +6,7 @@ listen sandbox_finished;
 -- submit --
 -- -> queued. Only the columns that are given are named, so that the table's own defaults count for the others.
 insert into sandboxes ({columns}) values ({values})
-on conflict (tenant, idempotency_key) do nothing returning id;
+on conflict do nothing returning id;
 
 -- cancel --
 update sandboxes set cancel_requested_at = sandbox_now() where id = %(id)s and finished_at is null;

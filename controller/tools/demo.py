@@ -25,6 +25,8 @@ from rich.text import Text
 from controller.errors import BackendUnavailable, SandboxError
 from controller.queue.client import Client, RequestRefused
 from controller.queue.migrate import migrate
+from controller.text import encodable, visible
+from controller.tools import terminal
 from controller.tools.demo_cases import Case, Run, cases, faults
 from controller.tools.explain import WIDTH, screen
 
@@ -76,7 +78,8 @@ def _in(directory: Path, log: BinaryIO, console: Console, wanted: str | None) ->
             console.print("", _table(runs), "", sep="\n")
             for run in filter(lambda run: run.faults, runs):
                 rows, events, attempts = client.facts(run.id) if run.id else ((), (), ())
-                _say(f"{run.case.asked}: {'; '.join(run.faults)}", *(screen(rows[0], events, attempts) if rows else ()))
+                told = screen(rows[0], events, attempts, sys.stdout.encoding) if rows else ()
+                _say(f"{run.case.asked}: {'; '.join(run.faults)}", *told)
     return runs
 
 
@@ -128,13 +131,14 @@ def _table(runs: list[Run]) -> Table:
     )
     for run in runs:
         style = "" if not run.judged else "red" if run.faults else "green"
-        table.add_row(*(Text(cell, style, no_wrap=True, overflow="ellipsis") for cell in run.cells))
+        cells = (encodable(visible(cell), sys.stdout.encoding) for cell in run.cells)
+        table.add_row(*(Text(cell, style, no_wrap=True, overflow="ellipsis") for cell in cells))
     return table
 
 
 def _say(*lines: str) -> None:
-    with suppress(OSError):  # nobody reads it any more: what was started is removed all the same
-        print(*(f"demo: {line}" for line in lines), sep="\n", end="\n" if lines else "", flush=True)
+    with suppress(SandboxError):  # there is no room for it: what was started is removed all the same
+        terminal.show(*(f"demo: {visible(line)}" for line in lines))
 
 
 def _backend(wanted: str | None) -> str:
@@ -171,7 +175,9 @@ def _prepare_docker() -> None:
     _say(f"building the image {IMAGE} from images/sandbox (at most {BUILD_SECONDS} s)")
     build = ["docker", "build", "--quiet", "--tag", IMAGE, str(IMAGE_DIRECTORY)]
     try:
-        subprocess.run(build, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
+        subprocess.run(
+            build, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=BUILD_SECONDS
+        )
     except subprocess.TimeoutExpired as error:
         raise BackendUnavailable(
             f"building took over {BUILD_SECONDS} s: run `{' '.join(build)}`, then again"

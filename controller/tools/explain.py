@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -17,6 +18,8 @@ from uuid import UUID
 from controller.errors import SandboxError
 from controller.model import State
 from controller.queue.client import Client
+from controller.text import encodable, visible
+from controller.tools import terminal
 
 Row = Mapping[str, Any]
 
@@ -36,12 +39,12 @@ def explain(options: argparse.Namespace) -> int:
         rows, events, attempts = client.facts(sandbox_id)
     if not rows:
         raise SandboxError(f"there is no sandbox {sandbox_id}")
-    print("\n".join(screen(rows[0], events, attempts)))
+    terminal.show(*screen(rows[0], events, attempts, sys.stdout.encoding))
     return 0
 
 
-def screen(row: Row, events: Sequence[Row], attempts: Sequence[Row]) -> list[str]:
-    """At most 40 lines of at most 100 columns, whatever was put into the row."""
+def screen(row: Row, events: Sequence[Row], attempts: Sequence[Row], encoding: str = "utf-8") -> list[str]:
+    """At most 40 lines of at most 100 columns, whatever was put into the row, in that encoding's characters."""
     sections = {
         f"sandbox {row['id']}": _fields(row),
         "waits for": [line for each in waits_for(row) for line in _wrapped(each, WIDTH - 2)],
@@ -49,7 +52,8 @@ def screen(row: Row, events: Sequence[Row], attempts: Sequence[Row]) -> list[str
         "attempts that are over": _few([_attempt(each) for each in attempts], ATTEMPTS) or ["none"],
     }
     lines = [line for title, body in sections.items() for line in ["", title, *(f"  {each}" for each in body)]]
-    return [clipped(visible(line)) for line in lines[1:]]
+    cut = encodable("…", encoding)
+    return [clipped(encodable(visible(line), encoding), cut) for line in lines[1:]]
 
 
 def waits_for(row: Row) -> list[str]:
@@ -148,15 +152,10 @@ def span(time: timedelta) -> str:
     return f"{seconds:.3f} s" if seconds < 10 else f"{seconds:.1f} s"
 
 
-def visible(text: str) -> str:
-    """The same text, with whatever could steer a terminal written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def clipped(text: str) -> str:
-    """The text cut to the screen's width."""
+def clipped(text: str, cut: str) -> str:
+    """The text cut to the screen's width; `cut` marks where."""
     columns = list(accumulate(2 if east_asian_width(c) in "WF" else 1 for c in text))
-    return text if not columns or columns[-1] <= WIDTH else text[: bisect_right(columns, WIDTH - 1)] + "…"
+    return text if not columns or columns[-1] <= WIDTH else text[: bisect_right(columns, WIDTH - len(cut))] + cut
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import signal
-import sys
 from contextlib import closing
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from controller.errors import SandboxError
 from controller.model import State
 from controller.queue.client import Client, Progress, RequestRefused
-from controller.tools.explain import START, visible
+from controller.tools import terminal
+from controller.tools.explain import START
+from controller.tools.interrupts import Interrupts, look
 
-REFUSED, TIMED_OUT, UNKNOWN, CANCELLED = 2, 124, 125, 130  # exit codes; every other one is the command's own
+# Exit codes; every other one is the command's own. Where a signal cancelled it: 128 and the signal's number.
+REFUSED, TIMED_OUT, UNKNOWN = 2, 124, 125
 NUMBERS = {  # option: column, unit, default
     "--timeout": ("timeout_seconds", "SECONDS", "600"),
     "--cpu": ("cpu_millis", "MILLIS", "1000: one core"),
@@ -36,34 +39,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", type=_variable, action="append", metavar="K=V", help="a variable; may be repeated")
     parser.add_argument("--network", choices=("none", "egress"), help="what it may reach (default: none)")
     parser.add_argument("--tenant", help="whom it counts for (default: default)")
+    parser.add_argument("--raw", action="store_true", help="on a terminal too, print the output byte for byte")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="a shell line, or a program and its arguments")
 
 
 def submit(options: argparse.Namespace) -> int:
     """Inserts, waits, prints the output; returns the exit code."""
+    url, sandbox_id = os.environ.get("DATABASE_URL", ""), uuid4()
+    interrupts = Interrupts(url, sandbox_id)
     try:
-        with closing(Client(os.environ.get("DATABASE_URL", ""))) as client:
-            signal.signal(signal.SIGINT, interrupts := Interrupts())
-            sandbox_id = client.submit(request(options))
-            assert sandbox_id is not None  # without an idempotency_key nothing stands in its way
-            return _stay(client, sandbox_id, interrupts)
+        with closing(Client(url)) as client:
+            interrupts.asking()
+            client.submit({"id": sandbox_id, **request(options)})
+            interrupts.asked()
+            try:
+                end = follow(client, sandbox_id)
+                output, truncated = client.output(sandbox_id)
+            except SandboxError as error:
+                raise SandboxError(f"{error}; {look(sandbox_id)}") from error
+            interrupts.over()
+            terminal.hand_on(output, raw=options.raw)
     except RequestRefused as error:
-        print(f"submit: the database refuses this request: {visible(str(error))}", file=sys.stderr)
+        terminal.say(f"submit: the database refuses this request: {error}")
         return REFUSED
     except SandboxError as error:
-        print(f"submit: {visible(str(error))}", file=sys.stderr)
+        terminal.say(f"submit: {error}")
         return UNKNOWN
-
-
-class Interrupts:
-    """Counts Ctrl-C; the second leaves."""
-
-    count = 0
-
-    def __call__(self, *_: object) -> None:
-        self.count += 1
-        if self.count > 1:
-            raise KeyboardInterrupt
+    if truncated:
+        _say(end, f"the beginning of its output is missing, its last {len(output.encode()):,} bytes are here")
+    _say(end, *filter(None, (end.reason, end.message)))
+    return exit_code(end, interrupts.number or signal.SIGINT)
 
 
 def request(options: argparse.Namespace) -> dict[str, Any]:
@@ -77,35 +82,22 @@ def request(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def number(text: str) -> int:
-    """One too large even for Postgres becomes its largest, so that the column's own rule refuses it."""
-    return max(-(2**63), min(int(text), 2**63 - 1))
+    """A whole number. One too large even for Postgres becomes its largest, so that the column's own rule refuses it."""
+    if not re.fullmatch("[+-]?[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number")
+    size = min(int(text.lstrip("+-0")[:20] or "0"), 2**63 - 1)
+    return -size if text[0] == "-" else size
 
 
-def exit_code(end: Progress) -> int:
-    """What `submit` ends with."""
+def exit_code(end: Progress, number: int) -> int:
+    """What `submit` ends with; `number`: the signal by which a cancelled one was cancelled."""
     known = UNKNOWN if end.exit_code is None else end.exit_code
-    return {State.TIMED_OUT: TIMED_OUT, State.CANCELLED: CANCELLED}.get(end.state, known)
+    return {State.TIMED_OUT: TIMED_OUT, State.CANCELLED: 128 + number}.get(end.state, known)
 
 
-def _stay(client: Client, sandbox_id: UUID, interrupts: Interrupts) -> int:
-    try:
-        end = follow(client, sandbox_id, interrupts)
-        output, truncated = client.output(sandbox_id)
-    except SandboxError as error:
-        raise SandboxError(f"{error}; {_look(sandbox_id)}") from error
-    except KeyboardInterrupt:
-        print(f"\nsubmit: left before its end; {_look(sandbox_id)}", file=sys.stderr)
-        return CANCELLED
-    _print_output(output)
-    if truncated:
-        _say(end, f"the beginning of its output is missing, its last {len(output.encode()):,} bytes are here")
-    _say(end, *filter(None, (end.reason, end.message)))
-    return exit_code(end)
-
-
-def follow(client: Client, sandbox_id: UUID, interrupts: Interrupts) -> Progress:
-    """Tells on stderr what is new until it has ended; the first Ctrl-C asks for its cancellation."""
-    told, cancelled, hinted = None, False, False
+def follow(client: Client, sandbox_id: UUID) -> Progress:
+    """Tells on stderr what is new until it has ended."""
+    told, hinted = None, False
     for now in client.follow(sandbox_id):
         if now.state.terminal:
             break
@@ -113,36 +105,15 @@ def follow(client: Client, sandbox_id: UUID, interrupts: Interrupts) -> Progress
             about = sandbox_id if told is None else f"attempt {now.attempt}" if now.attempt > 1 else None
             _say(now, *filter(None, (about, now.waiting)))
             told = stands
-        if interrupts.count and not cancelled:
-            client.cancel(sandbox_id)
-            cancelled = True
-            print(file=sys.stderr)  # the terminal's ^C stands there
-            _say(now, "asked to cancel it, waiting for its end; Ctrl-C again leaves at once")
         if now.controllers is not None and not now.resting and not hinted:
             hinted = True
             none = f"no controller is connected to this database; {START}"
-            _say(now, f"there is no room for it yet; {_look(sandbox_id)}" if now.controllers else none)
+            _say(now, f"there is no room for it yet; {look(sandbox_id)}" if now.controllers else none)
     return now
 
 
-def _look(sandbox_id: UUID) -> str:
-    return f"see: python -m controller explain {sandbox_id}"
-
-
 def _say(now: Progress, *about: object) -> None:
-    line = f"{now.seconds:7.1f} s  {now.state:<9}  {': '.join(map(str, about))}"
-    print(visible(line).rstrip(), file=sys.stderr, flush=True)
-
-
-def _print_output(output: str) -> None:
-    """Byte for byte; a terminal's next line begins on one of its own."""
-    try:
-        sys.stdout.buffer.write(output.encode())
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if output and not output.endswith("\n") and sys.stdout.isatty():
-        print(file=sys.stderr)
+    terminal.say(f"{now.seconds:7.1f} s  {now.state:<9}  {': '.join(map(str, about))}".rstrip())
 
 
 def _variable(text: str) -> tuple[str, str]:

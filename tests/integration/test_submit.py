@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
+import pty
 import signal
+import socket
 import subprocess
 import sys
+import termios
 import time
+import tty
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
@@ -19,6 +25,7 @@ from psycopg.rows import DictRow, dict_row
 
 from controller.queue.client import Client, RequestRefused
 from controller.queue.migrate import migrate
+from tests.support.proxy import Proxy
 from tests.support.stage import Postgres
 
 DEADLINE = 30.0  # seconds that a condition may take to come true
@@ -139,25 +146,220 @@ def test_the_output_comes_as_it_is_stored(controller: str, sandboxes: Database) 
     assert sandboxes.execute("select output from sandbox_results").fetchone() == {"output": "caf\u00e9 \ufffd \r\n"}
 
 
-def test_ctrl_c_cancels_and_waits_for_the_end(controller: str, sandboxes: Database) -> None:
+SIGNALS = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS.items())
+def test_a_signal_cancels_and_waits_for_the_end(
+    controller: str, sandboxes: Database, number: signal.Signals, code: int
+) -> None:
     process = start(controller, "submit", "echo begun; sleep 60")
-    the_row(sandboxes, "state = 'running'")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 130
+    id = the_row(sandboxes, "state = 'running'")["id"]
+    process.send_signal(number)
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, out) == (code, "begun\n")
+    assert f"submit: {number.name} came, cancelling {id}\n" in err
     assert "asked to cancel it" in err
     assert err.splitlines()[-1].endswith("cancelled  Cancelled: cancelled while it ran")
 
 
-def test_a_second_ctrl_c_leaves_at_once_and_says_where_to_look(database: str, sandboxes: Database) -> None:
+@pytest.mark.parametrize(("number", "code"), SIGNALS.items())
+def test_a_second_signal_leaves_at_once_and_says_where_to_look(
+    database: str, sandboxes: Database, number: signal.Signals, code: int
+) -> None:
     process = start(database, "submit", "true")
     id = the_row(sandboxes)["id"]
     process.send_signal(signal.SIGINT)
     the_row(sandboxes, "cancel_requested_at is not null")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert f"python -m controller explain {id}" in err.splitlines()[-1]
+
+
+def test_two_signals_in_one_moment_still_cancel(database: str, sandboxes: Database) -> None:
+    process = start(database, "submit", "true")
+    the_row(sandboxes)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=DEADLINE)
+    assert process.returncode in (130, 143)  # of two that wait, the lower comes first
+    the_row(sandboxes, "cancel_requested_at is not null")
+
+
+def test_a_signal_before_the_request_leaves_and_asks_for_nothing(database: str, sandboxes: Database) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = start(f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/x", "submit", "true")
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, out, err) == (143, "", "submit: left by SIGTERM: nothing was asked for\n")
+
+
+def test_a_signal_in_the_middle_of_the_insert_leaves_no_row_that_is_not_cancelled(
+    database: str, sandboxes: Database
+) -> None:
+    with rows(database) as other, other.transaction():
+        other.execute("lock table sandboxes in access exclusive mode")
+        process = start(database, "submit", "true")
+        waits = "select from pg_stat_activity where wait_event_type = 'Lock' and query like '%insert into sandboxes (%'"
+        until("an insert that waits", lambda: sandboxes.execute(waits).rowcount)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        assert "cancelling" in process.stderr.readline()
+    id = the_row(sandboxes, "cancel_requested_at is not null")["id"]
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 143
+    assert str(id) in err
+
+
+def test_a_signal_cancels_though_the_connection_says_nothing_any_more(database: str, sandboxes: Database) -> None:
+    async def go() -> None:
+        async with Proxy(database) as proxy:
+            process = start(proxy.url, "submit", "true")
+            await asyncio.to_thread(the_row, sandboxes)
+            proxy.silence()
+            await asyncio.sleep(1)  # for the next look, which gets no answer
+            process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(the_row, sandboxes, "cancel_requested_at is not null")
+            process.kill()
+            process.communicate()
+
+    asyncio.run(go())
+
+
+def test_a_signal_cancels_once_the_database_is_back(tmp_path: Path) -> None:
+    postgres = Postgres(tmp_path / "postgres")
+    try:
+        migrate(postgres.url, {})
+        process = start(postgres.url, "submit", "true")
+        with rows(postgres.url) as sandboxes:
+            the_row(sandboxes)
+            postgres.halt()
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        until("a word of the signal", lambda: "cancelling" in (process.stderr or sys.stdin).readline())
+        postgres.restart()
+        with rows(postgres.url) as sandboxes:
+            the_row(sandboxes, "cancel_requested_at is not null")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=DEADLINE)
+        assert process.returncode == 143
+    finally:
+        postgres.stop()
+
+
+def test_a_lost_answer_to_the_insert_makes_one_row(database: str, sandboxes: Database) -> None:
+    with closing(Client(database)) as client:
+        request = {"id": UUID(int=5), "command": "a"}
+        assert client.submit(request) == UUID(int=5)
+        assert client.submit(request) is None
+    assert the_row(sandboxes)["id"] == UUID(int=5)
+
+
+def test_a_terminal_that_goes_away_cancels(controller: str, sandboxes: Database) -> None:
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "controller", "submit", "sleep 60"]
+
+    def take_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        command, env=environment(controller), stdin=slave, stdout=slave, stderr=slave, preexec_fn=take_terminal
+    )
+    os.close(slave)
+    the_row(sandboxes, "state = 'running'")
+    os.close(master)
+    assert process.wait(DEADLINE) == 129
+    the_row(sandboxes, "state = 'cancelled'")
+
+
+def on_terminal(url: str, *words: str, encoding: str = "utf-8") -> tuple[int, str]:
+    """What a terminal on standard output gets, and the exit code."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)  # else it would put a carriage return before each end of line
+    command = [sys.executable, "-m", "controller", *words]
+    ours = environment(url, PYTHONIOENCODING=encoding)
+    process = subprocess.Popen(command, env=ours, stdin=slave, stdout=slave, stderr=subprocess.PIPE)
+    os.close(slave)
+    got = b""
+    with suppress(OSError):  # EIO: the last that had it open is gone
+        while chunk := os.read(master, 65536):
+            got += chunk
+    os.close(master)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert b"Traceback" not in err
+    return process.returncode, got.decode(encoding)
+
+
+STEERS = (
+    r"printf '\033]0;owned\007\033]52;c;bHM=\007\302\233 31m\033[8mhidden\rshown\b"
+    r"\342\200\256txt\r\n\ttab caf\303\251\n'"
+)
+STEERED = "\x1b]0;owned\x07\x1b]52;c;bHM=\x07\x9b 31m\x1b[8mhidden\rshown\b\u202etxt\r\n\ttab café\n"
+ESCAPED = r"\x1b]0;owned\x07\x1b]52;c;bHM=\x07\x9b 31m\x1b[8mhidden\rshown\x08\u202etxt" + "\r\n\ttab café\n"
+
+
+def test_output_cannot_steer_a_terminal_unless_it_is_asked_to(controller: str) -> None:
+    assert on_terminal(controller, "submit", STEERS) == (0, ESCAPED)
+    assert on_terminal(controller, "submit", STEERS, encoding="ascii") == (0, ESCAPED.replace("é", r"\xe9"))
+    assert on_terminal(controller, "submit", "--raw", STEERS) == (0, STEERED)
+
+
+def test_what_is_no_terminal_gets_the_output_byte_for_byte(controller: str, tmp_path: Path) -> None:
+    for words in (["submit", STEERS], ["submit", "--raw", STEERS]):
+        with (tmp_path / "out").open("wb") as out:
+            command = [sys.executable, "-m", "controller", *words]
+            ours = environment(controller, PYTHONIOENCODING="ascii")
+            subprocess.run(command, env=ours, stdout=out, stderr=subprocess.DEVNULL, check=True)
+        assert (tmp_path / "out").read_bytes() == STEERED.encode()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["| head -c 1 >/dev/null", "2>&1 | head -1 >/dev/null", ">&-", "2>&-", "<&-", ">&- 2>&- <&-", "2>/dev/full"],
+)
+def test_streams_that_nobody_reads_change_no_end(controller: str, words: str, sandboxes: Database) -> None:
+    for verb, code in (("submit 'yes | head -c 300000; exit 3'", 3), ("explain $ID", 0)):
+        id = sandboxes.execute("select id from sandboxes").fetchone()
+        ours = environment(controller, PY=sys.executable, ID=id and id["id"])
+        told = subprocess.run(
+            ["bash", "-c", f'"$PY" -m controller {verb} {words}; exit "${{PIPESTATUS[0]}}"'],
+            env=ours, capture_output=True, timeout=DEADLINE, text=True,
+        )  # fmt: skip
+        assert told.returncode == code
+        assert "Traceback" not in told.stderr
+        assert "Exception ignored" not in told.stderr
+
+
+def test_output_that_finds_no_room_is_told_in_a_sentence(controller: str) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "controller", "submit", "echo oh"]
+        done = subprocess.run(command, env=environment(controller), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 125
+    assert done.stderr.endswith("submit: standard output cannot be written to: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1:strict"}, {"LC_ALL": "C", "PYTHONUTF8": "0"},
+     {"LANG": "POSIX", "LC_ALL": "", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+)  # fmt: skip
+def test_a_terminal_of_any_characters_gets_one_screen(
+    database: str, sandboxes: Database, settings: dict[str, str]
+) -> None:
+    with closing(Client(database)) as client:
+        id = client.submit({"command": "echo € 😀 \x1b[2J" * 40, "tenant": "é€"})
+    command = [sys.executable, "-m", "controller", "explain", str(id)]
+    done = subprocess.run(command, env=environment(database, **settings), capture_output=True, timeout=DEADLINE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    assert b"\x1b" not in done.stdout
 
 
 def test_what_never_ran_ends_with_125_and_says_why_even_where_no_notification_comes(

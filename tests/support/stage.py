@@ -43,7 +43,14 @@ class Postgres:
 
     def restart(self) -> None:
         """As after a crash: what was not committed is gone, every connection too."""
-        words = ("-w", "-D", str(self._server.pgdata), "-m", "immediate", "restart")
+        self._control("restart")
+
+    def halt(self) -> None:
+        """As in a crash, until `restart`."""
+        self._control("stop")
+
+    def _control(self, verb: str) -> None:
+        words = ("-w", "-D", str(self._server.pgdata), "-m", "immediate", verb)
         self._execute("pg_ctl", words, bin_path=self._server.bin_path, user=self._server.system_user)
 
     def stop(self) -> None:

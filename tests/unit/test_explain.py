@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.tools.explain import screen, span, visible, waits_for
+from controller.tools.explain import screen, span, waits_for
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 ENGINE = "process:2e84f6e4-f1d8-45e7-b407-d4a6c8cbfaab"
@@ -122,10 +122,20 @@ def test_nothing_in_a_row_can_steer_the_terminal(column: str) -> None:
     assert r"\x1b]0;owned\x07" in "".join(lines)
 
 
-@given(st.text())
-def test_visible_text_is_printable_and_keeps_what_was(text: str) -> None:
-    assert visible(text).isprintable()
-    assert not text.isprintable() or visible(text) == text
+@given(st.text(max_size=400), st.sampled_from(["ascii", "latin-1", "koi8-r"]))
+def test_it_is_one_screen_in_the_characters_of_any_terminal(text: str, encoding: str) -> None:
+    lines = screen(
+        launching(command=text, message=text, image="é€" * 90), [event(9, "waiting", text)] * 30, [], encoding
+    )
+    assert len(lines) <= 40
+    assert max(len(line.encode(encoding)) for line in lines) <= 100
+
+
+def test_what_a_terminal_cannot_show_is_written_out() -> None:
+    text = "\n".join(screen(row(command="echo é €", image="i" * 120), [event(9, "s")] * 30, [], "ascii"))
+    assert r"echo \xe9 \u20ac" in text
+    assert "iii...\n" in text
+    assert "... 21 more ..." in text
 
 
 @given(st.text(max_size=4000), st.integers(0, 60), st.integers(0, 100))

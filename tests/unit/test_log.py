@@ -58,6 +58,20 @@ def test_console_tells_the_same_to_people() -> None:
     assert line.endswith(f" warning released sandbox={KEY.sandbox_id} attempt=2")
 
 
+def test_a_line_for_people_steers_no_terminal() -> None:
+    line = logs.Console().format(record("the engine says: \x1b]0;t\x07\r\x9b2J\u202e\nforged line"))
+    assert line.isprintable()
+    assert r"\x1b]0;t\x07\r\x9b2J\u202e\nforged line" in line
+
+
+def test_a_trace_for_people_steers_no_terminal() -> None:
+    try:
+        raise ValueError("broken \x1b[2J here")
+    except ValueError:
+        line = logs.Console().format(record("failed", exc_info=sys.exc_info()))
+    assert line.replace("\n", "").isprintable()
+
+
 @pytest.mark.parametrize("formatter", [logs.Json(), logs.Console()])
 def test_an_error_brings_its_trace(formatter: logging.Formatter) -> None:
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator
 from typing import Any, cast
 from uuid import UUID
 
@@ -11,7 +12,7 @@ import pytest
 
 from controller.model import State
 from controller.queue.client import Client, Progress
-from controller.tools.submit import Interrupts, add_options, exit_code, follow, request
+from controller.tools.submit import NUMBERS, add_options, exit_code, follow, request
 
 ID = UUID(int=7)
 
@@ -28,26 +29,21 @@ def stands(state: State, *, exit_code: int | None = None, waiting: str | None = 
 
 
 class Told:
-    """A client that tells of these looks, and counts cancels."""
+    """A client that tells of these looks."""
 
-    def __init__(self, looks: Sequence[Progress]) -> None:
-        self.looks, self.cancels = looks, 0
+    def __init__(self, *looks: Progress) -> None:
+        self.looks = looks
 
     def follow(self, _: UUID) -> Iterator[Progress]:
         yield from self.looks
 
-    def cancel(self, _: UUID) -> None:
-        self.cancels += 1
 
-
-def lines(capsys: pytest.CaptureFixture[str], *looks: Progress, pressed: int = 0) -> tuple[list[str], Told]:
+def lines(capsys: pytest.CaptureFixture[str], *looks: Progress) -> list[str]:
     """What is said on stderr while these looks are told; stdout stays empty."""
-    client, interrupts = Told(looks), Interrupts()
-    interrupts.count = pressed
-    assert follow(cast(Client, client), ID, interrupts) is looks[-1]
+    assert follow(cast(Client, Told(*looks)), ID) is looks[-1]
     said = capsys.readouterr()
     assert said.out == ""
-    return said.err.splitlines(), client
+    return said.err.splitlines()
 
 
 def test_only_what_is_named_is_asked_for() -> None:
@@ -77,10 +73,27 @@ def test_one_word_is_a_shell_line_and_several_are_quoted(words: list[str], comma
 
 
 def test_a_number_too_large_for_postgres_still_meets_its_columns_rule() -> None:
-    assert asked("--cpu", "9" * 40, "true")["cpu_millis"] == 2**63 - 1
+    for digits in (40, 5000):
+        assert asked("--cpu", "9" * digits, "true")["cpu_millis"] == 2**63 - 1
+        assert asked("--cpu", "-" + "9" * digits, "true")["cpu_millis"] == -(2**63 - 1)
+        assert asked("--cpu", "0" * digits + "70", "true")["cpu_millis"] == 70
 
 
-@pytest.mark.parametrize("words", [["--env", "A", "true"], ["--cpu", "much", "true"], ["--network", "all", "true"], []])
+NO_NUMBERS = ["much", "nan", "inf", "-inf", "1e400", "1e3", "1.5", "", " 1 x", "1_000", "\u0663", "0x10"]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+@pytest.mark.parametrize("option", NUMBERS)
+def test_what_is_no_whole_number_is_refused_in_a_sentence(
+    option: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        asked(f"{option}={text}", "true")
+    assert ended.value.code == 2
+    assert f"argument {option}: {text!r} is no whole number" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", [["--env", "A", "true"], ["--network", "all", "true"], []])
 def test_words_that_make_no_sense_are_refused_with_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         asked(*words)
@@ -97,19 +110,24 @@ def test_words_that_make_no_sense_are_refused_with_usage(words: list[str], capsy
         (stands(State.FAILED), 125),
         (stands(State.LOST), 125),
         (stands(State.TIMED_OUT), 124),
-        (stands(State.CANCELLED), 130),
-        (stands(State.CANCELLED, exit_code=137), 130),
     ],
 )
-def test_it_ends_as_the_sandbox_did(end: Progress, code: int) -> None:
-    assert exit_code(end) == code
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_as_the_sandbox_did(end: Progress, code: int, number: int) -> None:
+    assert exit_code(end, number) == code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("own_code", [None, 137])
+def test_a_cancelled_one_ends_as_by_the_signal_that_cancelled_it(number: int, code: int, own_code: int | None) -> None:
+    assert exit_code(stands(State.CANCELLED, exit_code=own_code), number) == code
 
 
 def test_each_state_is_told_once_with_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
     queued, launching = stands(State.QUEUED), stands(State.LAUNCHING)
     pulling = stands(State.LAUNCHING, waiting="the image is being pulled\x1b[2J")
     again = stands(State.QUEUED, attempt=2, waiting="attempt 1 ended: NonZeroExit; the next is due", resting=True)
-    said, _ = lines(capsys, queued, queued, launching, pulling, pulling, again, stands(State.SUCCEEDED, exit_code=0))
+    said = lines(capsys, queued, queued, launching, pulling, pulling, again, stands(State.SUCCEEDED, exit_code=0))
     assert said == [
         f"    1.0 s  queued     {ID}",
         "    1.0 s  launching",
@@ -126,24 +144,10 @@ def test_a_long_wait_in_the_queue_is_explained_once(
     controllers: int, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = stands(State.QUEUED, controllers=controllers)
-    said, _ = lines(capsys, stands(State.QUEUED), long, long, stands(State.SUCCEEDED))
+    said = lines(capsys, stands(State.QUEUED), long, long, stands(State.SUCCEEDED))
     assert [hint in line for line in said] == [False, True]
 
 
 def test_a_retry_that_is_not_due_is_no_reason_for_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    said, _ = lines(capsys, stands(State.QUEUED, resting=True, controllers=0), stands(State.SUCCEEDED))
+    said = lines(capsys, stands(State.QUEUED, resting=True, controllers=0), stands(State.SUCCEEDED))
     assert len(said) == 1
-
-
-def test_ctrl_c_asks_for_a_cancel_once_and_goes_on_waiting(capsys: pytest.CaptureFixture[str]) -> None:
-    looks = [stands(State.RUNNING), stands(State.RUNNING), stands(State.CANCELLED)]
-    said, client = lines(capsys, *looks, pressed=1)
-    assert client.cancels == 1
-    assert "asked to cancel it" in said[-1]
-
-
-def test_the_second_ctrl_c_leaves() -> None:
-    interrupts = Interrupts()
-    interrupts()
-    with pytest.raises(KeyboardInterrupt):
-        interrupts()

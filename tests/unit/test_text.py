@@ -1,11 +1,14 @@
-"""Bytes from anywhere become text that Postgres can store, of no more than was asked."""
+"""Bytes from anywhere become text that Postgres can store, of no more than was asked, and what a terminal can show."""
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from controller.text import storable, tail
+from controller.text import encodable, harmless, storable, tail, visible
 
 ANY_TEXT = some.text(some.characters())  # lone surrogates and NUL among them
 PIECES = some.sampled_from(
@@ -63,3 +66,45 @@ def test_what_is_not_utf8_is_replaced_and_still_fits() -> None:
     assert tail(b"a\xffb\0c", 100) == ("a\ufffdb\ufffdc", False)
     assert tail(b"\xff" * 10, 10) == ("\ufffd" * 3, True)
     assert tail("grüße".encode("utf-16"), 100)[1] is False
+
+
+@given(ANY_TEXT)
+def test_visible_text_is_printable_and_keeps_what_was(text: str) -> None:
+    assert visible(text).isprintable()
+    assert not text.isprintable() or visible(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("one\n\ttwo  é€ 😀\u3000\xa0\n", "one\n\ttwo  é€ 😀\u3000\xa0\n"),
+        ("\U0001f469\u200d\U0001f4bb", "\U0001f469\u200d\U0001f4bb"),  # one emoji of two
+        ("a\r\nb\r\r\n", "a\r\nb\r\r\n"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("\x1b]52;c;bHM=\x1b\\", r"\x1b]52;c;bHM=\x1b" + "\\"),
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("\x9b2Jgone\x9d0;t\x9c", r"\x9b2Jgone\x9d0;t\x9c"),
+        ("rm -rf /\rls      ", r"rm -rf /\rls      "),
+        ("\rls", r"\rls"),
+        ("secret\b\b\x7f", r"secret\x08\x08\x7f"),
+        ("a\u202etxt.exe\u2066\u200e\u061c", r"a\u202etxt.exe\u2066\u200e\u061c"),
+        ("a\u2028b\u2029c\x85d\x0b\x0ce", r"a\u2028b\u2029c\x85d\x0b\x0ce"),
+        ("\U000e0041\ufeff\ufff9", r"\U000e0041\ufeff\ufff9"),
+    ],
+)
+def test_harmless_text_steers_no_terminal_and_stays_readable(text: str, shown: str) -> None:
+    assert harmless(text) == shown
+
+
+@given(ANY_TEXT)
+def test_harmless_text_has_no_control_but_ends_of_lines_and_tabs(text: str) -> None:
+    shown = harmless(text)
+    assert not {c for c in shown.replace("\r", "") if ord(c) < 32 or 127 <= ord(c) < 160} - {"\n", "\t"}
+    assert not re.search(r"\r+[^\r\n]|\r\Z", shown)
+
+
+@given(ANY_TEXT, some.sampled_from(["ascii", "latin-1", "utf-8"]))
+def test_encodable_text_can_be_encoded_and_keeps_what_could(text: str, encoding: str) -> None:
+    shown = encodable(text, encoding)
+    shown.encode(encoding)
+    assert not text.isascii() or shown == text
