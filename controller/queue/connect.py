@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from controller import sql
 from controller.errors import DatabaseUnavailable, SchemaError
-from controller.queue.faults import line
+from controller.queue.faults import in_words, line
 from controller.queue.url import check_url
 
 DEFAULTS: dict[str, Any] = {  # a URL's own parameters come before these
@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {  # a URL's own parameters come before these
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,  # ms; a half-open socket is noticed even with data under way
 }
+SETTING_UP = "a session cannot be set up"
 SESSION = sql.statements("session.sql")
 
 
@@ -35,7 +36,8 @@ def connect(url: str, name: str) -> Connection[DictRow]:
         raise _no_connection(error) from error
     try:
         _check_encoding(connection)
-        connection.execute(SESSION["session"])
+        with in_words(SETTING_UP):
+            connection.execute(SESSION["session"])
     except BaseException:
         connection.close()
         raise
@@ -51,7 +53,8 @@ async def connect_async(url: str, name: str) -> AsyncConnection[DictRow]:
         raise _no_connection(error) from error
     try:
         _check_encoding(connection)
-        await connection.execute(SESSION["session"])
+        with in_words(SETTING_UP):
+            await connection.execute(SESSION["session"])
     except BaseException:
         await connection.close()
         raise

@@ -73,7 +73,7 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
     except psycopg.Error as error:
         raise meaning(error, "the schema's version cannot be read") from error
     if found and found["only_reads"]:
-        raise DatabaseUnavailable(f"the database only reads, and a controller has to write: {found['only_reads']}")
+        raise DatabaseUnavailable(f"the database only reads: {found['only_reads']}; a controller needs one that writes")
     version, oldest = (found["version"], found["min_code_version"]) if found else (0, 0)
     if oldest > code_version:
         raise SchemaError(

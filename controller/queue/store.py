@@ -265,7 +265,7 @@ class Queue:
 
     async def _once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
         statement: LiteralString = self._sql[name]
-        with in_words(DOING.get(name, f"the statement {name} has no answer")):
+        with in_words(DOING.get(name, f"the statement {name} cannot be done")):
             async with self._pool.connection() as connection:
                 try:
                     cursor = await connection.execute(statement, params)

@@ -3,11 +3,11 @@
 -- is the operator's word. So is `role`.
 
 -- session --
+set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0;
 set search_path = public, pg_temp;  -- pg_catalog comes first where it is not named
 set datestyle = 'iso, ymd'; set timezone = 'UTC'; set intervalstyle = 'postgres'; set bytea_output = 'hex';
 set extra_float_digits = 1; set array_nulls = on; set standard_conforming_strings = on;
 set default_transaction_isolation = 'read committed'; set default_transaction_deferrable = off;
-set statement_timeout = 0; set lock_timeout = 0; set idle_in_transaction_session_timeout = 0;
 set row_security = on; set exit_on_error = off; set jit = off;  -- compiling takes half a second, running a millisecond
 set plan_cache_mode = 'auto';
 select set_config('synchronous_commit', 'local', false)  -- an outcome that was recorded outlives the server's crash

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from psycopg.sql import SQL, Identifier
 
 from controller import http as serving
 from controller.__main__ import assemble
@@ -138,6 +139,21 @@ def test_a_schema_that_shut_it_out_makes_it_not_ready(database: str) -> None:
             status, text = await get("/readyz")
             assert status == 503
             assert text.startswith("the database's min_code_version is 998")
+
+    asyncio.run(go())
+
+
+def test_a_database_that_only_reads_makes_it_not_ready(database: str) -> None:
+    async def go() -> None:
+        async with served(database) as (get, _):
+            with connect(database) as owner:
+                name = Identifier(str(owner.info.dbname))
+                setting = SQL("alter database {} set default_transaction_read_only = {}")
+                for on, told in (("on", (503, "the database only reads: ")), ("off", (200, "ready"))):
+                    owner.execute(setting.format(name, SQL(on)))
+                    status, text = await get("/readyz")
+                    assert (status, text.startswith(told[1])) == (told[0], True)
+                    assert (await get("/healthz"))[0] == 200
 
     asyncio.run(go())
 

@@ -41,8 +41,10 @@ class Postgres:
         self._execute = pgexec
         self.url: str = self._server.get_uri()
 
-    def restart(self) -> None:
-        """As after a crash: what was not committed is gone, every connection too."""
+    def restart(self, *, standby: bool = False) -> None:
+        """As after a crash: what was not committed is gone, every connection too. A standby only reads."""
+        if standby:
+            (self._server.pgdata / "standby.signal").touch()
         self._control("restart")
 
     def halt(self) -> None:
