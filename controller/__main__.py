@@ -26,9 +26,9 @@ from controller.loop import Controller, Pace, cancel
 from controller.metrics import Metrics
 from controller.queue.connect import open_pool
 from controller.queue.listen import listen
-from controller.queue.migrate import check_schema, migrate
+from controller.queue.migrate import check_schema, migrate, retain
 from controller.queue.store import Queue
-from controller.settings import Settings
+from controller.settings import OwnersSettings, Settings
 from controller.steps import Steps
 from controller.tools import add_verbs, terminal
 
@@ -87,7 +87,7 @@ def run_migrate(options: argparse.Namespace) -> int:
     passwords = {
         f"sandbox_{name}": os.environ.get(f"SANDBOX_{name.upper()}_PASSWORD") for name in ("controller", "requester")
     }
-    steps = migrate(url, passwords)
+    steps = migrate(url, passwords, OwnersSettings.read().sandbox_retention_seconds)
     terminal.show(f"migrate: {steps} applied" if steps else "migrate: nothing to do")
     return 0
 
@@ -113,6 +113,8 @@ async def serve(settings: Settings, backend: Backend) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with assemble(settings, backend) as (controller, queue, http):
+        if settings.sandbox_retention_seconds is not None:
+            await retain(settings.database_url, settings.sandbox_retention_seconds)
         server, port = await http.serve(settings.http_port)
         log.info("%s runs sandboxes on %s, http on port %d", queue.me, queue.engine, port)
         listener = asyncio.create_task(listen(settings.database_url, "sandbox_wake", controller.wake))
@@ -171,7 +173,6 @@ def wire(settings: Settings, queue: Queue, backend: Backend, metrics: Metrics) -
         max_running=settings.sandbox_max_running,
         poll=settings.sandbox_poll_seconds,
         lease=settings.sandbox_lease_seconds,
-        retention=settings.sandbox_retention_seconds,
         launching=LAUNCHING[kind],
     )
     lives = Lives(settings.sandbox_start_deadline_seconds)

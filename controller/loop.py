@@ -32,7 +32,6 @@ class Pace:
     max_running: int
     poll: float  # seconds
     lease: float  # seconds
-    retention: float  # seconds
     launching: int  # rows claimed and not yet released, at most: each has its start deadline running
     compare: float = 5.0  # seconds between comparisons of the whole table with the whole engine
     grace: float = 10.0  # seconds that a run must stay without a trace before it counts as gone
@@ -159,7 +158,7 @@ class Controller:
             await self._renew()
         if now - self._forgot > FORGET_SECONDS:
             self._forgot = now
-            if await self._queue.forget(pace.retention):
+            if await self._queue.forget():
                 self._forgot = 0.0  # there may be more: next time round
 
     async def _renew(self) -> None:

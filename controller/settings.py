@@ -13,6 +13,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from controller.errors import SettingsError
 
+RETENTION = Field(
+    None,
+    ge=1,
+    le=100 * 365 * 86_400,
+    description="seconds that an ended sandbox stays in the table: its owner's to say",
+)
+
 
 class Settings(BaseSettings):
     """The controller's settings. A field's name in capitals is its variable's."""
@@ -43,9 +50,7 @@ class Settings(BaseSettings):
     sandbox_output_bytes: int = Field(
         1 << 20, ge=1024, le=8 << 20, description="bytes of output kept of each attempt, its end"
     )
-    sandbox_retention_seconds: float = Field(
-        30 * 86_400.0, ge=1, le=100 * 365 * 86_400, description="seconds that an ended sandbox stays in the table"
-    )
+    sandbox_retention_seconds: float | None = RETENTION
     sandbox_work_dir: Path = Field(
         Path(".work/sandboxes"), description="directory of the `process` backend's runs; must outlive the controller"
     )
@@ -93,6 +98,22 @@ class Settings(BaseSettings):
         if faults:
             raise SettingsError("; ".join(faults))
         return settings
+
+
+class OwnersSettings(BaseSettings):
+    """What `migrate` writes into the database, beside the passwords."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
+
+    sandbox_retention_seconds: float | None = RETENTION
+
+    @classmethod
+    def read(cls) -> Self:
+        """The environment's. Raises SettingsError."""
+        try:
+            return cls()
+        except ValidationError as error:
+            raise SettingsError("; ".join(map(_fault, error.errors()))) from error
 
 
 PASSWORDS = ("SANDBOX_CONTROLLER_PASSWORD", "SANDBOX_REQUESTER_PASSWORD")  # for `migrate` alone

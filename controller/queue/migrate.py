@@ -3,61 +3,117 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier, Literal
 
 from controller import sql
-from controller.errors import DatabaseUnavailable, SchemaError
+from controller.errors import DatabaseUnavailable, SchemaError, SettingsError
 from controller.queue.connect import connect, connect_async
-from controller.queue.faults import line, meaning
+from controller.queue.faults import in_words, line, meaning
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+Roles = dict[str, LiteralString]  # the statements of roles.sql
 
-LOCK = 7263002  # an advisory lock: one migration at a time
 CODE_VERSION = sql.migrations()[-1].version  # what this code was written for
+LOCK_TIMEOUT = "3s"  # who waits for the queue's tables holds up all who come after: only so long at a time
+PAUSE_SECONDS = 1.0  # in which those come through
+PATIENCE_SECONDS = 60.0  # for transactions that hold the queue's tables, and for another migration
+CONTENDED = (  # another session is at the same objects
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.InternalError_,  # "tuple concurrently updated": of a grant, by another migration
+)
 
 
-def migrate(url: str, passwords: dict[str, str | None]) -> int:
-    """Applies what is missing, as the owner; sets the passwords given, by login. Returns how many steps it took.
+def migrate(
+    url: str, passwords: dict[str, str | None], retention: float | None = None, patience: float = PATIENCE_SECONDS
+) -> int:
+    """Applies what is missing and puts owners and rights right; sets the passwords given, by login, and the seconds
+    that ended sandboxes stay. Returns how many steps it took.
 
-    Safe beside another migration, and on a database that is newer. Raises DatabaseUnavailable, or SchemaError where
-    the login may not do it or the database refuses it.
+    Safe beside controllers, beside another migration, and on a database that is newer. Raises DatabaseUnavailable, or
+    SchemaError where the login may not do it, the database refuses it, or another session is in the way for longer
+    than `patience` seconds.
     """
+    roles = sql.statements("roles.sql")
     with closing(connect(url, "sandbox-migrate")) as connection:
         try:
-            connection.execute("select pg_advisory_lock(%s)", [LOCK])
-            return _migrate(connection, passwords)
+            steps = _patiently(connection, roles, patience, lambda: _migrate(connection, roles, passwords, retention))
+            _patiently(connection, roles, patience, lambda: _validate(connection, roles))
+            return steps
         except psycopg.errors.InsufficientPrivilege as error:
-            needs = "migrate needs the database's owner with the right to make roles"
+            needs = (
+                "migrate needs a superuser, or the owner of the database and of its tables with the right to make roles"
+            )
             raise SchemaError(f"{needs}: {line(error)}") from error
         except psycopg.Error as error:
             found = meaning(error, "the database refuses the migration")
             raise found if isinstance(found, DatabaseUnavailable) else SchemaError(str(found)) from error
 
 
-def _migrate(connection: psycopg.Connection[DictRow], passwords: dict[str, str | None]) -> int:
-    roles = sql.statements("roles.sql")
-    for role in ("owner", "controller", "requester"):
-        connection.execute(roles[role])
+def _patiently(connection: psycopg.Connection[DictRow], roles: Roles, patience: float, part: Callable[[], T]) -> T:
+    """Does `part` in one transaction, again and again where another session is in its way."""
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            with connection.transaction():
+                connection.execute(SQL("set local lock_timeout = {}").format(LOCK_TIMEOUT))
+                connection.execute(roles["schema"])
+                return part()
+        except CONTENDED as error:
+            if time.monotonic() > give_up:
+                raise SchemaError(_held(connection, roles, error)) from error
+            log.info("another session holds what the migration needs, trying again: %s", line(error))
+        time.sleep(PAUSE_SECONDS)
+
+
+def _migrate(
+    connection: psycopg.Connection[DictRow], roles: Roles, passwords: dict[str, str | None], retention: float | None
+) -> int:
+    for name in ("owner", "controller", "requester", "membership", "settle", "become_owner", "history"):
+        connection.execute(roles[name])
+    connection.execute(roles["one_at_a_time"])
+    applied = {found["version"] for found in connection.execute(roles["applied"])}
+    steps = [step for step in sql.migrations() if step.version not in applied]
+    for step in steps:
+        connection.execute(step.sql)
+        noted: dict[str, Any] = {"version": step.version, "name": step.name}
+        connection.execute(roles["note_applied"], noted | {"min_code_version": step.min_code_version})
+        log.info("applied migration %04d %s", step.version, step.name)
+    if max(applied, default=0) <= CODE_VERSION:  # a newer version grants what this one does not know
+        connection.execute(roles["grants"])
+    if retention is not None:
+        connection.execute(roles["set_retention"], {"seconds": retention})
+    connection.execute(roles["become_login"])
     for login, password in passwords.items():
         if password is not None:  # sent as its verifier, so that no log can hold it
             verifier = connection.pgconn.encrypt_password(password.encode(), login.encode(), b"scram-sha-256").decode()
             connection.execute(SQL("alter role {} password {}").format(Identifier(login), Literal(verifier)))
-    connection.execute(roles["become_owner"])
-    connection.execute(roles["history"])
-    applied = {found["version"] for found in connection.execute(roles["applied"])}
-    steps = [step for step in sql.migrations() if step.version not in applied]
-    for step in steps:
-        with connection.transaction():
-            connection.execute(step.sql)
-            noted: dict[str, Any] = {"version": step.version, "name": step.name}
-            connection.execute(roles["note_applied"], noted | {"min_code_version": step.min_code_version})
-        log.info("applied migration %04d %s", step.version, step.name)
     return len(steps)
+
+
+def _validate(connection: psycopg.Connection[DictRow], roles: Roles) -> None:
+    """Compares rows from before with the rules of migrations, while everybody goes on reading and writing."""
+    connection.execute(roles["become_owner"])
+    for found in connection.execute(roles["unproven"]).fetchall():
+        connection.execute(str(found["validate"]).encode())
+
+
+def _held(connection: psycopg.Connection[DictRow], roles: Roles, error: psycopg.Error) -> str:
+    holders = [
+        f"process {found['pid']} of {found['usename']} ({found['application_name'] or 'unnamed'}),"
+        f" its transaction open for {found['seconds']} s"
+        for found in connection.execute(roles["holders"])
+    ]
+    by = "; ".join(holders) or line(error)
+    return f"another session holds what the migration needs: {by}: end it, then run migrate again; nothing was changed"
 
 
 async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
@@ -85,3 +141,19 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
             f"the database is at version {version}, and this controller needs {code_version}: "
             "run `python -m controller migrate`"
         )
+
+
+async def retain(url: str, seconds: float) -> None:
+    """Keeps ended sandboxes for so long. Raises SettingsError where that is not this login's to say."""
+    roles = sql.statements("roles.sql")
+    async with await connect_async(url, "sandbox-check") as connection:
+        with in_words("the retention cannot be read or set"):
+            [found] = await (await connection.execute(roles["retention"])).fetchall()
+            if found["may_set"]:
+                await connection.execute(roles["set_retention"], {"seconds": seconds})
+            elif found["retention_seconds"] != seconds:
+                raise SettingsError(
+                    f"SANDBOX_RETENTION_SECONDS = {seconds:g}, and the database keeps ended sandboxes for "
+                    f"{found['retention_seconds']:g} s, which is its owner's to change: run `python -m controller "
+                    "migrate` with that setting, or leave it out here"
+                )

@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from controller import sql
 from controller.errors import DatabaseUnavailable
-from controller.model import Key, Launch, Outcome, Output, Row, Seen, State
+from controller.model import Key, Launch, Outcome, Output, Reason, Row, Seen, State
 from controller.queue.batch import Batch
 from controller.queue.faults import ONLY_READS, STALE, Locked, in_words
 from controller.text import storable, tail
@@ -119,6 +119,7 @@ class Queue:
         self.engine = ""
         self.put_back = Batch(self._put_back, self._locked)
         self.make_due = Batch(self._make_due, self._locked)
+        self._keepers: set[str] = set()  # what keeps rows from being forgotten, told once
         self.bind = Batch(self._bind, self._locked)
         self.start = Batch(self._start, self._locked)
         self.wait = Batch(self._wait, self._locked)
@@ -129,13 +130,13 @@ class Queue:
     async def claim(self, most: int, max_running: int, lease: float) -> list[Claimed]:
         """The next rows that may run. Raises DatabaseUnavailable where the reply was lost: see `take_over`."""
         params = {"me": self.me, "engine": self.engine, "lease": lease, "max_running": max_running, "most": most}
-        return [_claimed(found) for found in await self._once("claim", params)]
+        return await self._readable(await self._once("claim", params))
 
     async def take_over(self, most: int, lease: float, held: Sequence[UUID] | None = None) -> list[Claimed]:
         """Rows whose lease ran out; with `held`, also those claimed for this controller that it does not hold."""
         params = {"me": self.me, "engine": self.engine, "lease": lease, "most": most}
         params |= {"mine": held is not None, "held": list(held or ())}
-        return [_claimed(found) for found in await self._once("take_over", params)]
+        return await self._readable(await self._once("take_over", params))
 
     async def renew(self, rows: Sequence[Row], lease: float) -> set[UUID]:
         """Prolongs these leases to `lease` seconds from now; returns those that were still held."""
@@ -171,9 +172,13 @@ class Queue:
         """How these rows stand now."""
         return {row.id: row for row in map(_row, await self._run("facts", {"ids": list(ids)}))}
 
-    async def forget(self, retention: float) -> int:
-        """Deletes up to 1,000 sandboxes that ended longer ago than `retention` seconds; returns how many."""
-        return int((await self._run("forget", {"retention": retention}))[0]["forgotten"])
+    async def forget(self) -> int:
+        """Deletes sandboxes that are past the owner's retention; returns how many of up to 1,000 were dealt with."""
+        found = (await self._run("forget", {}))[0]
+        for keeper in set(found["why"]) - self._keepers:
+            log.warning("retention leaves sandboxes that %s keeps, and tries them again later", keeper)
+        self._keepers |= set(found["why"])
+        return int(found["forgotten"] + found["kept"])
 
     async def cancel_all(self) -> None:
         """Asks for the end of everything that has not ended."""
@@ -191,6 +196,18 @@ class Queue:
         """This database's own id."""
         found: UUID = (await self._run("installation", {}))[0]["id"]
         return found
+
+    async def _readable(self, rows: Sequence[DictRow]) -> list[Claimed]:
+        """Those that can be run; one whose columns cannot be read ends at once, and is in no other's way."""
+        readable: list[Claimed] = []
+        for found in rows:
+            try:
+                readable.append(_claimed(found))
+            except (KeyError, TypeError, ValueError) as error:
+                log.error("sandbox %s cannot be read and is put aside: %s", found["id"], error)
+                refused = Outcome(State.FAILED, Reason.INVALID_REQUEST, f"the row cannot be read: {error}")
+                await self.record(Ended(Key(found["id"], found["attempt"]), found["run_uid"], refused))
+        return readable
 
     async def _put_back(self, items: Sequence[PutBack]) -> set[UUID]:
         params = _keys([item.key for item in items]) | {"epochs": [item.epoch for item in items]}
@@ -301,6 +318,9 @@ def _row(found: DictRow) -> Row:
 
 
 def _claimed(found: DictRow) -> Claimed:
+    """Raises TypeError where the row is not one that can be launched."""
     row = _row(found)
     asked = ("command", "timeout_seconds", "image", "env", "cpu_millis", "memory_mib", "disk_mib", "network", "tenant")
-    return Claimed(row, Launch(row.key, **{name: found[name] for name in asked}), found["created_age"])
+    if not isinstance(found["env"], dict):
+        raise TypeError("env is not an object")
+    return Claimed(row, Launch(row.key, **{name: found[name] for name in asked}), float(found["created_age"]))

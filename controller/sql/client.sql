@@ -9,7 +9,7 @@ insert into sandboxes ({columns}) values ({values})
 on conflict do nothing returning id;
 
 -- cancel --
-update sandboxes set cancel_requested_at = sandbox_now() where id = %(id)s and finished_at is null;
+select sandbox_cancel(%(id)s) as asked;
 
 -- progress --
 -- How those rows stand. `seconds`: from the insert to the end, or to now. `resting`: the next attempt is not due yet.
@@ -32,7 +32,7 @@ select s.*, sandbox_now() as now,
                                 and (q.priority, -q.seq) > (s.priority, -s.seq) limit 1000) ahead) as ahead,
        (select count(*) from sandboxes r where r.state in ('launching', 'running')) as busy,
        (select count(*) from sandboxes r where r.state in ('launching', 'running') and r.tenant = s.tenant) as tenant_busy,
-       (select t.max_running from tenants t where t.name = s.tenant) as tenant_max_running,
+       (select t.max_running from sandbox_tenants t where t.name = s.tenant) as tenant_max_running,
        (select count(*) from pg_stat_activity
         where datname = current_database() and application_name = 'sandbox-listener') as controllers
 from sandboxes s where s.id = %(id)s;

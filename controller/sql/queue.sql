@@ -3,12 +3,15 @@
 -- left alone and not returned, and the caller looks again.
 
 -- claim --
--- queued -> launching: the next rows that may run, under a new epoch and lease.
+-- queued -> launching: the next rows that may run, under a new epoch and lease. Ages are of finite times alone: what
+-- one row holds must not cost the others their claim.
 select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
-       extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age, null::float8 as started_age,
+       extract(epoch from sandbox_now() - case when isfinite(claimed_at) then claimed_at end)::float8 as claimed_age,
+       null::float8 as started_age,
        command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant,
-       extract(epoch from sandbox_now() - created_at)::float8 as created_age
-from sandbox_claim(%(me)s, %(engine)s, %(lease)s::float8, %(max_running)s, %(most)s);
+       coalesce(extract(epoch from sandbox_now() - case when isfinite(created_at) then created_at end), 0)::float8
+           as created_age
+from sandbox_claim_v3(%(me)s, %(engine)s, %(lease)s::float8, %(max_running)s, %(most)s);
 
 -- take_over --
 -- launching -> launching: rows whose lease ran out, same attempt, under a new epoch; and with `mine`, rows that this
@@ -26,9 +29,11 @@ with expired as materialized (
     insert into sandbox_events (sandbox_id, attempt, step, detail) select id, attempt, 'taken over', %(me)s from taken
 )
 select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
-       extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age, null::float8 as started_age,
+       extract(epoch from sandbox_now() - case when isfinite(claimed_at) then claimed_at end)::float8 as claimed_age,
+       null::float8 as started_age,
        command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant,
-       extract(epoch from sandbox_now() - created_at)::float8 as created_age
+       coalesce(extract(epoch from sandbox_now() - case when isfinite(created_at) then created_at end), 0)::float8
+           as created_age
 from taken;
 
 -- renew --
@@ -247,8 +252,8 @@ select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is no
 from sandboxes where id = any (%(ids)s::uuid[]);
 
 -- forget --
--- terminal -> gone: what was cleaned longer ago than the retention.
-select sandbox_forget(%(retention)s::float8, 1000) as forgotten;
+-- terminal -> gone: what was cleaned longer ago than the owner's retention. `why`: what keeps the others.
+select forgotten, kept, why from sandbox_forget_v3(1000);
 
 -- cancel_all --
 -- Asks for the end of everything that has not ended and that nobody else holds.

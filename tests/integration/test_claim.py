@@ -72,7 +72,7 @@ def test_a_claim_says_what_is_to_be_run_and_leaves_its_marks(owner: Connection) 
 
 
 def test_shares_follow_the_weights(owner: Connection) -> None:
-    owner.execute("insert into tenants values ('t0', null, 3), ('t1', null, 1), ('t2', null, 0.5)")
+    owner.execute("insert into sandbox_tenants values ('t0', null, 3), ('t1', null, 1), ('t2', null, 0.5)")
     insert_many(owner, 300, tenants=3)
     shares = tenants(claim(owner, 90), owner)
     assert (shares["t0"], shares["t1"], shares["t2"]) == (60, 20, 10)
@@ -96,11 +96,13 @@ def test_one_large_tenant_gets_all_that_no_other_wants_in_one_claim(owner: Conne
 
 
 def test_limits_of_a_tenant_hold_and_leave_their_room_to_the_others(owner: Connection) -> None:
-    owner.execute("insert into tenants (name, max_running) values ('t0', 0), ('t1', 2)")
+    owner.execute("insert into sandbox_tenants (name, max_running) values ('t0', 0), ('t1', 2)")
     insert_many(owner, 60, tenants=3)
     assert tenants(claim(owner, 15), owner) == {"t1": 2, "t2": 13}
     assert tenants(claim(owner), owner) == {"t2": 7}
-    owner.execute("update tenants set max_running = 1 where name = 't1'")  # below what runs: nothing is taken away
+    owner.execute(
+        "update sandbox_tenants set max_running = 1 where name = 't1'"
+    )  # below what runs: nothing is taken away
     assert claim(owner) == []
 
 
@@ -128,7 +130,7 @@ def test_ties_are_spread_over_the_tenants(owner: Connection) -> None:
 def test_eight_claimers_at_once_never_go_over_the_limit_and_never_take_a_row_twice(database: str) -> None:
     with connect(database) as owner:
         insert_many(owner, 500, tenants=5)
-        owner.execute("insert into tenants (name, max_running) values ('t0', 3)")
+        owner.execute("insert into sandbox_tenants (name, max_running) values ('t0', 3)")
 
         def work(me: str) -> list[UUID]:
             mine: list[UUID] = []
@@ -255,7 +257,7 @@ def test_a_lost_claim_reply_raises_and_the_rows_come_back(database: str) -> None
                 with (
                     owner.transaction()
                 ):  # the claim waits behind this lock, claims nothing yet, and loses its connection
-                    owner.execute("select pg_advisory_xact_lock(7263001)")
+                    owner.execute("lock table sandbox_claim_turn in exclusive mode")
                     claiming = asyncio.create_task(queue.claim(10, 100, 60))
                     await asyncio.to_thread(until, killer, WAITS_FOR_LOCK)
                     kill_controllers(killer)
@@ -272,8 +274,8 @@ def test_a_lost_claim_reply_raises_and_the_rows_come_back(database: str) -> None
 def test_locked_rows_are_skipped_and_starve_nobody(database: str, owner: Connection) -> None:
     locked, free = insert(owner, priority=9), insert(owner)
     alone = insert(owner, tenant="alone")
-    with connect(database, "sandbox_requester") as requester, requester.transaction():
-        requester.execute("update sandboxes set cancel_requested_at = now() where id = any(%s)", [[locked, alone]])
+    with connect(database) as admin, admin.transaction():
+        admin.execute("update sandboxes set cancel_requested_at = now() where id = any(%s)", [[locked, alone]])
         assert [each["id"] for each in claim(owner, 1)] == [free]  # though it was the turn of `alone`, and of `locked`
         assert claim(owner) == []
         assert ask(owner, "cancel_queued") == []
@@ -303,7 +305,8 @@ def test_claims_take_turns(database: str, owner: Connection) -> None:
 def test_no_tenant_waits_for_ever(count: int, owner: Connection) -> None:
     """Whatever the weights, with room for one at a time, everybody's turn comes."""
     owner.execute(
-        "insert into tenants (name, weight) select 't' || i, greatest(0.001, i) from generate_series(0, %s) i", [count]
+        "insert into sandbox_tenants (name, weight) select 't' || i, greatest(0.001, i) from generate_series(0, %s) i",
+        [count],
     )
     insert_many(owner, 4 * count, tenants=count)
     seen: list[int] = []

@@ -102,7 +102,7 @@ def test_limits_of_a_tenant_are_checked(owner: Connection) -> None:
         "('t', 0, 'NaN')": "weight must be over 0",
     }.items():
         with pytest.raises(psycopg.errors.CheckViolation, match=rule):
-            owner.execute(f"insert into tenants (name, max_running, weight) values {values}")
+            owner.execute(f"insert into sandbox_tenants (name, max_running, weight) values {values}")
 
 
 # The state machine

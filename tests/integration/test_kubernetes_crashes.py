@@ -21,6 +21,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from controller.backends.kubernetes_api import QUICK, Api
+from tests.support.database import connect, settable_clock
 from tests.support.fake_api import Fault
 from tests.support.fake_stage import Scene, play
 from tests.support.fake_store import JOBS, PODS
@@ -257,6 +258,8 @@ def _log_gone(scene: Scene, name: str, dry: str) -> None:
 
 async def pass_time(scene: Scene, span: timedelta) -> None:
     """Whoever connects to the database from now on finds it that much later."""
+    with connect(scene.url) as owner:
+        settable_clock(owner)
     then = (datetime.now(UTC) + span).isoformat()
     name = conninfo_to_dict(scene.url)["dbname"]
     await asyncio.to_thread(scene.sql, f"alter database \"{name}\" set sandbox.now = '{then}'")

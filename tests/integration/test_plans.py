@@ -45,7 +45,8 @@ FILL = [
     " select 'true', 't' || i %% {tenants}, case when i %% 3 = 0 then 'launching' else 'running' end,"
     f" '{ENGINE}', 'u' || i, 'a', case when i %% 3 = 0 then now() + (i - 150) * interval '1 second' end, 1, now()"
     f" from generate_series(1, {ACTIVE}) i",
-    "insert into tenants select 't' || i, 1000, 1 + i from generate_series(0, {tenants} - 1) i",
+    "insert into sandbox_tenants select 't' || i, 1000, 1 + i from generate_series(0, {tenants} - 1) i",
+    "update sandbox_installation set retention_seconds = 5000",
     "set session_replication_role = origin",
 ]
 
@@ -101,7 +102,7 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
         "max_running": 1000,
         "mine": True,
     }
-    common |= {"held": active, "retention": 5000.0}
+    common |= {"held": active}
     return common | ended | chosen.get(name, {})
 
 
@@ -141,9 +142,9 @@ def rows_read(node: dict[str, Any]) -> float:
 
 def inner_claim(connection: Connection) -> str:
     """The statement inside sandbox_claim(), its variables made parameters."""
-    source = one(connection, "select prosrc from pg_proc where proname = 'sandbox_claim'")["prosrc"]
+    source = one(connection, "select prosrc from pg_proc where proname = 'sandbox_claim_v3'")["prosrc"]
     body = re.sub(r"--.*", "", source)
-    body = body[body.index("with recursive") : body.index("into got")].replace("%", "%%")
+    body = body[body.index("with recursive") : body.index("into batch")].replace("%", "%%")
     for name, kind in {
         "controller": "text",
         "on_engine": "text",
@@ -151,6 +152,7 @@ def inner_claim(connection: Connection) -> str:
         "max_running": "integer",
         "most": "integer",
         "spent": "text[]",
+        "aside": "uuid[]",
     }.items():
         body = re.sub(rf"(?<![.\w])(?<!as ){name}\b(?! =>)", f"%({name})s::{kind}", body)
     return body
@@ -170,7 +172,9 @@ def test_every_statement_reads_no_more_than_it_has_to_do_with(stage: str, filled
         order = sorted(QUEUE, key="cancel_all".__eq__)  # it leaves many dead rows
         plans = {name: explain(connection, QUEUE[name], parameters(connection, name)) for name in order}
         given = {"controller": "a", "on_engine": ENGINE, "lease_seconds": 60.0, "max_running": 1000, "most": 100}
-        plans["inside sandbox_claim"] = explain(connection, inner_claim(connection), given | {"spent": []})
+        plans["inside sandbox_claim_v3"] = explain(
+            connection, inner_claim(connection), given | {"spent": [], "aside": []}
+        )
         over = {
             name: [
                 (node["Node Type"], node.get("Index Name", node.get("Relation Name")), rows_read(node))
@@ -180,15 +184,15 @@ def test_every_statement_reads_no_more_than_it_has_to_do_with(stage: str, filled
             for name, plan in plans.items()
         }
         assert {name: found for name, found in over.items() if found} == {}
-        did = sum(node["Actual Rows"] for node in plans["inside sandbox_claim"] if node["Node Type"] == "LockRows")
+        did = sum(node["Actual Rows"] for node in plans["inside sandbox_claim_v3"] if node["Node Type"] == "LockRows")
         assert did > 0  # it was the real thing
 
 
 @pytest.mark.parametrize(
     ("call", "least"),
     [
-        (f"select count(*) as n from sandbox_claim('a', '{ENGINE}', 60, 1000, 100)", 100),
-        ("select sandbox_forget(5000, 1000) as n", 1000),
+        (f"select count(*) as n from sandbox_claim_v3('a', '{ENGINE}', 60, 1000, 100)", 100),
+        ("select forgotten as n from sandbox_forget_v3(1000)", 1000),
         ("select sandbox_cancel_all() as n", QUEUED - QUEUED // 50 + ACTIVE),
     ],
     ids=["claim", "forget", "cancel_all"],

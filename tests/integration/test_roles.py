@@ -31,14 +31,18 @@ OUTCOME = {
     ),
     *("finished_at", "cleaned_at", "epoch", "claimed_by", "lease_until", "engine", "run_uid", "retry_at"),
 }
-TABLES = {"sandboxes", "sandbox_attempts", "sandbox_events", "sandbox_results", "tenants"}
+ASIDE = {"sandbox_id", "step", "why", "since", "again_at"}
+TABLES = {"sandboxes", "sandbox_attempts", "sandbox_events", "sandbox_results", "sandbox_tenants"}
 READS = {
     "sandbox_requester": TABLES,
-    "sandbox_controller": TABLES | {"sandbox_installation", "sandbox_migrations"},
+    "sandbox_controller": TABLES | {"sandbox_installation", "sandbox_migrations", "sandbox_set_aside"},
 }
 CALLS = {
-    "sandbox_requester": {"sandbox_now"},
-    "sandbox_controller": {"sandbox_now", "sandbox_claim", "sandbox_forget", "sandbox_cancel_all"},
+    "sandbox_requester": {"sandbox_now", "sandbox_cancel"},
+    "sandbox_controller": {
+        *("sandbox_now", "sandbox_claim", "sandbox_claim_v3", "sandbox_forget", "sandbox_forget_v3"),
+        "sandbox_cancel_all",
+    },
 }
 ROLES = pytest.mark.parametrize("role", ["sandbox_requester", "sandbox_controller"])
 DENIED = psycopg.errors.InsufficientPrivilege
@@ -83,12 +87,13 @@ def test_the_catalog_grants_what_the_protocol_needs_and_nothing_else(role: str, 
     wanted: dict[tuple[str, str], set[str]] = {
         "sandbox_requester": {
             ("sandboxes", "INSERT"): REQUEST,
-            ("sandboxes", "UPDATE"): {"cancel_requested_at"},
         },
         "sandbox_controller": {
             ("sandboxes", "UPDATE"): OUTCOME,
             ("sandbox_attempts", "INSERT"): rights["sandbox_attempts", "SELECT"],
             ("sandbox_events", "INSERT"): rights["sandbox_events", "SELECT"],
+            ("sandbox_set_aside", "INSERT"): ASIDE,
+            ("sandbox_set_aside", "UPDATE"): ASIDE,
         },
     }[role]
     assert {key: columns for key, columns in rights.items() if key[1] != "SELECT"} == wanted
@@ -154,17 +159,18 @@ def test_everything_belongs_to_the_owner_role(owner: Connection) -> None:
 def test_what_runs_with_the_owners_rights_has_a_fixed_search_path(owner: Connection) -> None:
     found = owner.execute(
         "select proname, proconfig from pg_proc where prosecdef and pronamespace = 'public'::regnamespace"
-    )
-    assert {each["proname"]: each["proconfig"] for each in found} == {
-        "sandbox_forget": ["search_path=pg_catalog, public, pg_temp"],
-        "sandbox_cancel_all": ["search_path=pg_catalog, public, pg_temp"],
+    ).fetchall()
+    assert {each["proname"] for each in found} == {
+        *("sandbox_forget", "sandbox_forget_v3", "sandbox_cancel", "sandbox_apply_cancel", "sandbox_cancel_all")
     }
+    assert {each["proconfig"][0] for each in found} == {"search_path=pg_catalog, public, pg_temp"}
 
 
 def test_a_requester_asks_cancels_and_reads(database: str, owner: Connection) -> None:
     with connect(database, "sandbox_requester") as requester:
         made = insert(requester, command="x", env='{"A": "1"}', idempotency_key="k")
-        assert requester.execute("update sandboxes set cancel_requested_at = now() where id = %s", [made]).rowcount == 1
+        assert one(requester, "select sandbox_cancel(%s) as asked", [made]) == {"asked": True}
+        assert row(requester, made)["cancel_requested_at"] is not None
         assert one(requester, "select * from sandbox_results")["state"] == "queued"
         for table in READS["sandbox_requester"]:
             requester.execute(f"select * from {table}")
@@ -178,7 +184,7 @@ def test_a_requester_does_nothing_else(database: str, owner: Connection) -> None
             value = "default" if column == "seq" else "null"
             with pytest.raises(DENIED):
                 requester.execute(f"insert into sandboxes (command, {column}) values ('x', {value})")
-        for column in OUTCOME | REQUEST | {"created_at"}:
+        for column in OUTCOME | REQUEST | {"created_at", "cancel_requested_at"}:
             with pytest.raises(DENIED):
                 requester.execute(f"update sandboxes set {column} = {column} where id = %s", [made])
         refuse_all(
@@ -188,12 +194,17 @@ def test_a_requester_does_nothing_else(database: str, owner: Connection) -> None
             "insert into sandbox_events (sandbox_id, attempt, step) values (gen_random_uuid(), 1, 'x')",
             "insert into sandbox_attempts (sandbox_id, attempt, state, reason) select id, 1, 'x', 'x' from sandboxes",
             "update sandbox_attempts set output = 'x'",
-            "insert into tenants values ('t', 1, 1)",
-            "update tenants set max_running = null",
+            "insert into sandbox_tenants values ('t', 1, 1)",
+            "update sandbox_tenants set max_running = null",
             "select * from sandbox_installation",
             "select * from sandbox_migrations",
             "select sandbox_claim('me', 'e', 60, 1, 1)",
+            "select sandbox_claim_v3('me', 'e', 60, 1, 1)",
             "select sandbox_forget(0, 1000)",
+            "select sandbox_forget_v3(1000)",
+            "select sandbox_forget_before(now(), 1000)",
+            "select * from sandbox_set_aside",
+            "insert into sandbox_cancels (sandbox_id) select id from sandboxes",
             "select sandbox_cancel_all()",
             "alter table sandboxes disable trigger all",
             "drop trigger wake_on_insert on sandboxes",
@@ -219,7 +230,7 @@ def test_a_controller_lives_through_a_whole_sandbox(database: str, owner: Connec
         assert [each["id"] for each in ask(controller, "record", truncated=[False], **ended)] == [made]
         assert ask(controller, "clean", ids=[made]) == [{"id": made}]
         assert ask(controller, "locked", ids=[made]) == []
-        assert ask(controller, "forget", retention=-1.0) == [{"forgotten": 1}]
+        assert ask(controller, "forget") == [{"forgotten": 0, "kept": 0, "why": []}]
         controller.execute("listen sandbox_wake")
 
 
@@ -239,9 +250,13 @@ def test_a_controller_does_nothing_else(database: str, owner: Connection) -> Non
             "update sandbox_attempts set output = 'x'",
             "update sandbox_events set step = 'x'",
             "update sandbox_installation set id = gen_random_uuid()",
+            "update sandbox_installation set retention_seconds = 1",
+            "select sandbox_forget_before(now(), 1000)",
+            "select sandbox_cancel(gen_random_uuid())",
+            "begin; lock table sandbox_migrations in share row exclusive mode",
             "update sandbox_migrations set version = 0",
             "insert into sandbox_migrations values (99, 'x', 99)",
-            "insert into tenants values ('t', 1, 1)",
+            "insert into sandbox_tenants values ('t', 1, 1)",
             "alter table sandboxes disable trigger all",
             "create table public.mine (x int)",
             "set role sandbox_owner",
@@ -254,7 +269,7 @@ def refuse_all(connection: Connection, *queries: str) -> None:
         try:
             connection.execute(query)
         except DENIED:
-            pass
+            connection.rollback()
         else:
             pytest.fail(f"allowed: {query}")
 

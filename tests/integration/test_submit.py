@@ -455,7 +455,7 @@ def test_explain_tells_a_whole_life(controller: str, sandboxes: Database) -> Non
 
 
 def test_explain_tells_the_place_in_the_queue(database: str, sandboxes: Database) -> None:
-    sandboxes.execute("insert into tenants (name, max_running) values ('ci', 0)")
+    sandboxes.execute("insert into sandbox_tenants (name, max_running) values ('ci', 0)")
     with closing(Client(database)) as client:
         sandboxes.execute("insert into sandboxes (command, tenant, priority) values ('a', 'ci', 1), ('b', 'ci', 0)")
         id = client.submit({"command": "c", "tenant": "ci"})

@@ -326,8 +326,8 @@ def test_a_row_whose_controller_is_gone_is_adopted_once(database: str, owner: Co
         by_id = {each.id: each for each in rows}
         running = {key.sandbox_id for key in keys[:3]}
         held = keys[0].sandbox_id
-        with connect(database, "sandbox_requester") as requester, requester.transaction():
-            requester.execute("update sandboxes set cancel_requested_at = now() where id = %s", [held])
+        with connect(database) as admin, admin.transaction():
+            admin.execute("update sandboxes set cancel_requested_at = now() where id = %s", [held])
             assert await queue.adopt(rows) == running - {held}  # what launches has its lease; what is locked, its turn
         assert await queue.adopt([replace(by_id[held], epoch=2)]) == set()
         assert await queue.adopt([by_id[held]]) == {held}
@@ -404,13 +404,30 @@ def test_two_writes_to_one_row_do_not_meet_in_one_statement(database: str, owner
     with_queue(database, work)
 
 
-def test_a_requesters_open_transaction_holds_up_nobody_else(database: str, owner: Connection) -> None:
+def test_a_requesters_open_transaction_holds_up_nothing_at_all(database: str, owner: Connection) -> None:
+    """Not even the row whose end it asks for, which is written when it commits."""
+
+    async def work(queue: Queue) -> None:
+        ended, other = await bound(queue, 2)
+        with connect(database, "sandbox_requester") as requester, requester.transaction():
+            for key in (ended, other):
+                assert one(requester, "select sandbox_cancel(%s) as asked", [key.sandbox_id]) == {"asked": True}
+            async with asyncio.timeout(0.4):  # below the lock timeout of a controller's session
+                assert await queue.record(Ended(ended, "u", BAD))
+        assert await queue.cancelling() == {other.sandbox_id}
+        assert row(owner, ended.sandbox_id)["cancel_requested_at"] is None
+
+    insert_many(owner, 2)
+    with_queue(database, work)
+
+
+def test_an_open_transaction_that_holds_a_row_holds_up_no_other_row(database: str, owner: Connection) -> None:
     async def work(queue: Queue) -> None:
         keys = await bound(queue, 5)
         held = keys[2].sandbox_id
-        with connect(database, "sandbox_requester") as requester:
-            with requester.transaction():
-                requester.execute("update sandboxes set cancel_requested_at = now() where id = %s", [held])
+        with connect(database) as admin:
+            with admin.transaction():
+                admin.execute("update sandboxes set cancel_requested_at = now() where id = %s", [held])
                 writes = {key: asyncio.create_task(queue.record(Ended(key, "u", BAD))) for key in keys}
                 late = writes.pop(keys[2])
                 assert await asyncio.gather(*writes.values()) == [True] * 4
@@ -422,22 +439,22 @@ def test_a_requesters_open_transaction_holds_up_nobody_else(database: str, owner
     with_queue(database, work)
 
 
-def test_a_requester_never_meets_a_deadlock_of_ours(database: str, owner: Connection) -> None:
+def test_an_administrator_never_meets_a_deadlock_of_ours(database: str, owner: Connection) -> None:
     """It locks two rows in the wrong order, while a batch has one and wants the other."""
 
     async def work(queue: Queue) -> None:
         first, second = await bound(queue, 2)
         cancel = "update sandboxes set cancel_requested_at = now() where id = %s"
-        with connect(database, "sandbox_requester") as requester:
-            with requester.transaction():
-                requester.execute(cancel, [second.sandbox_id])
+        with connect(database) as admin:
+            with admin.transaction():
+                admin.execute(cancel, [second.sandbox_id])
                 writes = [asyncio.create_task(queue.record(Ended(key, "u", BAD))) for key in (first, second)]
                 await asyncio.to_thread(
                     until,
                     owner,
                     "select exists (select from pg_locks where not granted and locktype = 'transactionid')",
                 )
-                await asyncio.to_thread(requester.execute, cancel, [first.sandbox_id])
+                await asyncio.to_thread(admin.execute, cancel, [first.sandbox_id])
             assert await asyncio.gather(*writes) == [True, True]
 
     insert_many(owner, 2)
@@ -555,8 +572,10 @@ def test_forget_takes_what_is_past_its_retention_a_thousand_at_a_time(owner: Con
 
     def forgotten(second: float) -> int:
         clock(owner, second)
-        [answer] = ask(owner, "forget", retention=100.0)
+        [answer] = ask(owner, "forget")
         return int(answer["forgotten"])
+
+    owner.execute("update sandbox_installation set retention_seconds = 100")
 
     assert forgotten(1000) == 0  # not yet cleaned
     clock(owner, 5)
@@ -577,10 +596,11 @@ def test_forget_leaves_what_has_not_ended_and_what_somebody_holds(database: str,
         "update sandboxes set state = 'lost', reason = 'Lost', finished_at = sandbox_now(), cleaned_at = sandbox_now()"
         " where state = 'launching'"
     )
+    owner.execute("update sandbox_installation set retention_seconds = 1")
     clock(owner, 1000)
     with connect(database) as other, other.transaction():
         other.execute("select from sandboxes where id = %s for key share", [held])
-        assert ask(owner, "forget", retention=1.0) == [{"forgotten": 1}]
+        assert ask(owner, "forget") == [{"forgotten": 1, "kept": 0, "why": []}]
     left: set[UUID] = {each["id"] for each in owner.execute("select id from sandboxes").fetchall()}
     assert gone not in left
     assert len(left) == 2

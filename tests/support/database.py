@@ -35,8 +35,18 @@ def connect(url: str, role: str | None = None) -> Iterator[Connection]:
 
 
 def clock(connection: Connection, seconds: float) -> None:
-    """Lets this connection's time stand still there."""
+    """Lets this connection's time stand still there; the others' goes on."""
+    settable_clock(connection)
     connection.execute("select set_config('sandbox.now', %s, false)", [at(seconds).isoformat()])
+
+
+def settable_clock(connection: Connection) -> None:
+    """Puts a clock that a setting fakes in the place of this database's own, which no login can set."""
+    if "sandbox.now" not in one(connection, "select pg_get_functiondef('sandbox_now'::regproc) as body")["body"]:
+        connection.execute(
+            "create or replace function sandbox_now() returns timestamptz language sql stable parallel safe"
+            " return coalesce(nullif(current_setting('sandbox.now', true), '')::timestamptz, clock_timestamp())"
+        )
 
 
 def at(seconds: float) -> datetime:

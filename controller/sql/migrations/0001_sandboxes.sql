@@ -4,7 +4,7 @@
 --   sandbox_attempts      one row an attempt that is over: its own times, exit code, reason and output
 --   sandbox_events        the timeline, a line a step
 --   sandbox_results       a view of each sandbox's last attempt: what users read
---   tenants               optional limits and weights
+--   sandbox_tenants       optional limits and weights
 --   sandbox_installation  this database's own id; every object on an engine carries it
 --   sandbox_now()         the clock of all of it; `set sandbox.now = '…'` fakes it for a session
 --   sandbox_claim()       queued -> launching, with every admission rule
@@ -20,7 +20,7 @@ create table sandbox_installation (
 );
 insert into sandbox_installation default values;
 
-create table tenants (
+create table sandbox_tenants (
     name         text primary key,
     max_running  integer constraint "max_running must be at least 0" check (max_running >= 0),  -- null: no limit
     weight       double precision not null default 1
@@ -241,7 +241,7 @@ begin
             from head h where h.tenant is not null
         ), share as materialized (
             select h.tenant, coalesce(b.n, 0) as n, coalesce(t.weight, 1) as weight, t.max_running - coalesce(b.n, 0) as cap
-            from head h left join busy b on b.tenant = h.tenant left join tenants t on t.name = h.tenant
+            from head h left join busy b on b.tenant = h.tenant left join sandbox_tenants t on t.name = h.tenant
             where h.tenant is not null and h.tenant <> all (spent) and (select r.n from room r) > 0
               and (t.max_running is null or t.max_running > coalesce(b.n, 0))
         ), level as materialized (  -- of running per weight, up to which there are turns enough for the whole room
@@ -307,7 +307,7 @@ revoke all on function sandbox_now, sandbox_refuse, sandbox_keep_cancel, sandbox
     from public;
 grant execute on function sandbox_now to sandbox_controller, sandbox_requester;
 grant execute on function sandbox_claim, sandbox_forget to sandbox_controller;
-grant select on sandboxes, sandbox_attempts, sandbox_events, sandbox_results, sandbox_installation, tenants
+grant select on sandboxes, sandbox_attempts, sandbox_events, sandbox_results, sandbox_installation, sandbox_tenants
     to sandbox_controller;
 grant update (state, attempt, runs, exit_code, reason, message, waiting, claimed_at, launched_at, started_at, finished_at,
               cleaned_at, epoch, claimed_by, lease_until, engine, run_uid, retry_at) on sandboxes to sandbox_controller;
@@ -316,4 +316,4 @@ grant insert on sandbox_attempts, sandbox_events to sandbox_controller;
 grant insert (id, command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant, priority,
               max_attempts, idempotency_key) on sandboxes to sandbox_requester;
 grant update (cancel_requested_at) on sandboxes to sandbox_requester;
-grant select on sandboxes, sandbox_attempts, sandbox_events, sandbox_results, tenants to sandbox_requester;
+grant select on sandboxes, sandbox_attempts, sandbox_events, sandbox_results, sandbox_tenants to sandbox_requester;
