@@ -15,6 +15,8 @@ from controller.loop import Controller
 from controller.metrics import Metrics
 from controller.queue.migrate import check_schema
 from controller.queue.store import Queue
+from controller.serving import Door
+from controller.text import without_addresses
 
 STALLED_SECONDS = 15.0  # an event loop that has not turned for this long is not healthy
 READY_SECONDS = 5.0  # for database and engine to answer
@@ -28,8 +30,8 @@ class Http:
         self._controller, self._queue, self._backend, self._metrics = controller, queue, backend, metrics
         self._url = url
 
-    async def serve(self, port: int) -> tuple[web.AppRunner, int]:
-        """Listens on every address; returns the runner to clean up, and the port. Raises SettingsError."""
+    async def serve(self, port: int) -> tuple[Door, int]:
+        """Listens on every address; returns what to clean up, and the port. Raises SettingsError."""
         app = web.Application()
         for path, answer in (("/healthz", self.healthz), ("/readyz", self.readyz), ("/metrics", self.metrics)):
             app.router.add_get(path, answer)
@@ -39,10 +41,9 @@ class Http:
             listening = socket.create_server(("", port), family=family, dualstack_ipv6=both)
         except OSError as error:
             raise SettingsError(f"HTTP_PORT = {port} cannot be listened on: {error.strerror}; set another") from error
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.SockSite(runner, listening).start()
-        return runner, listening.getsockname()[1]
+        door, port = Door(app, listening), listening.getsockname()[1]
+        await door.open()
+        return door, port
 
     async def healthz(self, request: web.Request) -> web.Response:
         """200 while the loop turns."""
@@ -58,7 +59,7 @@ class Http:
         except TimeoutError:
             return web.Response(status=503, text="the database or the engine does not answer\n")
         except SandboxError as error:
-            return web.Response(status=503, text=f"{error}\n")
+            return web.Response(status=503, text=f"{without_addresses(str(error))}\n")
         return web.Response(text="ready\n")
 
     async def metrics(self, request: web.Request) -> web.Response:

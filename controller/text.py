@@ -8,6 +8,11 @@ from unicodedata import category
 REPLACEMENT = "\ufffd"
 STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # categories: controls, formats (bidi among them), surrogates, separators
 HARMLESS = "\n\t\u200c\u200d"  # the last two join and part letters and emojis
+ADDRESS = re.compile(
+    r"""  "[^"]*" | [\w.+-]+://\S+ | (?<!\w)/[^\s:;,)]+ | \bport\s\d+ | \[[0-9a-f:.%]+\](:\d+)?
+        | \b[\w-][\w.-]*:\d+\b | \b\d{1,3}(\.\d{1,3}){3}\b | (?<![\w:])[0-9a-f]*:[0-9a-f:]*:[0-9a-f:.]*(?![\w:])""",
+    re.VERBOSE | re.IGNORECASE,
+)
 LINE_END = re.compile(r"(\r+)(?=\n)")
 
 
@@ -53,6 +58,12 @@ def encodable(text: str, encoding: str) -> str:
         return text
     except UnicodeError:
         return text.replace("\u2026", "...").encode(encoding, "backslashreplace").decode(encoding)
+
+
+def without_addresses(text: str) -> str:
+    """The same words without what would tell a stranger where things are: what stands in quotes (logins, hosts and
+    databases in Postgres' errors), URLs, addresses, ports and sockets."""
+    return ADDRESS.sub("…", text)
 
 
 def _steers(character: str) -> bool:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg.sql import SQL, Identifier
 
 from controller import http as serving
+from controller import serving as doors
 from controller.__main__ import assemble
 from controller.backends.memory import MemoryBackend
 from controller.errors import BackendUnavailable
@@ -26,10 +34,10 @@ class Get:
     """Asks one controller."""
 
     def __init__(self, session: aiohttp.ClientSession, port: int) -> None:
-        self._session, self._port = session, port
+        self._session, self.port = session, port
 
     async def __call__(self, path: str) -> tuple[int, str]:
-        async with self._session.get(f"http://127.0.0.1:{self._port}{path}") as answer:
+        async with self._session.get(f"http://127.0.0.1:{self.port}{path}") as answer:
             return answer.status, await answer.text()
 
     async def metrics(self) -> dict[str, float]:
@@ -173,3 +181,101 @@ def test_without_its_engine_it_is_not_ready_and_says_why(database: str) -> None:
             assert await get("/readyz") == (503, "the engine is being repaired: wait\n")
 
     asyncio.run(go())
+
+
+def requests(text: str, port: int, many: int) -> list[socket.socket]:
+    """So many connections that have sent just this."""
+    made = []
+    for _ in range(many):
+        made.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+        with suppress(OSError):  # it may have been closed again by now
+            made[-1].sendall(text.encode())
+    return made
+
+
+@contextmanager
+def controller_with_few_files(url: str, log: Path) -> Iterator[int]:
+    """A controller's process that may have 300 files open; its port."""
+    settings = {"DATABASE_URL": url, "SANDBOX_BACKEND": "memory", "HTTP_PORT": "0"}
+    with log.open("wb") as file:
+        words = ["bash", "-c", f'ulimit -n 300; exec "{sys.executable}" -m controller run']
+        process = subprocess.Popen(words, env=os.environ | settings, stderr=file, stdout=file)
+    try:
+        give_up = time.monotonic() + 30
+        while not (found := re.search(r"http on port (\d+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        yield int(found[1])
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "GET /hea", "GET /healthz HTTP/1.1\r\nHost: x\r\nX: ", "nonsense\r\n\r\n",
+     "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nslow",
+     "GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + "a" * 100_000],
+    ids=["nothing", "half a line", "half a header", "nonsense", "a body that does not come", "a header without end"],
+)  # fmt: skip
+def test_connections_that_are_held_open_keep_nobody_from_an_answer(database: str, tmp_path: Path, text: str) -> None:
+    log = tmp_path / "log"
+    with controller_with_few_files(database, log) as port:
+        before = log.read_text().count("\n")
+        held = requests(text, port, 400)
+        try:
+            for _ in range(10):
+                with socket.create_connection(("127.0.0.1", port), timeout=1) as asking:
+                    asking.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert asking.recv(100).startswith(b"HTTP/1.1 200 OK")
+        finally:
+            for each in held:
+                each.close()
+    told = log.read_text().splitlines()[before:]
+    assert len(told) <= 4, told
+    assert "Traceback" not in str(told)
+
+
+@pytest.mark.parametrize("text", ["", "GET /healthz HTTP/1.1\r\nHost:", "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_connection_ends_by_itself(database: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(doors, "ANSWER_SECONDS", 0.4)
+
+    async def forever(self: serving.Http, request: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    monkeypatch.setattr(serving.Http, "healthz", forever)
+    text = text.replace("slow", "healthz")
+
+    async def go() -> None:
+        async with served(database) as (get, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", get.port)
+            writer.write(text.encode())
+            async with asyncio.timeout(5):
+                with suppress(ConnectionError):
+                    assert await reader.read() == b""
+            writer.close()
+
+    asyncio.run(go())
+
+
+def test_a_connection_is_for_one_request(database: str) -> None:
+    async def go() -> None:
+        async with served(database) as (get, _):
+            for path in ("/healthz", "/readyz", "/metrics", "/nothing"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", get.port)
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 2)
+                async with asyncio.timeout(5):
+                    answer = (await reader.read()).decode()
+                assert answer.count("HTTP/1.1 ") == 1
+                assert "connection: close" in answer.lower()
+                writer.close()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(("files", "most"), [(-1, 64), (1 << 20, 64), (1024, 64), (300, 37), (64, 8), (10, 4)])
+def test_connections_leave_most_files_to_the_controller(files: int, most: int) -> None:
+    assert doors.most_connections(files) == most

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from controller.text import encodable, harmless, storable, tail, visible
+from controller.text import encodable, harmless, storable, tail, visible, without_addresses
 
 ANY_TEXT = some.text(some.characters())  # lone surrogates and NUL among them
 PIECES = some.sampled_from(
@@ -108,3 +108,22 @@ def test_encodable_text_can_be_encoded_and_keeps_what_could(text: str, encoding:
     shown = encodable(text, encoding)
     shown.encode(encoding)
     assert not text.isascii() or shown == text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('server at "10.1.2.3", port 5432: bad password for user "u"', "server at …, …: bad password for user …"),
+        ('no entry for host "fe80::1%eth0", user "u", database "d"', "no entry for host …, user …, database …"),
+        ('connection to server on socket "/run/.s.PGSQL.5432" failed', "connection to server on socket … failed"),
+        ("the Docker engine at tcp://10.0.0.7:2375 does not answer: x", "the Docker engine at … does not answer: x"),
+        ("Cannot connect to host engine.internal:2375 ssl:default", "Cannot connect to host … ssl:default"),
+        ("[Connect call failed ('10.0.0.7', 2375)]", "[Connect call failed ('…', 2375)]"),
+        ("at [2001:db8::1]:6443 or 2001:db8::1 or ::1", "at … or … or …"),
+        ("no right to use /var/run/docker.sock: join", "no right to use …: join"),
+        ("the database's min_code_version is 998, and the controller's 3: run `python -m controller migrate`",) * 2,
+        ("the engine is being repaired: wait",) * 2,
+    ],
+)  # fmt: skip
+def test_what_strangers_read_names_no_address_and_no_login(text: str, told: str) -> None:
+    assert without_addresses(text) == told
