@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from controller.backends import docker_spec as spec
+from controller.backends import docker_volumes, labels
 from controller.backends.docker_engine import SLOW, STREAM, WHO, Engine, EngineError
 from controller.backends.docker_images import Images
 from controller.backends.docker_output import LogTail
 from controller.backends.docker_spec import create_body
+from controller.backends.docker_volumes import Volumes
 from controller.backends.json_lines import Json, Lines
 from controller.errors import BackendClosed, BackendUnavailable, ImageAway, NotNow, Refused, Vanished
 from controller.model import Key, Launch, Listing, Output, Phase, Reason, Seen
@@ -35,7 +37,7 @@ class DockerBackend:
     def __init__(self, image: str, url: str | None = None, list_seconds: float = RELIST_SECONDS) -> None:
         self._image, self._list_seconds = image, list_seconds
         self._engine = Engine(url)
-        self._images = Images(self._engine)
+        self._images, self._volumes = Images(self._engine), Volumes(self._engine)
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._installation = self._id = ""  # these and the next are set by `open`
         self._node: str | None = None
@@ -82,7 +84,7 @@ class DockerBackend:
 
     async def observe(self) -> AsyncIterator[Listing | Seen]:
         known: dict[str, Seen] = {}  # what needs no second look
-        wanted = spec.filters(self._installation, type=["container"], event=["start", "die", "destroy"])
+        wanted = labels.filters(self._installation, type=["container"], event=["start", "die", "destroy"])
         async with self._engine.request("GET", "events", params={"filters": wanted}, timeout=STREAM) as response:
             events = Lines(response, WHO)
             while True:
@@ -116,10 +118,11 @@ class DockerBackend:
 
     async def delete(self, key: Key, run_uid: str | None) -> None:
         if run_uid is None:
-            runs = [entry["Id"] for entry in await self._list(key) if self._key(entry) == key]
+            runs = [entry for entry in await self._list(key) if self._key(entry) == key]
         else:
-            runs = [run_uid] if await self._ours(key, run_uid) is not None else []
-        await asyncio.gather(*(self._remove(run) for run in runs))
+            inspect = await self._ours(key, run_uid)
+            runs = [inspect] if inspect is not None else []
+        await asyncio.gather(*(self._remove(run["Id"], docker_volumes.named(run.get("Mounts"))) for run in runs))
 
     async def close(self) -> None:
         await self._images.close()
@@ -135,7 +138,7 @@ class DockerBackend:
             words = f"a container {key.name} that is not this installation's is in the way: remove or rename it"
             raise Refused(Reason.NAME_CONFLICT, words)
         if inspect["State"]["Status"] == "created" and not await self._has_state(run_uid):
-            await self._engine.send("DELETE", f"containers/{run_uid}", params={"v": "1"}, timeout=SLOW)
+            await self._remove_inert(run_uid, docker_volumes.named(inspect.get("Mounts")))
             return None  # its maker went away halfway; were it running, the engine would not have removed it
         seen = await self._seen(key, inspect)
         if seen is None:
@@ -145,27 +148,38 @@ class DockerBackend:
     async def _make(self, launch: Launch) -> Seen:
         key, image = launch.key, self._image if launch.image is None else launch.image
         found = await self._images.find(image, launch)
-        volumes = (found.get("Config") or {}).get("Volumes") or {}
-        body = create_body(launch, image, volumes, self._installation)
-        try:
-            made = await self._engine.json(
-                "POST", "containers/create", params={"name": key.name}, body=body, timeout=SLOW
-            )
-        except EngineError as error:
-            if error.status == 400:
-                raise Refused(Reason.INVALID_REQUEST, error.words) from error
-            if error.status == 409 and (adopted := await self._adopt(key)) is not None:
-                return adopted
-            raise
+        paths = spec.declared((found.get("Config") or {}).get("Volumes"))
+        kept = self._volumes.known(found["Id"], paths)
+        made = await self._created(launch, image, paths, kept or ())
+        if kept is None and not isinstance(made, Seen):
+            kept = await self._volumes.look(found["Id"], made, paths)
+            if kept:
+                await self._remove_inert(made, ())
+                made = await self._created(launch, image, paths, kept)
+        if isinstance(made, Seen):
+            return made
         # Only here, only once, and never sent again: an empty file in the place of a written one would be a new start.
         await self._engine.send(
             "PUT",
-            f"containers/{made['Id']}/archive",
+            f"containers/{made}/archive",
             params={"path": spec.STATE_DIR},
             data=_once(spec.empty_state()),
             timeout=SLOW,
         )
-        return Seen(key, made["Id"], Phase.INERT, node=self._node, image_digest=found.get("Id"))
+        return Seen(key, made, Phase.INERT, node=self._node, image_digest=found["Id"])
+
+    async def _created(self, launch: Launch, image: str, paths: list[str], kept: Collection[str]) -> str | Seen:
+        """A new container's id, or the attempt's run where another controller was faster."""
+        body, params = create_body(launch, image, paths, self._installation, kept), {"name": launch.key.name}
+        try:
+            made = await self._engine.json("POST", "containers/create", params=params, body=body, timeout=SLOW)
+        except EngineError as error:
+            if error.status == 400:
+                raise Refused(Reason.INVALID_REQUEST, error.words) from error
+            if error.status == 409 and (adopted := await self._adopt(launch.key)) is not None:
+                return adopted
+            raise
+        return str(made["Id"])
 
     async def _has_state(self, run_uid: str) -> bool:
         try:
@@ -193,7 +207,16 @@ class DockerBackend:
         found = spec.key_of(inspect["Config"]["Labels"], inspect["Name"], self._installation)
         return inspect if found == key else None
 
-    async def _remove(self, run_uid: str) -> None:
+    async def _remove(self, run_uid: str, volumes: Collection[str]) -> None:
+        await self._remove_container(run_uid)
+        await self._volumes.remove(volumes)
+
+    async def _remove_inert(self, run_uid: str, volumes: Collection[str]) -> None:
+        """Without force: one that was started meanwhile stays."""
+        await self._engine.send("DELETE", f"containers/{run_uid}", params={"v": "1"}, timeout=SLOW)
+        await self._volumes.remove(volumes)
+
+    async def _remove_container(self, run_uid: str) -> None:
         deadline = time.monotonic() + REMOVAL_SECONDS
         while True:
             try:
@@ -208,7 +231,7 @@ class DockerBackend:
             await asyncio.sleep(REMOVAL_POLL_SECONDS)  # another removal is under way
 
     async def _list(self, key: Key | None = None) -> list[Json]:
-        params = {"all": "1", "filters": spec.filters(self._installation, key)}
+        params = {"all": "1", "filters": labels.filters(self._installation, key)}
         entries: list[Json] = await self._engine.json("GET", "containers/json", params=params)
         return entries
 
@@ -221,6 +244,7 @@ class DockerBackend:
         runs = await asyncio.gather(*(self._entry(entry, known) for entry in entries))
         for gone in known.keys() - {entry["Id"] for entry in entries}:
             del known[gone]
+        await self._volumes.sweep(self._installation)
         return Listing(tuple(run for run in runs if run is not None))
 
     async def _entry(self, entry: Json, known: dict[str, Seen]) -> Seen | None:

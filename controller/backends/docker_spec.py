@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import posixpath
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from controller.backends import labels
+from controller.backends import docker_volumes, labels
 from controller.backends.json_lines import Json
 from controller.backends.wrapper import Evidence, is_number, killed, untold, wrapper_text
 from controller.model import Key, Launch, Outcome, Phase, Seen
@@ -39,19 +38,25 @@ PHASES = {
 }  # `removing` and `dead` are as good as gone
 
 
-def create_body(launch: Launch, image: str, volumes: Iterable[str], installation: str) -> dict[str, Any]:
-    """The body of `POST /containers/create`; `volumes` are those that the image declares."""
-    seconds, disk, tmpfs = str(launch.timeout_seconds), launch.disk_mib, "rw,exec,nosuid,nodev"
+def create_body(
+    launch: Launch, image: str, volumes: Iterable[str], installation: str, kept: Collection[str] = ()
+) -> dict[str, Any]:
+    """The body of `POST /containers/create`; `volumes`: where the image declares some, `kept`: those with files."""
+    own = labels.labels(launch.key, installation)
+    seconds, disk = str(launch.timeout_seconds), launch.disk_mib
+    # An image's own mode of the directory wins over the one given here, its owner does not.
+    own_tmpfs = f"rw,exec,nosuid,nodev,uid={USER},gid={USER}"
     quota = max(launch.cpu_millis * CPU_PERIOD // 1000, LEAST_CPU_QUOTA)
     log_options = {"max-size": f"{LOG_FILE_MB}m", "max-file": str(LOG_FILES), "compress": "false"}
     return {
         "Image": image,
         "User": f"{USER}:{USER}",
         "WorkingDir": WORK_DIR,
+        "Hostname": launch.key.name,  # known beforehand, so that it can be made to resolve
         "Env": [f"{name}={value}" for name, value in {"HOME": WORK_DIR, **launch.env}.items()],
         "Entrypoint": ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, seconds],
         "Cmd": [launch.command],
-        "Labels": {**labels.labels(launch.key, installation), "timeoutSeconds": seconds},
+        "Labels": {**own, "timeoutSeconds": seconds},
         "Healthcheck": {"Test": ["NONE"]},  # the image's would run beside the command
         "StopSignal": "SIGKILL",  # PID 1 heeds no other
         "HostConfig": {
@@ -59,10 +64,13 @@ def create_body(launch: Launch, image: str, volumes: Iterable[str], installation
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": True,
             "Tmpfs": {
-                **dict.fromkeys(["/tmp", *_declared(volumes)], f"{tmpfs},size={TMP_MIB}m,mode=1777"),
-                WORK_DIR: f"{tmpfs},size={disk}m,uid={USER},gid={USER},mode=0700",
+                **dict.fromkeys(["/tmp", *(set(volumes) - set(kept))], f"{own_tmpfs},size={TMP_MIB}m,mode=1777"),
+                WORK_DIR: f"{own_tmpfs},size={disk}m,mode=0700",
             },
-            "Mounts": [{"Type": "volume", "Target": STATE_DIR, "VolumeOptions": {"NoCopy": True}}],
+            "Mounts": [
+                {"Type": "volume", "Target": STATE_DIR, "VolumeOptions": {"NoCopy": True, "Labels": own}},
+                *(docker_volumes.mount(path, own) for path in sorted(kept)),
+            ],
             "CpuPeriod": CPU_PERIOD,  # not NanoCpus: it refuses a limit above what the machine has
             "CpuQuota": quota,
             "Memory": launch.memory_mib * MIB,
@@ -74,6 +82,8 @@ def create_body(launch: Launch, image: str, volumes: Iterable[str], installation
                 {"Name": "core", "Soft": 0, "Hard": 0},
             ],
             "NetworkMode": "bridge" if launch.network == "egress" else "none",
+            # Its own name resolves: on a bridge the engine sees to it.
+            "ExtraHosts": [] if launch.network == "egress" else [f"{launch.key.name}:127.0.0.1"],
             "IpcMode": "private",
             "LogConfig": {"Type": "local", "Config": log_options},  # json-file does not keep bytes that are not UTF-8
             "RestartPolicy": {"Name": "no"},
@@ -82,14 +92,9 @@ def create_body(launch: Launch, image: str, volumes: Iterable[str], installation
     }
 
 
-def _declared(volumes: Iterable[str]) -> list[str]:
-    """Where the image wants volumes, which would have no bound: these get small file systems in memory."""
-    return sorted({posixpath.normpath(volume) for volume in volumes} - {STATE_DIR, WORK_DIR, "/tmp"})
-
-
-def filters(installation: str, key: Key | None = None, **more: list[str]) -> str:
-    """The `filters` parameter that selects this installation's containers, or one attempt's."""
-    return json.dumps({"label": labels.selecting(installation, key), **more})
+def declared(volumes: Iterable[str] | None) -> list[str]:
+    """Where the image wants volumes, which would have no bound: small file systems in memory, or read-only."""
+    return docker_volumes.declared(volumes or (), {STATE_DIR, WORK_DIR, "/tmp"})
 
 
 def key_of(found: Json | None, name: str, installation: str) -> Key | None:

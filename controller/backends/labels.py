@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,11 @@ def selecting(installation: str, key: Key | None = None) -> list[str]:
     """What selects all of that installation's objects, or one attempt's: `name=value` each."""
     wanted = labels(key, installation) if key else installation_labels(installation)
     return [f"{name}={value}" for name, value in wanted.items()]
+
+
+def filters(installation: str, key: Key | None = None, **more: list[str]) -> str:
+    """The `filters` parameter of a Docker engine that selects this installation's objects, or one attempt's."""
+    return json.dumps({"label": selecting(installation, key), **more})
 
 
 def key_of(found: Mapping[str, Any] | None, installation: str) -> Key | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from uuid import uuid4
 
 import psutil
@@ -459,5 +461,30 @@ def test_the_work_directory_is_writable_and_the_commands_own(engine: Engine) -> 
         ended = await watched.run(launch)
         output = await watched.backend.output(launch.key, ended.run_uid, 1000)
         assert output.tail.decode() == f"file\nwhere\n{command}\n"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+@pytest.mark.parametrize("network", ["none", "egress"])
+def test_a_commands_own_host_name_resolves(engine: Engine, network: str) -> None:
+    if engine.name == "process":
+        network = "none"
+        try:
+            socket.gethostbyname(socket.gethostname())
+        except OSError:
+            pytest.skip("backend process: this host's own name does not resolve, and commands have no other")
+
+    async def test(watched: Watched) -> None:
+        launch = engine.launch(
+            "hostname -i && grep -w localhost /etc/hosts && [ $(hostname | wc -c) -le 64 ]", network=network
+        )
+        ended = await watched.run(launch)
+        output = (await watched.backend.output(launch.key, ended.run_uid, 1000)).tail.decode()
+        assert ended.outcome is not None
+        assert ended.outcome.state is State.SUCCEEDED, output
+        address, *hosts = output.split("\n")
+        assert ip_address(address.split()[0])
+        assert any(line.split()[:1] == ["127.0.0.1"] for line in hosts)
 
     with_backend(engine, test)

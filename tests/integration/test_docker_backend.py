@@ -49,6 +49,9 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     left = docker("ps", "-aq", "--filter", f"label=installation={made.installation}").split()
     if left:
         docker("rm", "-fv", *left)
+    volumes = docker("volume", "ls", "-q", "--filter", f"label=installation={made.installation}").split()
+    if volumes:
+        docker("volume", "rm", "-f", *volumes)
 
 
 @pytest.fixture
@@ -160,6 +163,84 @@ def test_an_image_sets_nothing_that_matters(engine: Engine, image: str) -> None:
         assert len(volumes) == 1
         await watched.backend.delete(seen.key, seen.run_uid)
         assert docker("volume", "inspect", *volumes, check=False) == "[]"
+
+    on(engine, test)
+
+
+WITH_FILES = """
+FROM busybox:stable
+RUN mkdir -p /app/lib /outer/inner /empty/a/b /hidden /tmp/sub /work/sub && touch /empty/a/.keep && ln -s /app /link \\
+ && echo 'echo from $0; cat /app/lib/x' >/app/run.sh && echo lib >/app/lib/x && echo hidden >/hidden/file \\
+ && for each in outer outer/inner tmp/sub work/sub; do echo $each >/$each/file; done
+VOLUME /app /link /outer /outer/inner /empty /hidden /hidden/none /tmp/sub /work/sub /etc none
+"""
+
+
+@pytest.mark.parametrize("image", [WITH_FILES], indirect=True)
+def test_what_an_image_has_in_its_volumes_is_there_and_nothing_unbounded_is_written(engine: Engine, image: str) -> None:
+    command = """
+    sh /app/run.sh; sh /link/run.sh; cat /outer/file /outer/inner/file /tmp/sub/file /work/sub/file
+    grep -c root /etc/passwd; grep -c localhost /etc/hosts; ls -A /empty
+    for place in /app /app/lib /link /outer /outer/inner /etc /tmp/sub /work/sub; do
+        touch $place/new 2>/dev/null && echo wrote $place
+    done
+    (echo x >>/app/run.sh) 2>/dev/null && echo wrote a file
+    for place in /empty /none /hidden; do
+        dd if=/dev/zero of=$place/big bs=1M count=100 2>/dev/null || du -m $place/big
+        rm -f $place/big
+    done
+    """
+    words = (
+        "from /app/run.sh lib from /link/run.sh lib outer outer/inner tmp/sub work/sub 1 2"
+        " 64 /empty/big 64 /none/big 64 /hidden/big"
+    )
+    own = f"label=installation={engine.installation}"
+
+    async def test(watched: Watched) -> None:
+        for _ in range(2):  # the first looks into the image, the next knows it
+            seen, _, output = await ended(watched, engine.launch(command, image=image, memory_mib=512, disk_mib=128))
+            assert output.decode().split() == words.split()
+            assert docker("volume", "ls", "-q", "--filter", own)
+            await watched.backend.delete(seen.key, seen.run_uid)
+            assert docker("volume", "ls", "-q", "--filter", own) == ""
+            assert docker("ps", "-aq", "--filter", own) == ""
+
+    on(engine, test)
+
+
+MANY = f"""
+FROM busybox:stable
+RUN for i in $(seq 300); do mkdir -p /v/$i; done; for i in $(seq 20); do echo $i >/v/$i/file; done
+VOLUME {" ".join(f"/v/{number}" for number in range(1, 301))}
+"""
+
+
+@pytest.mark.parametrize("image", [MANY], indirect=True)
+def test_hundreds_of_volumes_are_bounded_and_leave_nothing(engine: Engine, image: str) -> None:
+    command = """
+    cat /v/7/file /v/20/file; mount | grep -c ' on /v/'
+    touch /v/7/x 2>/dev/null || echo refused
+    touch /v/300/x && echo wrote
+    """
+
+    async def test(watched: Watched) -> None:
+        seen, _, output = await ended(watched, engine.launch(command, image=image, memory_mib=256))
+        assert output.decode().split() == ["7", "20", "300", "refused", "wrote"]
+        await watched.backend.delete(seen.key, seen.run_uid)
+        assert docker("volume", "ls", "-q", "--filter", f"label=installation={engine.installation}") == ""
+
+    on(engine, test)
+
+
+@pytest.mark.parametrize("image", [WITH_FILES], indirect=True)
+def test_volumes_whose_container_somebody_removed_are_cleared_away(engine: Engine, image: str) -> None:
+    own = f"label=installation={engine.installation}"
+
+    async def test(watched: Watched) -> None:
+        made = await watched.create(engine.launch("true", image=image))
+        assert len(docker("volume", "ls", "-q", "--filter", own).split()) > 2
+        docker("rm", "-f", made.run_uid)
+        await until("the volumes to be gone", lambda: not docker("volume", "ls", "-q", "--filter", own))
 
     on(engine, test)
 

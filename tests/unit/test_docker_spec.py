@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.backends import docker_spec as spec
+from controller.backends import docker_volumes as volumes
 from controller.backends.docker_engine import EngineError
 from controller.backends.docker_images import pull_error
 from controller.backends.docker_output import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, LogTail
-from controller.backends.labels import labels
+from controller.backends.labels import filters, labels
 from controller.backends.wrapper import WORDS, Evidence, wrapper_text
 from controller.errors import NotNow, Refused
 from controller.model import Key, Launch, Outcome, Phase, Reason, State
@@ -71,12 +72,79 @@ def test_cpu_is_a_quota_that_any_kernel_takes(millis: int, quota: int) -> None:
     assert body(cpu_millis=millis)["HostConfig"]["CpuQuota"] == quota
 
 
-def test_the_volumes_of_an_image_are_bounded() -> None:
-    launch = Launch(KEY, "true", 60)
-    made = spec.create_body(launch, "image", ["/data/", "/data", "/work", "/.sandbox/", "/tmp"], INSTALLATION)
+def test_volumes_of_an_image_without_files_are_small_file_systems() -> None:
+    declared = spec.declared({"/data/": {}, "data": {}, "/work": {}, "/.sandbox/": {}, "/tmp": {}})
+    assert declared == ["/data"]
+    made = spec.create_body(Launch(KEY, "true", 60), "image", declared, INSTALLATION)
     assert made["HostConfig"]["Tmpfs"].keys() == {"/tmp", "/work", "/data"}
     assert all("size=" in options for options in made["HostConfig"]["Tmpfs"].values())
     assert [mount["Target"] for mount in made["HostConfig"]["Mounts"]] == ["/.sandbox"]
+
+
+def test_volumes_of_an_image_with_files_keep_them_and_take_no_more() -> None:
+    made = spec.create_body(Launch(KEY, "true", 60), "image", ["/app", "/data"], INSTALLATION, {"/app"})
+    assert made["HostConfig"]["Tmpfs"].keys() == {"/tmp", "/work", "/data"}
+    state, app = made["HostConfig"]["Mounts"]
+    assert (app["Target"], app["Type"], app["ReadOnly"]) == ("/app", "volume", True)
+    assert not app["VolumeOptions"].get("NoCopy")
+    assert volumes.named([{"Name": app["Source"]}, {"Name": "f" * 64}, {}]) == [app["Source"]]
+    for mount in (state, app):  # so that what outlives its container is known as ours
+        assert mount["VolumeOptions"]["Labels"] == labels(KEY, INSTALLATION)
+
+
+@pytest.mark.parametrize(
+    ("found", "kept"),
+    [
+        ({"/app": True, "/data": False, "/none": None}, {"/app"}),
+        ({"/a": True, "/a/b": True, "/a/c": False}, {"/a", "/a/b"}),
+        ({"/a": True, "/a/b": None, "/ab": True}, {"/ab"}),  # no directory to mount the inner one on
+        ({"/a": None, "/a/b": True}, {"/a/b"}),
+        ({"/dev": True, "/dev/x": True, "/proc/y": True, "/sys": True, "/device": True}, {"/device"}),
+    ],
+)
+def test_which_volumes_of_an_image_keep_its_files(found: dict[str, bool | None], kept: set[str]) -> None:
+    assert volumes.kept(found) == kept
+
+
+def tar_of(*entries: tuple[str, bytes, int]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name, kind, size in entries:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.size = kind, size
+            tar.addfile(entry, io.BytesIO(b"x" * size))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("entries", "files"),
+    [
+        ([("./", tarfile.DIRTYPE, 0)], False),
+        ([("./", tarfile.DIRTYPE, 0), ("./a/", tarfile.DIRTYPE, 0), ("./a/.keep", tarfile.REGTYPE, 0)], False),
+        ([("./", tarfile.DIRTYPE, 0), ("./a/", tarfile.DIRTYPE, 0), ("./a/x", tarfile.REGTYPE, 9)], True),
+        ([("./", tarfile.DIRTYPE, 0), ("./l", tarfile.SYMTYPE, 0)], True),
+        ([("./" + "d" * 300 + "/", tarfile.DIRTYPE, 0), ("./" + "f" * 300, tarfile.REGTYPE, 1)], True),
+    ],
+)
+def test_an_archive_tells_whether_there_are_files(entries: list[tuple[str, bytes, int]], files: bool) -> None:
+    archive = tar_of(*entries)
+    assert volumes.has_files(archive, whole=True) is files
+    begun = [volumes.has_files(archive[:end], whole=False) for end in range(0, len(archive), 512)]
+    assert set(begun) <= {None, True}
+    assert (True in begun) is files
+
+
+@given(st.binary(max_size=2000))
+def test_no_archive_of_a_volume_breaks_the_look(archive: bytes) -> None:
+    assert volumes.has_files(archive, whole=False) in (None, True)
+
+
+@pytest.mark.parametrize("network", ["none", "egress"])
+def test_a_sandbox_has_a_name_that_resolves(network: str) -> None:
+    made = body(network=network)
+    assert made["Hostname"] == KEY.name
+    assert len(Key(KEY.sandbox_id, 10**9).name) <= 63
+    assert made["HostConfig"]["ExtraHosts"] == ([f"{KEY.name}:127.0.0.1"] if network == "none" else [])
 
 
 def test_the_wrapper_loses_only_its_comments() -> None:
@@ -102,11 +170,11 @@ def test_foreign_labels_never_break_a_listing(foreign: dict[str, str], name: str
 
 
 def test_filters_select_ours_alone() -> None:
-    assert json.loads(spec.filters(INSTALLATION, type=["container"])) == {
+    assert json.loads(filters(INSTALLATION, type=["container"])) == {
         "label": ["app=ci-fixer-sandbox", f"installation={INSTALLATION}"],
         "type": ["container"],
     }
-    assert f"sandboxId={KEY.sandbox_id}" in json.loads(spec.filters(INSTALLATION, KEY))["label"]
+    assert f"sandboxId={KEY.sandbox_id}" in json.loads(filters(INSTALLATION, KEY))["label"]
 
 
 def test_the_state_file_is_made_empty_and_read_back() -> None:

@@ -1,0 +1,119 @@
+"""The volumes that an image declares: what it has there stays there to be read, and nothing unbounded is written."""
+
+from __future__ import annotations
+
+import io
+import logging
+import posixpath
+import tarfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from controller.backends import labels
+from controller.backends.docker_engine import SLOW, Engine, EngineError
+from controller.backends.json_lines import Json
+from controller.errors import NotNow
+
+log = logging.getLogger(__name__)
+
+PREFIX = "sandbox-volume-"
+KERNELS = ("/dev", "/proc", "/sys")  # what an engine mounts there is not an image's
+LOOKED_AT_BYTES = 1 << 20  # of directories; where there are more, a file is taken for granted
+IMAGES = 1000  # whose volumes are remembered
+
+
+def declared(volumes: Iterable[str], ours: Iterable[str]) -> list[str]:
+    """Where the image wants volumes, without the places that are ours."""
+    return sorted({posixpath.normpath("/" + volume.lstrip("/")) for volume in volumes} - set(ours))
+
+
+def kept(found: Mapping[str, bool | None]) -> frozenset[str]:
+    """Of declared volumes those that keep what the image has there; `found`: whether it has files, None without even
+    a directory. Where a volume within a volume has no directory to be mounted on, the outer one could not be kept."""
+
+    def is_kept(path: str, files: bool | None) -> bool:
+        unmountable = any(inner.startswith(path + "/") and there is None for inner, there in found.items())
+        return bool(files) and not unmountable and not (path + "/").startswith(tuple(f"{each}/" for each in KERNELS))
+
+    return frozenset(path for path, files in found.items() if is_kept(path, files))
+
+
+def mount(target: str, own: Mapping[str, str]) -> dict[str, Any]:
+    """A volume that the engine fills with what the image has at `target`; named, for it makes no other read-only."""
+    source = f"{PREFIX}{uuid4().hex}"
+    return {"Type": "volume", "Target": target, "Source": source, "ReadOnly": True, "VolumeOptions": {"Labels": own}}
+
+
+def named(mounts: Iterable[Json] | None) -> list[str]:
+    """Which of a container's mounts the engine does not remove with it."""
+    return [name for each in mounts or () if (name := str(each.get("Name") or "")).startswith(PREFIX)]
+
+
+def has_files(archive: bytes, whole: bool) -> bool | None:
+    """Whether the beginning of a directory's tar archive shows files with content or links; None: read on."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+            while (entry := tar.next()) is not None:
+                if entry.issym() or entry.islnk() or (entry.isreg() and entry.size > 0):
+                    return True
+    except tarfile.TarError:
+        pass
+    return False if whole else None
+
+
+class Volumes:
+    """Looks into images, once each, and clears away volumes that outlived their container."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._kept: dict[str, frozenset[str]] = {}
+        self._idle: set[str] = set()  # without a container at the last look
+
+    def known(self, image_id: str, paths: list[str]) -> frozenset[str] | None:
+        """Which of these paths keep what the image has there, None where nobody has looked yet."""
+        return self._kept.get(image_id) if paths else frozenset()
+
+    async def look(self, image_id: str, container: str, paths: list[str]) -> frozenset[str]:
+        """Finds that out by a container of the image that has not started and has no volume at these paths."""
+        found = {path: await self._has_files(container, path) for path in paths}
+        if len(self._kept) >= IMAGES:
+            self._kept.clear()
+        self._kept[image_id] = kept(found)
+        return self._kept[image_id]
+
+    async def remove(self, names: Iterable[str]) -> None:
+        """Removes volumes; what is gone or in use stays so."""
+        for name in names:
+            try:
+                await self._engine.send("DELETE", f"volumes/{name}", timeout=SLOW)
+            except EngineError as error:
+                if error.status not in (404, 409):
+                    raise
+
+    async def sweep(self, installation: str) -> None:
+        """Removes this installation's volumes that have had no container at two looks: what a crash left, or
+        somebody who removed a container by hand."""
+        wanted = labels.filters(installation, dangling=["true"])
+        try:
+            said = await self._engine.json("GET", "volumes", params={"filters": wanted})
+            idle = {str(each["Name"]) for each in said.get("Volumes") or ()}
+            await self.remove(idle & self._idle)
+        except NotNow as error:
+            log.warning("volumes without a container are left for the next look: %s", error)
+        else:
+            self._idle = idle
+
+    async def _has_files(self, container: str, path: str) -> bool | None:
+        params, archive = {"path": f"{path}/."}, b""  # with the dot, a link is followed
+        try:
+            async with self._engine.request("GET", f"containers/{container}/archive", params=params) as response:
+                async for chunk in response.content.iter_any():
+                    archive += chunk
+                    if has_files(archive, whole=False) or len(archive) > LOOKED_AT_BYTES:
+                        return True
+        except EngineError as error:
+            if error.status in (400, 404):  # no directory
+                return None
+            raise
+        return has_files(archive, whole=True)
