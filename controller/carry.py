@@ -31,14 +31,19 @@ class Carrier:
     def hold(self, live: Live) -> None:
         """Takes this sandbox in hand, and on."""
         self._lives.by_id[live.row.id] = live
-        self.poke(live)
+        self.news(live)
 
     def saw(self, seen: Seen) -> None:
         """The engine says this of one run."""
         live = self._lives.saw(seen)
         if live is not None:
-            live.not_before = 0.0  # what is new may be just what it waited for
-            self.poke(live)
+            self.news(live)
+
+    def news(self, live: Live) -> None:
+        """Something about it is new, and may be just what it waited for: it is decided anew at once, or right after
+        the step under way, whatever comes of that."""
+        live.dirty, live.backoff, live.not_before = True, 0.0, 0.0
+        self.poke(live)
 
     def poke(self, live: Live) -> None:
         """Takes a sandbox as far as it can go now."""
@@ -53,7 +58,7 @@ class Carrier:
         live = self._lives.by_id.get(sandbox_id)
         if live is not None and not live.row.cancelled:
             live.row.cancelled = True
-            self.poke(live)
+            self.news(live)
 
     async def settled(self, timeout: float) -> None:
         """Waits until the steps under way are done, at most `timeout` seconds."""
@@ -62,23 +67,35 @@ class Carrier:
 
     async def _carry(self, live: Live) -> None:
         try:
-            await self._onward(live)
-        except NotNow as error:
-            live.waiting = str(error)
-            await self._tell_waiting(live)
-            self._later(live)
-        except (DatabaseUnavailable, WriteRefused) as error:
-            log.warning("sandbox %s: %s, trying again", live.row.id, error, extra=about(live.row.key))
-            self._later(live)
-        except Exception:  # whatever one row does, the others go on
-            self._metrics.errors.inc()
-            log.exception("a step failed and will be tried again", extra=about(live.row.key))
-            self._later(live)
+            while not await self._try(live):
+                live.look = True  # what failed may have been done all the same
+                if not live.dirty:
+                    self._later(live)
+                    return
         finally:
             live.busy = False
 
+    async def _try(self, live: Live) -> bool:
+        """Whether it went as far as it can; false where a step failed."""
+        try:
+            try:
+                await self._onward(live)
+            except NotNow as error:
+                live.waiting = str(error)
+                await self._tell_waiting(live)
+                return False
+        except (DatabaseUnavailable, WriteRefused) as error:
+            log.warning("sandbox %s: %s, trying again", live.row.id, error, extra=about(live.row.key))
+            return False
+        except Exception:  # whatever one row does, the others go on
+            self._metrics.errors.inc()
+            log.exception("a step failed and will be tried again", extra=about(live.row.key))
+            return False
+        return True
+
     async def _onward(self, live: Live) -> None:
         while self._lives.holds(live):
+            live.dirty = False
             step = decide(live.row, live.runs.values(), self._lives.standing(live))
             if step.do is not Do.WAIT:
                 await self._steps.take(live, step)
@@ -87,7 +104,6 @@ class Carrier:
                 return  # nothing was awaited since the decision, so nothing seen since it is missed
 
     def _later(self, live: Live) -> None:
-        live.look = True
         live.backoff = min(max(live.backoff * 2, BACKOFF_FIRST), BACKOFF_MOST)
         live.not_before = time.monotonic() + live.backoff
         asyncio.get_running_loop().call_later(live.backoff + 0.001, self._retry, live)
@@ -102,6 +118,7 @@ class Carrier:
             live.waiting = run.waiting
         if live.waiting is None or live.waiting == live.told or live.row.state is not State.LAUNCHING:
             return False
-        live.told = live.waiting
-        await self._queue.wait(Mark(live.row.key, live.waiting))
+        told = live.waiting
+        await self._queue.wait(Mark(live.row.key, told))
+        live.told = told
         return True

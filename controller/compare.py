@@ -89,17 +89,24 @@ class Comparison:
 
     def _agree(self, live: Live, row: Row, missing: bool, waiting: str | None) -> None:
         """Brings a sandbox in hand up to what the table says, and moves on what time alone moves on."""
-        if live.busy:
-            return
         if (row.attempt, row.epoch) != (live.row.attempt, live.row.epoch):
-            self._lives.drop(live)  # in other hands
+            if not live.busy:
+                self._lives.drop(live)  # in other hands
             return
-        live.row.cancelled = row.cancelled
+        ended = row.state.terminal and not live.row.state.terminal  # by another controller
+        lost = missing > live.missing and (live.created or live.row.run_uid is not None)
+        news = ended or lost or row.cancelled > live.row.cancelled
+        live.row.state = row.state if ended else live.row.state
+        live.row.cancelled |= row.cancelled
         live.missing = missing
         if missing:
-            ended = (Phase.ENDED, Phase.NEVER, Phase.GONE)
-            live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase in ended}
+            over = (Phase.ENDED, Phase.NEVER, Phase.GONE)
+            live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase in over}
         live.waiting = waiting or live.waiting
+        if news:
+            self._carrier.news(live)
+        if live.busy:
+            return
         if self._next(live) is not Do.WAIT or (waiting and waiting != live.told):
             self._carrier.poke(live)
         elif row.claimed_by != self._queue.me:

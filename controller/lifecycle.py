@@ -55,6 +55,7 @@ class Standing:
     overrun: bool = False  # past its timeout and every margin
     missing: bool = False  # the engine has had no trace of it, twice over a grace
     killed: bool = False  # it was told to end, a moment ago
+    doomed: bool = False  # it was told to end, however long ago
     waiting: str | None = None  # why it does not run yet
 
 
@@ -95,7 +96,7 @@ def _active(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
         case Phase.ENDED:
             if run.outcome is None:
                 raise ValueError(f"{run} has ended without an outcome")
-            return settle(row, run.outcome, standing)
+            return settle(row, _attributed(row, run, run.outcome, standing))
     assert_never(run.phase)
 
 
@@ -123,14 +124,14 @@ def _absent(row: Row, run: Seen | None, standing: Standing) -> Step:
     if not standing.missing:
         return WAIT
     if row.cancelled:
-        return Step(Do.RECORD, run, cancelled("and its object is gone"))
+        return Step(Do.RECORD, run, cancelled("and its object is gone, with its output"))
     if standing.overdue and row.state is State.LAUNCHING:
         message = "not seen to start within the start deadline; whether it began before it was removed is not known"
         return Step(Do.RECORD, run, Outcome(State.LOST, Reason.LOST, message))
     if run is not None:
-        message = "its object was removed by somebody else before its end could be read"
+        message = "its object was removed by somebody else before its end and its output could be read"
         return Step(Do.RECORD, run, Outcome(State.LOST, Reason.DELETED, message))
-    message = "its engine has no trace of it; whether its command ended, and how, is not known"
+    message = "its engine has no trace of it; whether its command ended, how, and with what output, is not known"
     return Step(Do.RECORD, run, Outcome(State.LOST, Reason.LOST, message))
 
 
@@ -148,7 +149,7 @@ def _inert(row: Row, run: Seen, standing: Standing) -> Step:
 
 def _alive(row: Row, run: Seen, standing: Standing) -> Step:
     late = standing.overrun or (run.phase is Phase.STARTING and (standing.overdue or run.hopeless))
-    if row.cancelled or late:
+    if row.cancelled or late or standing.doomed:  # one that was told to end is not called running any more
         return WAIT if standing.killed else Step(Do.KILL, run)
     if run.phase is Phase.RUNNING and row.state is State.LAUNCHING:
         return Step(Do.START, run)
@@ -169,14 +170,38 @@ def _never_started(row: Row, run: Seen, standing: Standing) -> Step:
     return Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, message), delay=REPLACE_DELAY)
 
 
-def settle(row: Row, outcome: Outcome, standing: Standing) -> Step:
+def _attributed(row: Row, run: Seen, outcome: Outcome, standing: Standing) -> Outcome:
+    """The same; of a run that was killed, what it was killed for where a controller did it. That is told by what the
+    next controller finds too (the row, the clock, what the engine keeps): between the kill and its record may lie a
+    crash."""
+    if outcome.reason is not Reason.KILLED:
+        return outcome
+    if row.cancelled:
+        return cancelled("while it ran")
+    if standing.overrun and _ran_over(row, run):
+        message = f"ran past timeout_seconds = {row.timeout_seconds} with its own timer gone, and was killed"
+        return Outcome(State.FAILED, Reason.DEADLINE_EXCEEDED, message, outcome.exit_code)
+    ended = standing.doomed or run.ending
+    if ended and (run.hopeless or not standing.overdue):
+        why = run.waiting or standing.waiting or "it would not have started"
+        message = f"it was given up before it started, and was ended: {why}"
+        return Outcome(State.FAILED, run.stuck or Reason.START_FAILED, message)
+    if standing.overdue and (ended or row.state is State.LAUNCHING):
+        waited = f", after it had waited: {standing.waiting}" if standing.waiting else ""
+        message = f"it started too late, past the start deadline, and was ended{waited}"
+        return Outcome(State.FAILED, Reason.START_TIMEOUT, message)
+    return outcome
+
+
+def _ran_over(row: Row, run: Seen) -> bool:
+    """Whether it ran for longer than its timeout, as far as its engine tells."""
+    if run.started_at is None or run.ended_at is None:
+        return True
+    return (run.ended_at - run.started_at).total_seconds() > row.timeout_seconds
+
+
+def settle(row: Row, outcome: Outcome) -> Step:
     """What becomes of a row whose run ended so: its outcome, or another attempt."""
-    if outcome.reason is Reason.KILLED:
-        if row.cancelled:
-            return Step(Do.RECORD, outcome=cancelled("while it ran"))
-        if standing.overrun:
-            message = f"ran past timeout_seconds = {row.timeout_seconds} with its own timer gone, and was killed"
-            outcome = Outcome(State.FAILED, Reason.DEADLINE_EXCEEDED, message, outcome.exit_code)
     if outcome.reason in RETRYABLE and row.runs + 1 < row.max_attempts and not row.cancelled:
         delay = min(RETRY_FIRST * 2.0**row.runs, RETRY_MOST)
         return Step(Do.AGAIN, outcome=outcome, counted=True, delay=delay)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from controller.lifecycle import KILL_MARGIN, Standing
@@ -32,8 +32,9 @@ class Live:
     killed_at: float | None = None
     backoff: float = 0.0
     not_before: float = 0.0
-    output_tries: int = 0
+    output_due: float = 0.0  # monotonic; 0: reading its output has not failed yet
     busy: bool = False
+    dirty: bool = False  # something is new since the last decision
 
 
 class Lives:
@@ -60,6 +61,8 @@ class Lives:
         known = live.runs.get(seen.run_uid)
         if known is not None and not _is_news(known, seen):
             return None
+        if known is not None and known.hopeless and seen.phase is Phase.ENDED:  # why it may have been ended
+            seen = replace(seen, hopeless=True, waiting=known.waiting, stuck=known.stuck)
         live.runs[seen.run_uid] = seen
         live.missing = seen.phase is Phase.GONE
         return live
@@ -68,6 +71,8 @@ class Lives:
         """What is known of it beside its row and runs."""
         now, row = time.monotonic(), live.row
         since = now - live.read_at
+        if live.killed_at is None and any(run.ending for run in live.runs.values()):
+            live.killed_at = now  # by the controller before: told again where that does not end it
         return Standing(
             mine=now < live.lease_end and not self.stopping,
             created=live.created,
@@ -75,6 +80,7 @@ class Lives:
             overrun=row.started_age is not None and row.started_age + since > row.timeout_seconds + KILL_MARGIN,
             missing=live.missing,
             killed=live.killed_at is not None and now - live.killed_at < KILL_AGAIN,
+            doomed=live.killed_at is not None,
             waiting=live.waiting,
         )
 
@@ -100,5 +106,5 @@ def _is_news(known: Seen, seen: Seen) -> bool:
     if seen.phase is Phase.INERT and known.phase is Phase.STARTING:
         return True  # its release came to nothing: it is released again
     if seen.phase is known.phase:
-        return known.waiting != seen.waiting or known.hopeless != seen.hopeless
+        return (known.waiting, known.hopeless, known.ending) != (seen.waiting, seen.hopeless, seen.ending)
     return ORDER.index(seen.phase) > ORDER.index(known.phase)

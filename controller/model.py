@@ -153,6 +153,7 @@ class Seen:
     waiting: str | None = None  # why it does not run yet, in a sentence
     stuck: Reason | None = None  # how the row ends where that stays so until the start deadline
     hopeless: bool = False  # it will stay so: no use in waiting for the deadline
+    ending: bool = False  # a controller asked its engine to end it, as far as the engine keeps that
     started_at: datetime | None = None  # the engine's own clock
     ended_at: datetime | None = None
     node: str | None = None

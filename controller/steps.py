@@ -11,18 +11,18 @@ from typing import assert_never
 from controller.backends.base import Backend
 from controller.errors import ImageAway, NotNow, Refused, Vanished, WriteRefused
 from controller.lifecycle import Do, Step
-from controller.live import Live, Lives
+from controller.live import KILL_AGAIN, Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
-from controller.model import Key, Output, Phase, Seen, State
+from controller.model import Key, Outcome, Output, Phase, Reason, Seen, State
 from controller.queue.store import Bind, Ended, Mark, PutBack, Queue
 
 log = logging.getLogger(__name__)
 
 PULL_SECONDS = 60.0  # that a row waits for a pull of which nobody tells it the end: its controller has gone
 PULL_AGAIN_SECONDS = 10.0  # before another try of a pull that came to nothing
-OUTPUT_TRIES = 3  # what cannot be read by then does not hold up the outcome
-OUTPUT_PAUSE = 2.0  # seconds between them: an engine's agent that restarts is back by then
+OUTPUT_SECONDS = 3.5  # what cannot be read by then does not hold up the outcome
+OUTPUT_PAUSE = 2.0  # seconds between tries: an engine's agent that restarts is back by then
 
 
 class Steps:
@@ -48,9 +48,7 @@ class Steps:
             case Do.START:
                 await self._start(live, _run(step))
             case Do.KILL:
-                async with self._engine:
-                    await self._backend.kill(live.row.key, _run(step).run_uid)
-                live.killed_at = time.monotonic()
+                await self._kill(live, _run(step))
             case Do.DISCARD:
                 await self._discard(live, _run(step))
             case Do.RECORD | Do.AGAIN:
@@ -123,7 +121,7 @@ class Steps:
             live.fresh = False
             raise
         else:
-            if live.runs[run.run_uid].phase is Phase.INERT:
+            if live.runs.get(run.run_uid, run).phase is Phase.INERT:
                 live.runs[run.run_uid] = replace(run, phase=Phase.STARTING)
             live.fresh = False  # from now on, gone is not proof of never started
         self._lives.released(live)
@@ -137,6 +135,13 @@ class Steps:
         self._lives.released(live)
         return None
 
+    async def _kill(self, live: Live, run: Seen) -> None:
+        # Without an answer it may be done all the same, and is due again.
+        live.killed_at = time.monotonic() - KILL_AGAIN
+        async with self._engine:
+            await self._backend.kill(live.row.key, run.run_uid)
+        live.killed_at = time.monotonic()
+
     async def _discard(self, live: Live, run: Seen) -> None:
         async with self._engine:
             await self._backend.delete(live.row.key, run.run_uid)
@@ -144,7 +149,7 @@ class Steps:
             live.runs[run.run_uid] = replace(run, phase=Phase.NEVER if live.fresh else Phase.GONE)
             live.missing = True
         else:
-            del live.runs[run.run_uid]
+            live.runs.pop(run.run_uid, None)
             live.created = False
 
     async def _record(self, live: Live, step: Step) -> None:
@@ -152,17 +157,21 @@ class Steps:
         if outcome is None:
             raise ValueError(f"{step} has no outcome")
         run = live.runs.get(row.run_uid or "")
-        output = await self._output(live, run) if run is not None and run.phase is Phase.ENDED else None
+        output, lost = None, row.run_uid is not None and (run is None or run.phase is Phase.GONE)
+        if run is not None and run.phase is Phase.ENDED:
+            output, why = await self._output(live, run)
+            lost = why is not None
+            outcome = outcome if why is None else _without_output(outcome, f"could not be had: {why}")
         write = self._queue.record if step.do is Do.RECORD else self._queue.again
         epoch = None if step.counted else row.epoch  # that it never started is known to who held the lease throughout
-        ended = Ended(row.key, row.run_uid, outcome, run, output, step.counted, step.delay, epoch)
+        ended = Ended(row.key, row.run_uid, outcome, run, output, lost, step.counted, step.delay, epoch)
         try:
             done = await write(ended)
         except WriteRefused as error:
             if not error.data or output is None:
                 raise
-            told = "; ".join(filter(None, (outcome.message, f"its output could not be stored: {error}")))
-            done = await write(replace(ended, outcome=replace(outcome, message=told), output=None))
+            told = _without_output(outcome, f"could not be stored: {error}")
+            done = await write(replace(ended, outcome=told, output=None, lost=True))
             log.error("recorded without its output: %s", error, extra=about(row.key))
         if not done:
             return await self._refresh(live)
@@ -182,19 +191,21 @@ class Steps:
         async with self._engine:
             await self._backend.delete(live.row.key, uid if uid is not None and set(live.runs) <= {uid} else None)
 
-    async def _output(self, live: Live, run: Seen) -> Output | None:
+    async def _output(self, live: Live, run: Seen) -> tuple[Output | None, str | None]:
+        """What an ended run wrote; or why it cannot be had, which does not hold up the outcome."""
         try:
             async with self._engine:
-                return await self._backend.output(run.key, run.run_uid, self._output_bytes)
-        except Vanished:
-            return None
+                return await self._backend.output(run.key, run.run_uid, self._output_bytes), None
+        except Vanished as error:
+            unstarted = run.started_at is None and run.outcome is not None and run.outcome.reason is Reason.START_FAILED
+            return None, None if unstarted else str(error)
         except NotNow as error:
-            live.output_tries += 1
-            if live.output_tries < OUTPUT_TRIES:
+            live.output_due = live.output_due or time.monotonic() + OUTPUT_SECONDS
+            if time.monotonic() < live.output_due:
                 live.backoff = OUTPUT_PAUSE / 2  # it is doubled
                 raise
             log.warning("recording without output: %s", error, extra=about(run.key))
-            return None
+            return None, str(error)
 
     async def _clean(self, live: Live) -> None:
         await self._delete(live)
@@ -208,6 +219,10 @@ class Steps:
             return self._lives.drop(live)  # in other hands, and what was believed of its run with it
         live.row, live.read_at = row, time.monotonic()
         return None
+
+
+def _without_output(outcome: Outcome, why: str) -> Outcome:
+    return replace(outcome, message="; ".join(filter(None, (outcome.message, f"its output {why}"))))
 
 
 def _run(step: Step) -> Seen:

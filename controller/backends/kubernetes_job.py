@@ -23,6 +23,7 @@ MESSAGE_FILE = "/dev/termination-log"  # the kubelet makes one for each containe
 TMP_MIB = 64
 LOG_MIB = 64  # what the kubelet's usual rotation lets a log grow to; it counts as ephemeral storage
 DEADLINE_MARGIN = 60  # seconds past start deadline, timeout and kill before the kubelet ends what nothing else ended
+END_NOW = 1  # of a pod's activeDeadlineSeconds: a controller ended it
 GRACE_SECONDS = 2  # PID 1 heeds no TERM; long enough to read the log of a run that somebody else deletes
 TTL_SECONDS = 60  # that a recorded Job can still be looked at
 OWNERSHIP = ("controller-uid", "batch.kubernetes.io/controller-uid")  # labels by which a Job knows its pods
@@ -163,7 +164,7 @@ def ungate(run_uid: str) -> dict[str, Any]:
 
 def end_now(run_uid: str) -> dict[str, Any]:
     """Makes the kubelet end that pod at once, and keep it with its log: the one deadline that can be shortened."""
-    return {"metadata": {"uid": run_uid}, "spec": {"activeDeadlineSeconds": 1}}
+    return {"metadata": {"uid": run_uid}, "spec": {"activeDeadlineSeconds": END_NOW}}
 
 
 def disown(run_uid: str) -> dict[str, Any]:

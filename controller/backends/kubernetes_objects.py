@@ -64,7 +64,7 @@ class Objects:
             await self._remove(path, meta["uid"], gracePeriodSeconds=0)
         elif not pod["spec"].get("nodeName"):
             await self._remove(path, meta["uid"])
-        elif late is None and pods.is_silent(pod) and pod["spec"].get("activeDeadlineSeconds") == 1:
+        elif late is None and pods.is_silent(pod) and pods.is_ended_by_us(pod):
             await self._remove(path, meta["uid"])  # its node did not heed that: once it is overdue, it goes by force
         elif late is None:
             await self._api.send("PATCH", path, body=jobs.end_now(meta["uid"]), content=MERGE)

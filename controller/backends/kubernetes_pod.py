@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from controller.backends.json_lines import Json
-from controller.backends.kubernetes_job import CONTAINER, GATE
+from controller.backends.kubernetes_job import CONTAINER, END_NOW, GATE
 from controller.backends.pull_words import pull_is_hopeless
 from controller.backends.wrapper import Evidence, is_number, killed, untold
 from controller.model import Key, Outcome, Phase, Reason, Seen, State, exit_outcome
@@ -18,6 +18,7 @@ NEVER_PULLED = {"InvalidImageName", "ErrImageNeverPull"}  # the kubelet will not
 MAKING = {None, "ContainerCreating", "PodInitializing"}
 UNMADE = {"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"}  # of a container that ended
 UNKNOWN = "ContainerStatusUnknown"  # of a container of which its node has no trace; its exit code means nothing
+LAST_RESORT = "its own timer was gone and no controller ended it: its pod's activeDeadlineSeconds did"
 NODE_GONE = {"DeletionByPodGC", "DeletionByTaintManager"}  # of the condition DisruptionTarget
 
 
@@ -25,7 +26,8 @@ def seen(pod: Json, key: Key) -> Seen:
     """What one look at a pod of that attempt shows."""
     spec, status, container = pod["spec"], _status(pod), _container(pod)
     run = Seen(key, pod["metadata"]["uid"], Phase.STARTING)
-    run = replace(run, node=spec.get("nodeName"), image_digest=container.get("imageID") or None)
+    image = container.get("imageID") or None
+    run = replace(run, node=spec.get("nodeName"), image_digest=image, ending=is_ended_by_us(pod))
     if not spec.get("nodeName"):
         return _unscheduled(pod, run)
     state, over = container.get("state") or {}, status.get("phase") in ("Failed", "Succeeded")
@@ -53,6 +55,11 @@ def gone(pod: Json, key: Key) -> Seen:
 def is_being_deleted(pod: Json) -> bool:
     """Whether somebody asked for its deletion."""
     return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def is_ended_by_us(pod: Json) -> bool:
+    """Whether a controller asked its node to end it."""
+    return bool(pod["spec"].get("activeDeadlineSeconds") == END_NOW)
 
 
 def overdue(pod: Json, now: datetime) -> float | None:
@@ -172,7 +179,8 @@ def _interruption(pod: Json, code: int | None) -> Outcome | None:
     if reason == "NodeLost" or (code is None and disruption.get("reason") in NODE_GONE):
         return _node_lost(pod)
     if reason == "DeadlineExceeded":
-        return killed(code)
+        last_resort = pod["spec"].get("activeDeadlineSeconds", END_NOW) != END_NOW
+        return Outcome(State.FAILED, Reason.DEADLINE_EXCEEDED, LAST_RESORT, code) if last_resort else killed(code)
     if reason or disruption:
         return Outcome(State.FAILED, Reason.EVICTED, _words(pod, "its node put it out"), code)
     if is_being_deleted(pod):

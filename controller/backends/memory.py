@@ -174,7 +174,7 @@ class MemoryBackend:
         fault = await self._before("output", key)
         run = self.engine.runs.get(run_uid)
         if run is None:
-            raise Vanished
+            raise Vanished(f"the engine has no run {run_uid}")
         self._after(fault)
         return Output(run.output[-limit:], len(run.output) > limit)
 

@@ -14,6 +14,7 @@ NEVER = "never"  # can no longer be started
 RUNNING = "running"  # the command started, at this file's time
 TIMEOUT = "timeout"  # its time ran out
 KILL = "kill"  # somebody asked to end it
+BY_CONTROLLER = b"controller"  # what that holds where a controller did
 DRAFT = "exit.new"  # room for what follows
 EXIT = "exit"  # how it ended; written last, and whole
 CONTROL = "control"  # a FIFO: whoever asked writes a byte to it

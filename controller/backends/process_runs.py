@@ -228,7 +228,9 @@ class Runs:
         if found.orphaned:
             return end_marked([found.seen.run_uid])
         if found.alive and found.seen.phase is not Phase.ENDED:
-            os.close(os.open(files.KILL, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory))
+            asked = os.open(files.KILL, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory)
+            os.write(asked, files.BY_CONTROLLER)
+            os.close(asked)
             with suppress(OSError):  # no reader: it is not there yet, and sees the file when it comes
                 control = os.open(files.CONTROL, os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory)
                 os.write(control, b"k")

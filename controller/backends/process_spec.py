@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
@@ -63,12 +63,13 @@ def look(directory: int, key: Key) -> Look | None:
     if not run_uid:
         return None
     record = read(directory, files.EXIT)  # after the lock: it is written before the lock is let go
+    ending = read(directory, files.KILL) == files.BY_CONTROLLER
     if record is not None:
-        return Look(_recorded(key, run_uid, timeout, _fields(record)), alive)
+        return Look(replace(_recorded(key, run_uid, timeout, _fields(record)), ending=ending), alive)
     started_at = _in_file(directory, files.RUNNING, _changed)
     if alive:
         phase = Phase.RUNNING if started_at else Phase.STARTING
-        return Look(Seen(key, run_uid, phase, started_at=started_at), alive)
+        return Look(Seen(key, run_uid, phase, started_at=started_at, ending=ending), alive)
     timed_out = read(directory, files.TIMEOUT) is not None
     outcome = timeout_outcome(timeout) if timed_out else Outcome(State.LOST, Reason.LOST, NO_RECORD)
     return Look(Seen(key, run_uid, Phase.ENDED, outcome, started_at=started_at), orphaned=True)

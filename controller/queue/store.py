@@ -95,6 +95,7 @@ class Ended:
     outcome: Outcome
     seen: Seen | None = None
     output: Output | None = None
+    lost: bool = False  # it may have written something, and nothing of that could be had
     counted: bool = False
     delay: float = 0.0  # seconds until the next attempt
     epoch: int | None = None  # where given, `again` is only for who still holds this lease
@@ -255,7 +256,7 @@ class Queue:
             "messages": [_short(outcome.message, 2000) for outcome in outcomes],
             "outputs": [text for text, _ in outputs],
             "truncated": [
-                cut or bool(item.output and item.output.truncated)
+                cut or item.lost or bool(item.output and item.output.truncated)
                 for item, (_, cut) in zip(items, outputs, strict=True)
             ],
             "started": [item.seen and item.seen.started_at for item in items],

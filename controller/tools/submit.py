@@ -65,7 +65,7 @@ def submit(options: argparse.Namespace) -> int:
     except SandboxError as error:
         terminal.say(f"submit: {error}")
         return UNKNOWN
-    if truncated:
+    if truncated and output:
         _say(end, f"the beginning of its output is missing, its last {len(output.encode()):,} bytes are here")
     _say(end, *filter(None, (end.reason, end.message)))
     return exit_code(end, interrupts.number or signal.SIGINT)

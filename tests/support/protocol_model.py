@@ -18,9 +18,10 @@ from controller.model import Key, Outcome, Phase, Reason, Row, Seen, State, exit
 ID = UUID(int=1)
 KILLED = Outcome(State.FAILED, Reason.KILLED, "killed", 137)
 
-# Three rules that the promises rest on; tests switch them off to see that the model has teeth.
+# Four rules that the promises rest on; tests switch them off to see that the model has teeth.
 FENCED = True  # what is in other hands (another epoch) is let go, and cannot be called never started
 SPENT = True  # once a release was answered, the run may have started, whatever an old sight of it says
+MARKED = True  # the engine keeps that a controller asked for a run's end
 DOUBTED = True  # a bound run that was deleted counts as never started only if no release of it went unanswered
 
 
@@ -45,6 +46,7 @@ class Run:
     attempt: int
     phase: Phase = Phase.INERT
     outcome: Outcome | None = None
+    ending: bool = False  # a controller asked for its end, which comes in a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Hand:
     created: bool = False
     missing: bool = False
     fresh: bool = False
+    doomed: bool = False  # it asked for the run's end
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,13 @@ def next_step(hand: Hand, overdue: bool, max_attempts: int) -> Step:
     row = hand.row
     uid = None if row.bound is None else str(row.bound)
     real = Row(ID, row.attempt, row.epoch, row.state, uid, None, row.cancelled, max_attempts, row.runs, 60, 1.0, None)
-    seen = [Seen(Key(ID, run.attempt), str(run.uid), run.phase, run.outcome) for run in hand.view]
-    return decide(real, seen, Standing(hand.mine, hand.created, overdue, missing=hand.missing))
+    seen = [
+        Seen(Key(ID, run.attempt), str(run.uid), run.phase, run.outcome, ending=run.ending and MARKED)
+        for run in hand.view
+    ]
+    killed = any(run.ending for run in hand.view)
+    standing = Standing(hand.mine, hand.created, overdue, missing=hand.missing, killed=killed, doomed=hand.doomed)
+    return decide(real, seen, standing)
 
 
 def moves(world: World, max_attempts: int, faults: int) -> Iterator[tuple[str, World]]:
@@ -118,6 +126,8 @@ def _engine(world: World) -> Iterator[tuple[str, World]]:
             for code in (0, 1):
                 ended = replace(run, phase=Phase.ENDED, outcome=exit_outcome(code))
                 yield f"exit {code}", _with(world, ended)
+            if run.ending:
+                yield "killed", _with(world, replace(run, phase=Phase.ENDED, outcome=KILLED))
 
 
 def _take_up(world: World, who: int) -> Iterator[tuple[str, World]]:
@@ -209,8 +219,8 @@ def _act(world: World, who: int, hand: Hand, max_attempts: int) -> Iterator[tupl
             mine = replace(hand, row=after.row) if fits else _refresh(world, hand)
         case Do.KILL:
             if run is not None and run.phase is Phase.RUNNING:
-                after = _with(world, replace(run, phase=Phase.ENDED, outcome=KILLED))
-            mine = hand
+                after = _with(world, replace(run, ending=True))
+            mine = replace(hand, doomed=True)
         case Do.DISCARD:
             after = world if uid is None else _without(world, uid)
             if uid == asked.bound and step.run is not None and step.run.phase is Phase.INERT:
@@ -257,8 +267,13 @@ def _check_outcome(world: World, outcome: Outcome) -> None:
     started = world.row.attempt in world.starts
     if outcome.reason in (Reason.COMPLETED, Reason.NON_ZERO_EXIT) and not started:
         raise Broken("an exit code of a command that never started")
+    if outcome.reason is Reason.KILLED:  # nobody but controllers kills here
+        raise Broken("a kill of a controller's told as somebody else's")
     untaken = world.row.epoch == world.row.attempt  # past a take-over, a paused holder may release what is deleted
-    if outcome.reason is Reason.START_TIMEOUT and started and untaken:
+    late = (outcome.message or "").startswith("it started too late")
+    if late and not started:
+        raise Broken("said to have started too late, and it never did")
+    if outcome.reason is Reason.START_TIMEOUT and not late and started and untaken:
         raise Broken("said not to have started, and it did")
     if outcome.message == "cancelled before it started" and started and untaken:
         raise Broken("said to be cancelled before it started, and it did start")
@@ -289,6 +304,7 @@ def _without(world: World, uid: int) -> World:
 
 def explore(max_attempts: int, faults: int) -> dict[World, list[World]]:
     """Every world that can be reached, and what may follow each. Raises Broken with the way to a broken promise."""
+    next_step.cache_clear()  # it depends on a rule
     graph: dict[World, list[World]] = {}
     came: dict[World, tuple[str, World | None]] = {World(): ("begin", None)}
     edge = [World()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import chain, product
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -84,6 +86,18 @@ CASES: dict[str, tuple[Row, list[Seen], Standing, Do]] = {
     "starting for too long": (BOUND, [STARTING], Standing(mine=True, overdue=True), Do.KILL),
     "the start deadline does not end what runs": (RUNNING, [ALIVE], Standing(mine=False, overdue=True), Do.WAIT),
     "past every timer": (RUNNING, [ALIVE], Standing(mine=False, overrun=True), Do.KILL),
+    "seen running after it was told to end: not called running": (
+        BOUND,
+        [ALIVE],
+        Standing(mine=True, overdue=True, killed=True, doomed=True),
+        Do.WAIT,
+    ),
+    "told to end long ago, and runs all the same": (
+        BOUND,
+        [ALIVE],
+        Standing(mine=True, overdue=True, doomed=True),
+        Do.KILL,
+    ),
     "told to end a moment ago": (RUNNING, [ALIVE], Standing(mine=False, overrun=True, killed=True), Do.WAIT),
     # 6: record
     "ended well": (RUNNING, [DONE], OTHERS, Do.RECORD),
@@ -142,6 +156,7 @@ def test_outcomes_say_what_happened() -> None:
     assert outcome(RUNNING, [killed]) == (State.FAILED, Reason.KILLED)
     assert outcome(cancelled(RUNNING), [killed]) == (State.CANCELLED, Reason.CANCELLED)
     assert outcome(RUNNING, [killed], overrun) == (State.FAILED, Reason.DEADLINE_EXCEEDED)
+    assert outcome(BOUND, [killed]) == (State.FAILED, Reason.KILLED)
     assert outcome(cancelled(RUNNING), [BAD]) == (State.FAILED, Reason.NON_ZERO_EXIT)  # it ended first
     assert outcome(cancelled(RUNNING), [DONE]) == (State.SUCCEEDED, Reason.COMPLETED)
     assert outcome(RUNNING, [seen("a", Phase.ENDED, timeout_outcome(60))]) == (
@@ -154,10 +169,91 @@ def test_outcomes_say_what_happened() -> None:
     assert waiting.message == "not started within the start deadline: no node has room"
 
 
+def ended(uid: str, outcome: Outcome, seconds: float, **more: Any) -> Seen:
+    """A run that ended so after that time by its engine's clock."""
+    began = datetime(2030, 1, 1, tzinfo=UTC)
+    return replace(
+        seen(uid, Phase.ENDED, outcome), started_at=began, ended_at=began + timedelta(seconds=seconds), **more
+    )
+
+
+LATE, DOOMED = Standing(mine=True, overdue=True), Standing(mine=True, overdue=True, doomed=True)
+GIVEN_UP = {"hopeless": True, "stuck": Reason.IMAGE_PULL_FAILED, "waiting": "no such image"}
+KILLS: dict[str, tuple[Row, Seen, Standing, Reason, str]] = {
+    "late, ended by this controller": (BOUND, ended("a", KILLED, 1), DOOMED, Reason.START_TIMEOUT, "started too late"),
+    "late, ended by one that crashed": (BOUND, ended("a", KILLED, 1), LATE, Reason.START_TIMEOUT, "started too late"),
+    "late, by one that crashed, called running since": (
+        RUNNING,
+        ended("a", KILLED, 1, ending=True),
+        replace(LATE, mine=False),
+        Reason.START_TIMEOUT,
+        "started too late",
+    ),
+    "late, after it had waited": (
+        BOUND,
+        ended("a", KILLED, 1),
+        replace(DOOMED, waiting="no node has room"),
+        Reason.START_TIMEOUT,
+        "after it had waited: no node has room",
+    ),
+    "given up, and started all the same": (
+        BOUND,
+        ended("a", KILLED, 1, **GIVEN_UP),
+        replace(DOOMED, overdue=False),
+        Reason.IMAGE_PULL_FAILED,
+        "no such image",
+    ),
+    "given up, past the start deadline by now": (
+        BOUND,
+        ended("a", KILLED, 1, **GIVEN_UP),
+        DOOMED,
+        Reason.IMAGE_PULL_FAILED,
+        "no such image",
+    ),
+    "given up by one that crashed": (
+        BOUND,
+        ended("a", KILLED, 1, ending=True),
+        MINE,
+        Reason.START_FAILED,
+        "given up before it started",
+    ),
+    "past every timer": (
+        RUNNING,
+        ended("a", KILLED, 99),
+        Standing(mine=False, overrun=True),
+        Reason.DEADLINE_EXCEEDED,
+        "its own timer gone",
+    ),
+    "by somebody else while it ran": (RUNNING, ended("a", KILLED, 1), LATE, Reason.KILLED, "from outside"),
+    "by somebody else in time, found long after": (
+        RUNNING,
+        ended("a", KILLED, 1),
+        Standing(mine=False, overrun=True),
+        Reason.KILLED,
+        "from outside",
+    ),
+    "late, and ended by itself": (BOUND, ended("a", exit_outcome(0), 1), DOOMED, Reason.COMPLETED, ""),
+    "late, and ended by its own timeout": (
+        BOUND,
+        ended("a", timeout_outcome(60), 60),
+        DOOMED,
+        Reason.DEADLINE_EXCEEDED,
+        "longer than timeout_seconds",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KILLS)
+def test_a_kill_is_told_as_whose_it_was(case: str) -> None:
+    row, run, standing, reason, words = KILLS[case]
+    outcome = decide(row, [run], standing).outcome
+    assert outcome is not None
+    assert outcome.reason is reason
+    assert words in (outcome.message or "")
+
+
 def test_retries_back_off_up_to_a_minute() -> None:
-    delays = [
-        settle(replace(RUNNING, max_attempts=100, runs=runs), exit_outcome(1), OTHERS).delay for runs in range(99)
-    ]
+    delays = [settle(replace(RUNNING, max_attempts=100, runs=runs), exit_outcome(1)).delay for runs in range(99)]
     assert delays[:3] == [1, 2, 4]
     assert max(delays) == delays[-1] == RETRY_MOST
     assert decide(BOUND, [NEVER], OTHERS).delay == REPLACE_DELAY > 0
@@ -166,8 +262,9 @@ def test_retries_back_off_up_to_a_minute() -> None:
 NO_IMAGE = Reason.IMAGE_PULL_FAILED
 ENDINGS = (exit_outcome(0), exit_outcome(1), KILLED, LOST)
 STANDINGS = [
-    Standing(mine, created, overdue, overrun, missing, killed)
-    for mine, created, overdue, overrun, missing, killed in product((False, True), repeat=6)
+    Standing(mine, created, overdue, overrun, missing, killed, doomed)
+    for mine, created, overdue, overrun, missing, killed, doomed in product((False, True), repeat=7)
+    if doomed or not killed
 ]
 
 
@@ -220,11 +317,17 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
             assert run is not None
             return launch and run.run_uid == row.run_uid and run.phase is Phase.INERT and alone
         case Do.START:
-            return run is own and own is not None and own.phase is Phase.RUNNING and row.state is State.LAUNCHING
+            return (
+                run is own
+                and own is not None
+                and own.phase is Phase.RUNNING
+                and row.state is State.LAUNCHING
+                and not standing.doomed
+            )
         case Do.KILL:
             assert run is not None
             late = run.phase is Phase.STARTING and (standing.overdue or run.hopeless)
-            due = row.cancelled or standing.overrun or late
+            due = row.cancelled or standing.overrun or late or standing.doomed
             return run is own and run.phase in (Phase.STARTING, Phase.RUNNING) and due and not standing.killed
         case Do.DISCARD:
             assert run is not None
@@ -283,7 +386,8 @@ def may_wait(row: Row, there: list[Seen], own: Seen | None, standing: Standing) 
         return not standing.mine or (not inert and standing.created and not standing.missing)
     if own.phase is Phase.INERT:
         return not standing.mine
-    due = row.cancelled or standing.overrun or (standing.overdue and own.phase is Phase.STARTING)
+    late = standing.overdue and own.phase is Phase.STARTING
+    due = row.cancelled or standing.overrun or late or standing.doomed
     if due:
         return standing.killed
     return own.phase is Phase.STARTING or row.state is State.RUNNING
@@ -296,7 +400,7 @@ def test_two_controllers_start_an_attempt_once_and_end_every_row(max_attempts: i
     assert not protocol_model.stuck(graph)
 
 
-@pytest.mark.parametrize("rule", ["FENCED", "SPENT", "DOUBTED"])
+@pytest.mark.parametrize("rule", ["FENCED", "SPENT", "MARKED", "DOUBTED"])
 def test_the_model_finds_what_a_missing_rule_breaks(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol_model, rule, False)
     with pytest.raises(protocol_model.Broken):
