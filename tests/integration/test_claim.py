@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from controller.errors import DatabaseUnavailable
@@ -344,3 +345,147 @@ def test_another_attempt_is_a_new_claim_of_its_own(database: str) -> None:
         insert(owner, max_attempts=2)
         asyncio.run(go())
         assert one(owner, "select count(*) as n from sandbox_attempts")["n"] == 1
+
+
+# Whatever an application does with the table, and whatever one row holds, the others are claimed
+
+
+CHANGES = {
+    "a column more": "alter table sandboxes add column build_id uuid",
+    "a column with a default": "alter table sandboxes add column build_id uuid not null default gen_random_uuid()",
+    "a column with a variable's name": "alter table sandboxes add column controller text, add column room integer",
+    "a column less": "alter table sandboxes drop column extra",
+    "an index more": "create index on sandboxes (state, tenant, priority)",
+    "a trigger more": "create trigger theirs before update on sandboxes for each row execute function touched()",
+    "a generated column": "alter table sandboxes add column size bigint generated always as (length(command)) stored",
+    "a rule more": "alter table sandboxes add constraint theirs check (command <> 'never')",
+    "a column of the tenants": "alter table sandbox_tenants add column batch integer, add column n integer",
+    "a column of the attempts": "alter table sandbox_attempts add column theirs text default 'x'",
+    "a column of the events": "alter table sandbox_events add column controller text default 'x'",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_running_controller_goes_on_when_the_table_changes(change: str, database: str) -> None:
+    async def go() -> None:
+        async with asyncio.timeout(60), opened(database, size=2) as queue:
+            for number in range(80):
+                if number == 40:
+                    owner.execute(CHANGES[change])
+                made = insert(owner, tenant=f"t{number % 3}")
+                [got] = await queue.claim(1, 1_000_000, 60)
+                assert got.row.id == made
+                assert await queue.bind(Bind(got.row.key, got.row.epoch, "u"))
+                assert await queue.record(Ended(got.row.key, "u", Outcome(State.FAILED, Reason.KILLED, "x")))
+                assert await queue.standing()
+                await queue.take_over(10, 60)
+                await queue.forget()
+
+    with connect(database) as owner:
+        owner.execute("alter table sandboxes add column extra text")
+        owner.execute("create function touched() returns trigger language plpgsql as 'begin return new; end'")
+        asyncio.run(go())
+
+
+def refuse_one(owner: Connection, doomed: UUID) -> None:
+    """An application's trigger, which lets nobody update that row."""
+    owner.execute(
+        "create function refuse_one() returns trigger language plpgsql as"
+        " $$ begin raise exception 'no build is open for it'; end $$"
+    )
+    owner.execute(
+        "create trigger refuse_one before update on sandboxes for each row"
+        f" when (old.id = '{doomed}') execute function refuse_one()"
+    )
+
+
+@pytest.mark.parametrize("most", [1, 100])
+def test_a_row_that_cannot_be_claimed_is_put_aside_and_the_others_run(
+    most: int, database: str, owner: Connection
+) -> None:
+    doomed, *others = [insert(owner) for _ in range(5)]
+    refuse_one(owner, doomed)
+    with connect(database, "sandbox_controller") as controller:
+        clock(controller, 0)
+        got = [each["id"] for _ in range(5) for each in claim(controller, most)]
+    assert got == others
+    assert steps(owner, doomed) == ["set aside"]
+    assert one(owner, "select why from sandbox_set_aside")["why"] == "no build is open for it"
+    owner.execute("drop trigger refuse_one on sandboxes")
+    assert claim(owner) == []
+    clock(owner, 61)  # it is tried again by and by
+    assert [each["id"] for each in claim(owner)] == [doomed]
+
+
+def test_a_row_that_is_refused_again_waits_longer_each_time(owner: Connection) -> None:
+    doomed = insert(owner)
+    refuse_one(owner, doomed)
+    waits = []
+    second = 0.0
+    for _ in range(12):
+        clock(owner, second)
+        assert claim(owner) == []
+        again = one(owner, "select again_at from sandbox_set_aside")["again_at"]
+        waits.append((again - at(second)).total_seconds())
+        second += waits[-1] + 1
+    assert waits[0] == 60
+    assert all(first <= then for first, then in pairwise(waits))
+    for _ in range(40):
+        clock(owner, second)
+        claim(owner)
+        second = (one(owner, "select again_at from sandbox_set_aside")["again_at"] - at(0)).total_seconds() + 1
+    again = one(owner, "select again_at - %s as pause from sandbox_set_aside", [at(second)])["pause"]
+    assert again.total_seconds() <= 86_400
+
+
+def test_no_timestamp_can_be_infinite(owner: Connection) -> None:
+    found = owner.execute(
+        "select table_name as relation, column_name as name from information_schema.columns join pg_class c"
+        " on c.relname = table_name and c.relkind = 'r' and c.relnamespace = 'public'::regnamespace"
+        " where table_schema = 'public' and data_type = 'timestamp with time zone'"
+    ).fetchall()
+    assert len(found) > 14
+    insert(owner)
+    claim(owner)
+    owner.execute(
+        "insert into sandbox_attempts (sandbox_id, attempt, state, reason) select id, 1, 'lost', 'Lost' from sandboxes"
+    )
+    owner.execute(
+        "insert into sandbox_set_aside (sandbox_id, step, why, again_at) values (gen_random_uuid(), 'claim', '', now())"
+    )
+    owner.execute("set session_replication_role = replica")  # its rules hold beside its triggers
+    for each in found:
+        for value in ("infinity", "-infinity"):
+            with pytest.raises(psycopg.errors.CheckViolation, match=f"{each['name']} must be finite"):
+                owner.execute(f"update {each['relation']} set {each['name']} = '{value}'")
+
+
+@pytest.mark.parametrize("role", ["sandbox_requester", "sandbox_controller"])
+def test_no_login_can_set_the_clock(role: str, database: str) -> None:
+    near = "select abs(extract(epoch from clock_timestamp() - %s)) < 60 as near"
+    with connect(database, role) as login, connect(database) as owner:
+        login.execute("set sandbox.now = 'infinity'")
+        assert one(owner, near, [one(login, "select sandbox_now() as now")["now"]])["near"]
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            login.execute("create or replace function sandbox_now() returns timestamptz return 'infinity'")
+        login.execute("set search_path = pg_temp, public")
+        if role == "sandbox_requester":
+            made = one(login, "insert into sandboxes (command, priority) values ('true', 32767) returning created_at")
+            assert one(owner, near, [made["created_at"]])["near"]
+        insert(owner)
+        assert claim(owner)
+
+
+def test_a_claimed_row_that_cannot_be_read_ends_and_the_others_go_on(database: str, owner: Connection) -> None:
+    """However it came to be so: here a rule was dropped."""
+
+    async def go() -> None:
+        async with opened(database) as queue:
+            assert {each.row.id for each in await queue.claim(10, 100, 60)} == {good}
+
+    owner.execute('alter table sandboxes drop constraint "env must be an object of at most 65,536 bytes"')
+    bad, good = insert(owner, env="[1]"), insert(owner)
+    asyncio.run(go())
+    found = row(owner, bad)
+    assert (found["state"], found["reason"]) == ("failed", "InvalidRequest")
+    assert found["message"] == "the row cannot be read: env is not an object"

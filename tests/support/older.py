@@ -1,0 +1,82 @@
+"""The version before, from the repository's history: its statements, its verbs and its controllers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.database import Connection
+
+COMMIT = "c9b461a"  # schema version 2
+ROOT = Path(__file__).parents[2]
+
+
+class Older:
+    """That version's code in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), "archive", COMMIT, "controller"], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"the history with {COMMIT} is not here: {done.stderr.decode().strip()[:200]}")
+        with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
+            archive.extractall(directory, filter="data")
+        self.directory = directory
+        text = (directory / "controller" / "sql" / "queue.sql").read_text()
+        blocks = re.split(r"^-- (\w+) --$", text, flags=re.MULTILINE)
+        self._statements = dict(zip(blocks[1::2], blocks[2::2], strict=True))
+
+    def ask(self, connection: Connection, name: str, **params: Any) -> list[dict[str, Any]]:
+        """Runs one of its controller's statements."""
+        return list(connection.execute(self._statements[name].encode(), params).fetchall())
+
+    def verb(self, url: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """`python -m controller …` of that version, to its end."""
+        return run_verb(self.directory, url, *words)
+
+
+def run_verb(directory: Path, url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python -m controller …` of the code in that directory, to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "controller", *words],
+        cwd=directory,
+        env=environment(url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@contextmanager
+def controller(directory: Path, url: str, log: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A controller of the code in that directory; told to stop at the end."""
+    env = environment(url) | {f"SANDBOX_{name}": str(value) for name, value in settings.items()}
+    with log.open("ab") as told:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "controller", "run"], cwd=directory, env=env, stdout=told, stderr=told
+        )
+    try:
+        yield started
+    finally:
+        started.terminate()
+        started.wait(timeout=60)
+
+
+def environment(url: str) -> dict[str, str]:
+    """A verb's environment."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
+    return given | {"DATABASE_URL": url, "LOG_FORMAT": "console", "HTTP_PORT": "0"}
