@@ -130,6 +130,7 @@ class Controller:
                 live = Live(each.row, sent)
             live.row, live.read_at, live.lease_end = each.row, sent, sent + self._pace.lease
             live.launch, live.look, live.created, live.fresh = each.launch, how != "claimed", False, False
+            live.waiting = live.told = each.waited
             self._metrics.claimed.labels(how).inc()
             if how == "claimed":
                 self._metrics.queued_for.observe(each.created_age)

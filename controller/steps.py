@@ -72,7 +72,7 @@ class Steps:
             return await self._record(live, Step(Do.RECORD, outcome=error.outcome))
         except ImageAway as error:
             return await self._put_back(live, error)
-        live.created, live.missing = True, False
+        live.created, live.missing, live.waiting = True, False, None
         if seen is not None:
             live.runs.setdefault(seen.run_uid, seen)
         return None

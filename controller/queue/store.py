@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 RENEW_SECONDS = 1.0  # between renewals of the whole pool
 DOING = {
+    "put_back": "that it waits for its image cannot be written",
+    "make_due": "that its image is there cannot be written",
     "bind": "its run cannot be bound",
     "start": "its start cannot be written",
     "wait": "what it waits for cannot be written",
@@ -42,6 +44,7 @@ class Claimed:
     row: Row
     launch: Launch
     created_age: float  # seconds since its insert
+    waited: str | None = None  # what it waited for until now
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +121,9 @@ class Queue:
         self._sql = sql.statements("queue.sql")
         self._renewed = 0.0  # monotonic seconds
         self.engine = ""
+        self._keepers: set[str] = set()  # what keeps rows from being forgotten, told once
         self.put_back = Batch(self._put_back, self._locked)
         self.make_due = Batch(self._make_due, self._locked)
-        self._keepers: set[str] = set()  # what keeps rows from being forgotten, told once
         self.bind = Batch(self._bind, self._locked)
         self.start = Batch(self._start, self._locked)
         self.wait = Batch(self._wait, self._locked)
@@ -324,4 +327,6 @@ def _claimed(found: DictRow) -> Claimed:
     asked = ("command", "timeout_seconds", "image", "env", "cpu_millis", "memory_mib", "disk_mib", "network", "tenant")
     if not isinstance(found["env"], dict):
         raise TypeError("env is not an object")
-    return Claimed(row, Launch(row.key, **{name: found[name] for name in asked}), float(found["created_age"]))
+    return Claimed(
+        row, Launch(row.key, **{name: found[name] for name in asked}), float(found["created_age"]), found["waited"]
+    )

@@ -10,8 +10,9 @@ select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is no
        null::float8 as started_age,
        command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant,
        coalesce(extract(epoch from sandbox_now() - case when isfinite(created_at) then created_at end), 0)::float8
-           as created_age
-from sandbox_claim_v3(%(me)s, %(engine)s, %(lease)s::float8, %(max_running)s, %(most)s);
+           as created_age,
+       (select s.waiting from sandboxes s where s.id = c.id) as waited  -- this statement still sees it as it was before
+from sandbox_claim_v3(%(me)s, %(engine)s, %(lease)s::float8, %(max_running)s, %(most)s) c;
 
 -- take_over --
 -- launching -> launching: rows whose lease ran out, same attempt, under a new epoch; and with `mine`, rows that this
@@ -33,7 +34,8 @@ select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is no
        null::float8 as started_age,
        command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant,
        coalesce(extract(epoch from sandbox_now() - case when isfinite(created_at) then created_at end), 0)::float8
-           as created_age
+           as created_age,
+       waiting as waited
 from taken;
 
 -- renew --

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,7 +20,7 @@ from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from controller.model import Key
 from tests.support.control import Table, control, table
 from tests.support.engines import SHELL_IMAGE, need_docker
-from tests.support.registry import silent_registry
+from tests.support.registry import PASSWORD, USER, registry_with_login, silent_registry
 
 
 def with_table(url: str, test: Callable[[Table], Awaitable[None]]) -> None:
@@ -91,6 +96,7 @@ def test_the_start_deadline_runs_on_while_an_image_is_away(database: str) -> Non
             await asked.insert(id=waits)
             row = await asked.cleaned(waits)
         assert (row["state"], row["reason"], row["run_uid"]) == ("failed", "StartTimeout", None)
+        assert row["message"] == "not started within the start deadline: the image is being pulled"
 
     with_table(database, test)
 
@@ -140,9 +146,105 @@ def test_rows_on_a_silent_registry_do_not_hold_up_an_honest_one(
                 assert row["exit_code"] == 3
                 waiting = {(await asked.row(one))["waiting"] for one in silent}
                 assert all("is being pulled" in one or "waits for other pulls" in one for one in waiting)
-                await asked.rows("update sandboxes set cancel_requested_at = now() where finished_at is null")
+                await asked.rows("select sandbox_cancel(id) from sandboxes where finished_at is null")
                 for one in silent:
                     await asked.cleaned(one)
                 await asked.cleaned(honest)
+
+    with_table(database, test)
+
+
+# A registry with a login
+
+
+@dataclass(frozen=True)
+class Private:
+    """A registry with a login, an image on it that the engine has not got, and the logins of this process."""
+
+    host: str
+    image: str
+    logins: Path
+
+    def log_in(self, password: str = PASSWORD, host: str | None = None) -> None:
+        """As `docker login` leaves it."""
+        entry = {"auth": base64.b64encode(f"{USER}:{password}".encode()).decode()}
+        (self.logins / "config.json").write_text(json.dumps({"auths": {host or self.host: entry}}))
+
+
+@pytest.fixture
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Private]:
+    need_docker()
+    (tmp_path / "logins").mkdir()
+    with registry_with_login(tmp_path) as host:
+        made = Private(host, f"{host}/team/box:1", tmp_path / "logins")
+        monkeypatch.setenv("DOCKER_CONFIG", str(made.logins))
+        made.log_in()
+        for words in (["tag", SHELL_IMAGE, made.image], ["push", "-q", made.image], ["rmi", made.image]):
+            subprocess.run(["docker", *words], check=True, capture_output=True)
+        (made.logins / "config.json").unlink()
+        yield made
+        subprocess.run(["docker", "rmi", "-f", made.image], capture_output=True, check=False)
+
+
+def test_a_login_of_this_host_is_used_for_a_pull(
+    database: str, docker: Callable[..., Any], private: Private, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(asked: Table) -> None:
+        async with docker(database):
+            private.log_in()
+            row = await asked.cleaned(await asked.insert("exit 7", image=private.image, memory_mib=64))
+            assert (row["reason"], row["exit_code"]) == ("NonZeroExit", 7)
+        told = json.dumps(await asked.rows("select * from sandboxes, sandbox_events, sandbox_attempts"), default=str)
+        assert PASSWORD not in told + caplog.text
+        assert base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode() not in told + caplog.text
+
+    with_table(database, test)
+
+
+def test_a_pull_without_a_login_or_with_a_wrong_one_fails_at_once_and_a_later_login_counts(
+    database: str, docker: Callable[..., Any], private: Private
+) -> None:
+    async def test(asked: Table) -> None:
+        async with docker(database):
+
+            async def fails(image: str, words: str) -> None:
+                began = time.monotonic()
+                row = await asked.cleaned(await asked.insert("true", image=image, memory_mib=64))
+                assert (row["state"], row["reason"]) == ("failed", "ImagePullFailed"), row
+                assert words in row["message"]
+                assert time.monotonic() - began < 10
+
+            await fails(private.image, "no basic auth credentials")
+            private.log_in("wrong")
+            await fails(private.image, "unauthorized: authentication required")
+            private.log_in(host="other.example")  # not this registry's
+            await fails(private.image, "no basic auth credentials")
+            (private.logins / "config.json").write_text("{broken")
+            await fails(private.image, "is not JSON")
+            private.log_in()
+            await fails(f"{private.host}/team/box:2", "manifest unknown")
+            await fails(f"{private.host}/team/none:1", "manifest unknown")
+            row = await asked.cleaned(await asked.insert("exit 7", image=private.image, memory_mib=64))
+            assert row["exit_code"] == 7
+
+    with_table(database, test)
+
+
+def test_another_tenants_silent_images_do_not_hold_up_a_pull(
+    database: str, docker: Callable[..., Any], private: Private
+) -> None:
+    async def test(asked: Table) -> None:
+        private.log_in()
+        with silent_registry() as host:
+            async with docker(database):
+                for number in range(40):
+                    await asked.insert("true", image=f"{host}/none:{number}", tenant="other")
+                began = time.monotonic()
+                row = await asked.cleaned(await asked.insert("exit 7", image=private.image, memory_mib=64))
+                assert row["exit_code"] == 7
+                assert time.monotonic() - began < 10
+                await asked.rows("select sandbox_cancel(id) from sandboxes where finished_at is null")
+                for left in await asked.rows("select id from sandboxes"):
+                    await asked.cleaned(left["id"])
 
     with_table(database, test)
