@@ -369,8 +369,8 @@ CHANGES = {
 def test_a_running_controller_goes_on_when_the_table_changes(change: str, database: str) -> None:
     async def go(owner: Connection) -> None:
         async with asyncio.timeout(60), opened(database, size=2) as queue:
-            for number in range(80):
-                if number == 40:
+            for number in range(24):  # past the number at which the driver and plpgsql keep a plan
+                if number == 12:
                     owner.execute(CHANGES[change])
                 made = insert(owner, tenant=f"t{number % 3}")
                 [got] = await queue.claim(1, 1_000_000, 60)

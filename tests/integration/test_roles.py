@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from controller.queue.migrate import migrate
 from tests.support.database import Connection, ask, claim, connect, insert, one, row
 
 REQUEST = {
@@ -287,3 +288,130 @@ def test_the_password_that_migrate_set_opens_the_door_and_no_other_does(
         assert connection.execute("select current_user").fetchall() == [(f"sandbox_{name}",)]
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(make_conninfo(database, user=f"sandbox_{name}", password="wrong"))
+
+
+# What a requester can lock
+
+
+HOLDS = {
+    "its advisory locks": [
+        "select pg_advisory_lock(k) from generate_series(7263001, 7263002) k",
+        "select pg_advisory_xact_lock(k) from generate_series(7263001, 7263002) k",
+    ],
+    "the tables, as far as it may": [
+        "lock table sandboxes, sandbox_attempts, sandbox_events, sandbox_results, sandbox_tenants in access share mode"
+    ],
+    "a cancel of every row": ["select sandbox_cancel(id) from sandboxes"],
+    "a request": ["insert into sandboxes (command, priority) values ('x', 9)"],
+    "a request that is not committed, of the same tenant and key": [
+        "insert into sandboxes (command, idempotency_key) values ('x', 'k')"
+    ],
+    "a cursor over every row": ["declare held cursor for select * from sandboxes", "fetch 1 from held"],
+    "a snapshot": [
+        "set transaction isolation level serializable",
+        "select count(*) from sandboxes s join sandbox_attempts a on true",
+    ],
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+def test_nothing_that_a_requester_holds_is_waited_for(hold: str, database: str, owner: Connection) -> None:
+    """Rows are claimed, recorded, cleaned, forgotten and drained meanwhile, within a controller's own timeouts."""
+    first = insert(owner)
+    owner.execute("update sandbox_installation set retention_seconds = 1")
+    with connect(database, "sandbox_requester") as requester, connect(database, "sandbox_controller") as controller:
+        controller.execute("set lock_timeout = '300ms'")
+        controller.execute("set statement_timeout = '3s'")
+        [got] = claim(controller)
+        with requester.transaction(force_rollback=True):
+            for statement in HOLDS[hold]:
+                requester.execute(statement.encode())
+            second = insert(owner)
+            assert [each["id"] for each in claim(controller)] == [second]
+            assert ask(controller, "bind", ids=[first], attempts=[1], epochs=[got["epoch"]], run_uids=["u"])
+            assert ask(controller, "start", ids=[first], attempts=[1], run_uids=["u"])
+            assert ask(controller, "record", **an_end(first))
+            assert ask(controller, "clean", ids=[first])
+            assert ask(controller, "locked", ids=[first, second]) == []
+            assert ask(controller, "cancel_all") == [{"asked": 1}]
+            assert ask(controller, "forget")
+            assert migrate(database, {}, patience=0) == 0
+
+
+def an_end(made: object) -> dict[str, Any]:
+    ended: dict[str, Any] = {
+        name: [None] for name in ("exit_codes", "messages", "outputs", "started", "ended", "nodes", "digests")
+    }
+    return ended | {
+        **{"ids": [made], "attempts": [1], "run_uids": ["u"], "states": ["lost"], "reasons": ["Lost"]},
+        "truncated": [False],
+    }
+
+
+def test_a_requester_locks_no_row_and_no_table(database: str, owner: Connection) -> None:
+    insert(owner)
+    owner.execute(
+        "insert into sandbox_attempts (sandbox_id, attempt, state, reason) select id, 1, 'x', 'x' from sandboxes"
+    )
+    owner.execute("insert into sandbox_tenants (name) values ('default')")
+    with connect(database, "sandbox_requester") as requester:
+        for table in READS["sandbox_requester"]:
+            for strength in ("update", "no key update", "share", "key share"):
+                refuse_all(requester, f"select * from {table} for {strength}")
+        modes = ("row share", "row exclusive", "share update exclusive", "share", "share row exclusive", "exclusive")
+        for mode in (*modes, "access exclusive"):
+            for table in (*READS["sandbox_requester"], "sandbox_migrations", "sandbox_claim_turn", "sandbox_set_aside"):
+                refuse_all(requester, f"begin; lock table {table} in {mode} mode")
+        refuse_all(
+            requester,
+            "update sandboxes set cancel_requested_at = now()",
+            "merge into sandboxes s using (select 1) x on true when matched then update set state = 'lost'",
+            "insert into sandboxes (id, command) select id, 'x' from sandboxes"
+            " on conflict (id) do update set cancel_requested_at = now()",
+        )
+
+
+def test_a_cancel_tells_whether_there_is_something_to_cancel(database: str, owner: Connection) -> None:
+    waiting, ended = insert(owner), insert(owner, priority=9)
+    [got] = claim(owner, 1)
+    ask(owner, "bind", ids=[ended], attempts=[1], epochs=[got["epoch"]], run_uids=["u"])
+    assert ask(owner, "record", **an_end(ended))
+    with connect(database, "sandbox_requester") as requester:
+        for sandbox, asked in ((waiting, True), (waiting, True), (ended, False), (uuid4(), False), (None, False)):
+            assert one(requester, "select sandbox_cancel(%s) as asked", [sandbox]) == {"asked": asked}
+        with requester.transaction(force_rollback=True):
+            assert one(requester, "select sandbox_cancel(%s) as asked", [insert(requester)]) == {"asked": True}
+        made = insert(requester)
+        with requester.transaction():
+            requester.execute("select sandbox_cancel(%s)", [made])
+    assert row(owner, made)["cancel_requested_at"] is not None
+    assert row(owner, ended)["cancel_requested_at"] is None
+    assert one(owner, "select count(*) as n from sandbox_cancels")["n"] == 0
+
+
+@pytest.mark.parametrize("path", ["''", "pg_temp, public", "public, pg_catalog", "app, public", "pg_temp, app"])
+def test_whatever_search_path_a_login_has_its_statements_mean_the_same(
+    path: str, database: str, owner: Connection
+) -> None:
+    owner.execute("create schema app")
+    owner.execute("create table app.sandboxes (id uuid); create table app.sandbox_events (x int)")
+    for name in ("sandbox_now()", "clock_timestamp()"):
+        owner.execute(f"create function app.{name} returns timestamptz language sql return 'infinity'::timestamptz")
+    owner.execute("create function app.lower(text) returns text language sql as $$ select 'x' $$")
+    owner.execute("grant usage on schema app to sandbox_requester, sandbox_controller")
+    with connect(database, "sandbox_requester") as requester, connect(database, "sandbox_controller") as controller:
+        for login in (requester, controller):
+            login.execute(
+                "create temporary table sandbox_cancels (x int); create temporary table sandbox_claim_turn ()"
+            )
+            login.execute(f"set search_path = {path}")
+        query = "insert into public.sandboxes (command, env) values ('true', %s) returning id, created_at"
+        made = one(requester, query, ['{"A": "1"}'])
+        assert one(owner, "select %s < clock_timestamp() as past", [made["created_at"]])["past"]
+        assert one(requester, "select public.sandbox_cancel(%s) as asked", [made["id"]])["asked"]
+        assert row(owner, made["id"])["cancel_requested_at"] is not None
+        insert(owner)
+        assert len(controller.execute("select * from public.sandbox_claim_v3('a', 'e', 60, 9, 9)").fetchall()) == 1
+        assert len(controller.execute("select * from public.sandbox_claim('a', 'e', 60, 9, 9)").fetchall()) == 0
+        assert one(controller, "select * from public.sandbox_forget_v3(10)")["forgotten"] == 0
+        assert one(controller, "select public.sandbox_cancel_all() as asked")["asked"] == 1
