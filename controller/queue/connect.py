@@ -23,6 +23,18 @@ DEFAULTS: dict[str, Any] = {  # a URL's own parameters come before these
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,  # ms; a half-open socket is noticed even with data under way
 }
+PARTS = {  # of a URL, by what the driver and an English server say
+    r"authentication failed|no password|role .* does not exist|not permitted to log in|pg_hba": "user and password",
+    r"database .* does not exist|permission denied for database": "database",
+    r"(resolve|translate) host": "host",
+    r"configuration parameter|requires a value|invalid value for parameter": "options",
+    r"requirement .* failed": "require_auth",
+    r"root certificate|verify failed|server certificate": "sslmode and sslrootcert",
+    r"certificate|private key": "sslcert and sslkey",
+    r"\bSSL\b": "sslmode",
+    r"read-only|read-write|standby mode": "target_session_attrs",
+    r"refused|timeout|timed out|No such file|unreachable|No route": "host and port",
+}
 SETTING_UP = "a session cannot be set up"
 SESSION = sql.statements("session.sql")
 
@@ -89,11 +101,12 @@ def _conninfo(url: str, name: str) -> str:
 
 
 def _no_connection(error: psycopg.Error) -> DatabaseUnavailable:
-    told = line(error)
-    fault = re.fullmatch(r"connection is bad: (invalid .*|definition of service .*)", told)
-    if fault is not None:
-        return DatabaseUnavailable(f"DATABASE_URL cannot be used: {fault[1]}")
-    return DatabaseUnavailable(f"the database of DATABASE_URL does not answer, or refuses this login: {told}")
+    told = re.sub(r"^connection (failed|is bad): ", "", line(error))
+    if re.match(r"invalid .* value|invalid SSL protocol|definition of service", told):
+        return DatabaseUnavailable(f"DATABASE_URL cannot be used: {told}")
+    part = next((part for words, part in PARTS.items() if re.search(words, told)), None)
+    look = f"; look at its {part}" if part else ""
+    return DatabaseUnavailable(f"the database of DATABASE_URL does not answer, or refuses this login: {told}{look}")
 
 
 def _check_encoding(connection: Connection[DictRow] | AsyncConnection[DictRow]) -> None:

@@ -50,5 +50,7 @@ def meaning(error: psycopg.Error | UnicodeError | OverflowError, doing: str) -> 
 
 
 def line(error: psycopg.Error) -> str:
-    """Its message without its details, in one line."""
-    return " ".join((error.diag.message_primary or str(error) or type(error).__name__).split())
+    """What it says, in one line: without its details, and without what a driver guesses about it."""
+    if error.diag.message_primary:
+        return " ".join(error.diag.message_primary.split())
+    return " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())

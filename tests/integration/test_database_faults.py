@@ -254,7 +254,6 @@ def test_a_verb_that_has_to_write_says_in_one_sentence_that_the_database_only_re
         (["run"], 1, "run: the database only reads: default_transaction_read_only is on; "),
         (["drain"], 1, "drain: the database only reads: default_transaction_read_only is on; "),
         (["migrate"], 1, "migrate: the database refuses the migration: the database only reads: cannot execute "),
-        (["submit", "true"], 125, "submit: the queue cannot be used: the database only reads: cannot execute INSERT"),
     ):
         done = command_line(database, *words)
         assert (done.returncode, done.stdout) == (code, "")

@@ -222,7 +222,7 @@ def test_a_controllers_login_may_check_and_a_requesters_may_not(database: str) -
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        (NOBODY, "the database of DATABASE_URL does not answer, or refuses this login: connection failed"),
+        (NOBODY, "the database of DATABASE_URL does not answer, or refuses this login: connection to server"),
         (
             "postgresql://u:s3cr3t@no.such.host.invalid/x",
             "the database of DATABASE_URL does not answer, or refuses this login: ",

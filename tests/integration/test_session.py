@@ -164,3 +164,23 @@ def test_a_database_that_cannot_hold_every_text_is_refused_in_one_sentence(narro
         done = command_line(url, *words)
         assert done.returncode not in (0, None)
         assert done.stderr.splitlines()[-1].startswith(f"{words[0]}: {told}")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "part"),
+    [
+        ("user=nobody_of_that_name&password=x", "user and password"),
+        ("dbname=no_such_database", "database"),
+        ("options=-c%20no.such%20thing", "options"),
+        ("options=-c%20no_such_setting%3D1", "options"),
+        ("target_session_attrs=standby", "target_session_attrs"),
+    ],
+)
+def test_what_the_server_refuses_is_told_with_the_part_of_the_url_to_look_at(
+    parameters: str, part: str, database: str
+) -> None:
+    url = f"{database}{'&' if '?' in database else '?'}{parameters}"
+    for words in (["run"], ["explain", str(UUID(int=1))]):  # an asyncio connection and a plain one
+        told = command_line(url, *words).stderr.splitlines()[-1]
+        assert told.startswith(f"{words[0]}: the database of DATABASE_URL does not answer, or refuses this login: ")
+        assert told.endswith(f"; look at its {part}")

@@ -74,6 +74,25 @@ def test_what_is_wrong_is_told_by_its_name(url: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        (HOST, "host and port"),
+        ("postgresql://u:s3cr3t@127.0.0.1:1,127.0.0.1:2/x", "host and port"),
+        ("postgresql://u:s3cr3t@/x?host=/nowhere", "host and port"),
+        ("postgresql://u:s3cr3t@no.such.host.invalid/x", "host"),
+    ],
+)
+def test_a_server_that_is_not_there_is_told_with_the_part_to_look_at(url: str, part: str) -> None:
+    with pytest.raises(DatabaseUnavailable) as caught:
+        connect(url, "test")
+    words = str(caught.value)
+    assert words.startswith("the database of DATABASE_URL does not answer, or refuses this login: ")
+    assert words.endswith(f"; look at its {part}")
+    assert "\n" not in words
+    assert "cr3t" not in words
+
+
+@pytest.mark.parametrize(
     "url",
     [
         HOST,
