@@ -148,15 +148,31 @@ class Controller:
                 self._insert.set()  # the poll: it alone suffices
 
     async def _tick(self) -> None:
-        now, pace = time.monotonic(), self._pace
-        if await self._queue.cancel_queued() + await self._queue.retry_due():
+        parts = (self._cancel_queued, self._retry, self._cancel, self._take_over, self._renew, self._forget)
+        for part in parts:
+            try:
+                await part()
+            except WriteRefused as error:  # for one row, it may be: the other parts go on
+                log.warning("%s, trying again", error)
+
+    async def _cancel_queued(self) -> None:
+        if await self._queue.cancel_queued():
             self._insert.set()
+
+    async def _retry(self) -> None:
+        if await self._queue.retry_due():
+            self._insert.set()
+
+    async def _cancel(self) -> None:
         for sandbox_id in await self._queue.cancelling():
             self._carrier.cancel(sandbox_id)
-        self._take_in_hand(await self._queue.take_over(CLAIM_MOST, pace.lease), now, "taken over")
-        if now - self._renewed > pace.lease / 4:
-            self._renewed = now
-            await self._renew()
+
+    async def _take_over(self) -> None:
+        now = time.monotonic()
+        self._take_in_hand(await self._queue.take_over(CLAIM_MOST, self._pace.lease), now, "taken over")
+
+    async def _forget(self) -> None:
+        now = time.monotonic()
         if now - self._forgot > FORGET_SECONDS:
             self._forgot = now
             if await self._queue.forget():
@@ -164,6 +180,9 @@ class Controller:
 
     async def _renew(self) -> None:
         sent = time.monotonic()
+        if sent - self._renewed <= self._pace.lease / 4:
+            return
+        self._renewed = sent
         lives = [live for live in self._lives.by_id.values() if live.lease_end and live.row.state is State.LAUNCHING]
         held = await self._queue.renew([live.row for live in lives], self._pace.lease)
         for live in lives:

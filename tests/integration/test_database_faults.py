@@ -225,6 +225,32 @@ def test_a_refused_write_is_told_by_its_name_with_its_sandbox(
     assert {record.__dict__["sandbox"] for record in told} == {str(sandbox)}
 
 
+def test_a_rule_that_refuses_one_row_its_end_holds_up_no_other(
+    database: str, operator: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trigger of the application's on `sandboxes`: the leases, the cancels and the queue go on."""
+    operator.execute(
+        "create function broken() returns trigger language plpgsql as $$ begin raise exception 'not this one'; end $$"
+    )
+    operator.execute(
+        "create trigger broken before update on sandboxes for each row"
+        " when (new.tenant = 'kept' and new.finished_at is not null) execute function broken()"
+    )
+    operator.execute("insert into sandbox_tenants (name, max_running) values ('kept', 0)")
+    kept = insert(operator, tenant="kept")
+    operator.execute("update sandboxes set cancel_requested_at = now() where id = %s", [kept])
+
+    async def go() -> None:
+        async with control(as_controller(database), MemoryBackend()):
+            await until_told(caplog, "the statement cancel_queued cannot be done: not this one (raise exception)", 2)
+            long = insert(operator, command="sleep 1000")
+            await asyncio.to_thread(until, operator, "select state = 'running' from sandboxes where id = %s", [long])
+            operator.execute("update sandboxes set cancel_requested_at = now() where id = %s", [long])
+            await asyncio.to_thread(until, operator, "select state = 'cancelled' from sandboxes where id = %s", [long])
+
+    asyncio.run(go())
+
+
 def test_a_requester_follows_a_sandbox_through_a_spell_of_only_reading(database: str, operator: Connection) -> None:
     """Where it asks to cancel, the request waits and is made on a session that writes again."""
     with closing(Client(database)) as client:
