@@ -7,14 +7,17 @@ import asyncio
 import logging
 import math
 import os
+import shlex
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
 from controller import log as logs
+from controller.abandoned import Abandoned
 from controller.backends.base import Backend
 from controller.backends.connect import AT_ONCE, LAUNCHING, connect
 from controller.carry import Carrier
@@ -24,9 +27,12 @@ from controller.http import Http
 from controller.live import Lives
 from controller.loop import Controller, Pace, cancel
 from controller.metrics import Metrics
+from controller.presence import Presence
 from controller.queue.connect import open_pool
+from controller.queue.installation import settle_identity
 from controller.queue.listen import listen
 from controller.queue.migrate import check_schema, migrate, retain
+from controller.queue.registry import Registry
 from controller.queue.store import Queue
 from controller.settings import OwnersSettings, Settings
 from controller.steps import Steps
@@ -57,7 +63,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m controller", description="A row becomes a sandbox.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("run", help="claim rows and run them").set_defaults(run=run)
-    verbs.add_parser("migrate", help="bring the database to this version").set_defaults(run=run_migrate)
+    migrating = verbs.add_parser("migrate", help="bring the database to this version")
+    whose = migrating.add_mutually_exclusive_group()
+    for choice, meaning in {
+        "copy": "this database is a copy and its original lives on: take a new id, leave what runs to the original",
+        "moved": "this database was moved and its original is gone: keep the id, and what runs",
+    }.items():
+        whose.add_argument(f"--{choice}", dest="whose", action="store_const", const=choice, help=meaning)
+    migrating.set_defaults(run=run_migrate)
+    give_up = verbs.add_parser("give-up", help="end or queue again every sandbox of an engine that is gone for good")
+    give_up.add_argument("engine", metavar="ENGINE", help="as `drain` names it")
+    give_up.set_defaults(run=run_give_up)
     drain = verbs.add_parser("drain", help="cancel everything, wait until it has ended, and clean up")
     drain.add_argument(
         "--timeout", type=_seconds, default=300.0, metavar="SECONDS", help="give up after (default: 300)"
@@ -89,6 +105,8 @@ def run_migrate(options: argparse.Namespace) -> int:
     }
     steps = migrate(url, passwords, OwnersSettings.read().sandbox_retention_seconds)
     terminal.show(f"migrate: {steps} applied" if steps else "migrate: nothing to do")
+    if told := settle_identity(url, options.whose):
+        terminal.say(f"migrate: {told}")
     return 0
 
 
@@ -105,6 +123,15 @@ def run_drain(options: argparse.Namespace) -> int:
     settings = Settings.read()
     logs.set_up(settings.log_format)
     return asyncio.run(_drain(settings, options.timeout))
+
+
+def run_give_up(options: argparse.Namespace) -> int:
+    """`give-up`: settles all that an engine without a controller is owed."""
+    settings = Settings.read()
+    logs.set_up(settings.log_format)
+    done = asyncio.run(_give_up(settings, options.engine))
+    print("give-up: " + ", ".join(f"{count} {what}" for what, count in sorted(done.items())))
+    return 0
 
 
 async def serve(settings: Settings, backend: Backend) -> None:
@@ -143,12 +170,40 @@ async def _drain(settings: Settings, timeout: float) -> int:
                     await asyncio.sleep(0.2)
         except TimeoutError:
             for engine, count in left.items():
-                here = "this engine" if engine == queue.engine else f"engine {engine}: is a controller of it alive?"
-                terminal.say(f"drain: {count} sandboxes are left on {here}")
+                terminal.say(f"drain: {count} sandboxes are left {_where(engine, queue.engine)}")
             return 1
         finally:
             stop.set()
             await running
+
+
+def _where(engine: str | None, here: str) -> str:
+    """Where rows are left, and what to do about it."""
+    if engine is None:
+        return "in the queue: another transaction holds them"
+    if engine == here:
+        return "on this engine"
+    words = "if no controller of it will come back, give it up: `python -m controller give-up"
+    return f"on engine {engine}: {words} {shlex.quote(engine)}`"
+
+
+async def _give_up(settings: Settings, engine: str) -> Counter[str]:
+    await check_schema(settings.database_url)
+    me = _name()
+    async with open_pool(settings.database_url, me) as pool:
+        queue = Queue(pool, me, settings.sandbox_output_bytes)
+        attending = await Registry(queue).attending()
+        for each in attending:
+            if each.engine == engine and each.connected:
+                raise SandboxError(f"the controller {each.name} of engine {engine} is connected: stop it first")
+        abandoned = Abandoned(queue, Metrics(), settings.sandbox_start_deadline_seconds, 0.0)
+        total: Counter[str] = Counter()
+        while done := await abandoned.settle(engine, given_up=True):
+            total += done
+        if not total:
+            known = ", ".join(sorted({each.engine for each in attending})) or "none"
+            raise SandboxError(f"no sandbox is left on an engine {engine}; engines in the table: {known}")
+        return total
 
 
 @asynccontextmanager
@@ -156,30 +211,49 @@ async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[
     """A controller with its parts, on a database that fits and an engine that answers."""
     try:
         await check_schema(settings.database_url)
-        me = f"{socket.gethostname()[:40]}/{os.getpid()}-{uuid4().hex[:6]}"  # Postgres keeps 63 bytes of a name
+        me = _name()
         async with open_pool(settings.database_url, me) as pool:
             queue = Queue(pool, me, settings.sandbox_output_bytes)
-            queue.engine = await backend.open(await queue.installation())
-            controller = wire(settings, queue, backend, metrics := Metrics())
-            yield controller, queue, Http(controller, queue, backend, metrics, settings.database_url)
+            registry = Registry(queue)
+            installation, renewed = await registry.identify()
+            if renewed:
+                log.warning("this database is a copy: its installation has an id of its own now, %s", installation)
+            queue.engine = await backend.open(installation)
+            pace = pace_of(settings)
+            presence = Presence(registry, backend, me, queue.engine, grace=pace.abandon, patience=pace.patience)
+            async with presence.entered():
+                controller = wire(settings, pace, queue, backend, presence, metrics := Metrics())
+                yield controller, queue, Http(controller, queue, backend, metrics, settings.database_url)
     finally:
         await backend.close()
 
 
-def wire(settings: Settings, queue: Queue, backend: Backend, metrics: Metrics) -> Controller:
-    """A controller from its parts."""
-    kind = settings.sandbox_backend
-    pace = Pace(
+def _name() -> str:
+    """Of this process's connections: Postgres keeps 63 bytes."""
+    return f"{socket.gethostname()[:40]}/{os.getpid()}-{uuid4().hex[:6]}"
+
+
+def pace_of(settings: Settings) -> Pace:
+    """How much and how often, by the settings."""
+    return Pace(
         max_running=settings.sandbox_max_running,
         poll=settings.sandbox_poll_seconds,
         lease=settings.sandbox_lease_seconds,
-        launching=LAUNCHING[kind],
+        launching=LAUNCHING[settings.sandbox_backend],
     )
+
+
+def wire(
+    settings: Settings, pace: Pace, queue: Queue, backend: Backend, presence: Presence, metrics: Metrics
+) -> Controller:
+    """A controller from its parts."""
+    kind = settings.sandbox_backend
     lives = Lives(settings.sandbox_start_deadline_seconds)
     steps = Steps(queue, backend, lives, metrics, output_bytes=settings.sandbox_output_bytes, at_once=AT_ONCE[kind])
     carrier = Carrier(queue, steps, lives, metrics)
-    comparison = Comparison(queue, backend, carrier, lives, metrics, pace.grace)
-    return Controller(queue, backend, carrier, lives, comparison, metrics, pace)
+    comparison = Comparison(queue, backend, carrier, lives, metrics, presence, pace.grace)
+    abandoned = Abandoned(queue, metrics, settings.sandbox_start_deadline_seconds, pace.abandon)
+    return Controller(queue, backend, carrier, lives, comparison, presence, abandoned, metrics, pace)
 
 
 if __name__ == "__main__":

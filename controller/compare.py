@@ -16,6 +16,7 @@ from controller.live import Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
 from controller.model import Key, Listing, Phase, Row, Seen, State
+from controller.presence import Presence
 from controller.queue.store import Queue
 
 log = logging.getLogger(__name__)
@@ -25,13 +26,21 @@ SWEEP_SECONDS = 10.0  # of one look: the others are left for the next
 
 class Comparison:
     """Compares rows with runs. Rows of a controller that is gone are adopted. Those of one that is still connected
-    are acted on only where a step stayed due between two looks: it is stuck, and a step taken twice does no harm."""
+    are acted on only where a step stayed due between two looks: it is stuck, and a step taken twice does no harm.
+    A run counts as gone only if this controller may say so: it may be on another machine with the same identity."""
 
     def __init__(
-        self, queue: Queue, backend: Backend, carrier: Carrier, lives: Lives, metrics: Metrics, grace: float
+        self,
+        queue: Queue,
+        backend: Backend,
+        carrier: Carrier,
+        lives: Lives,
+        metrics: Metrics,
+        presence: Presence,
+        grace: float,
     ) -> None:
         self._queue, self._backend, self._carrier, self._lives = queue, backend, carrier, lives
-        self._metrics, self._grace = metrics, grace
+        self._metrics, self._presence, self._grace = metrics, presence, grace
         # `grace`: seconds that a run must stay without a trace before it counts as gone
         self._due: set[Key] = set()  # others' rows with a step due at the last look
         self._strays: set[Key] = set()  # attempts without a row at the last look
@@ -54,14 +63,13 @@ class Comparison:
         due, orphans = set(), []
         for row in rows.values():
             there = runs.get(row.key, [])
+            live = Live(row, began, runs={seen.run_uid: seen for seen in there})
             made = row.run_uid is None and row.key in listing.pending
-            missing = self._is_missing(row, there, made, read)
-            live = self._lives.by_id.get(row.id)
-            if live is not None:
-                self._agree(live, row, missing, listing.pending.get(row.key))
-                continue
-            live = Live(row, began, runs={seen.run_uid: seen for seen in there}, missing=missing)
-            if row.orphaned and row.state is not State.LAUNCHING:
+            live.missing = self._is_missing(row, there, made or not self._may_say(live), read)
+            held = self._lives.by_id.get(row.id)
+            if held is not None:
+                self._agree(held, row, live.missing, listing.pending.get(row.key))
+            elif row.orphaned and row.state is not State.LAUNCHING and self._may_adopt(live):
                 orphans.append(live)
             elif self._next(live) is not Do.WAIT:
                 due.add(row.key)
@@ -78,11 +86,21 @@ class Comparison:
         await self._sweep({key: uids for key, uids in strays.items() if key in self._strays})
         self._strays = set(strays)  # one that was recorded since the list was made is gone from the next
 
-    def _is_missing(self, row: Row, there: Collection[Seen], made: bool, now: float) -> bool:
-        if made or row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):
+    def _is_missing(self, row: Row, there: Collection[Seen], excused: bool, now: float) -> bool:
+        if excused or row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):
             self._missing.pop((row.key, row.run_uid), None)
             return False
         return now - self._missing.setdefault((row.key, row.run_uid), now) >= self._grace
+
+    def _may_say(self, live: Live) -> bool:
+        """Whether what this engine does not have is nowhere: else it is for the row's holder to say, and where that is
+        gone, for nobody before the run's own timer has ended it."""
+        mine = live.row.claimed_by == self._queue.me
+        return self._presence.sole or mine or (live.row.orphaned and self._lives.standing(live).overrun)
+
+    def _may_adopt(self, live: Live) -> bool:
+        """Whether this engine has its run, or will not have it any more."""
+        return live.row.state.terminal or live.missing or live.row.run_uid in live.runs
 
     def _next(self, live: Live) -> Do:
         return decide(live.row, live.runs.values(), self._lives.standing(live)).do
@@ -124,7 +142,8 @@ class Comparison:
         rows = await self._queue.facts([live.row.id for live in lives]) if lives else {}
         for live in lives:
             row = rows.get(live.row.id)
-            if not live.busy and (row is None or row.state.terminal or row.epoch != live.row.epoch):
+            lost = row is None or (row.attempt, row.epoch) != (live.row.attempt, live.row.epoch)
+            if not live.busy and (lost or (row is not None and row.state.terminal)):
                 self._lives.drop(live)
 
     def _is_stray(self, key: Key, rows: Mapping[UUID, Row]) -> bool:

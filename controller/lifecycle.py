@@ -43,6 +43,7 @@ class Step:
     outcome: Outcome | None = None
     counted: bool = False
     delay: float = 0.0
+    afresh: bool = False  # the next attempt has a start deadline of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,47 @@ def settle(row: Row, outcome: Outcome) -> Step:
         delay = min(RETRY_FIRST * 2.0**row.runs, RETRY_MOST)
         return Step(Do.AGAIN, outcome=outcome, counted=True, delay=delay)
     return Step(Do.RECORD, outcome=outcome)
+
+
+def abandon(row: Row, start_deadline: float, *, given_up: bool = False) -> Step:
+    """The next step for a row whose engine has no controller, so that nobody can look at its run or end it.
+
+    `start_deadline` in seconds. `given_up`: the engine is gone for good, so nothing runs there any more.
+    """
+    match row.state:
+        case State.QUEUED:
+            return Step(Do.DROP)
+        case State.SUCCEEDED | State.FAILED | State.TIMED_OUT | State.CANCELLED | State.LOST:
+            return Step(Do.CLEAN)
+        case State.LAUNCHING | State.RUNNING:
+            bound = row.run_uid is not None or row.state is State.RUNNING
+            if row.cancelled:
+                when = "while its engine had no controller; whether its command ended, and how, is not known"
+                return Step(Do.RECORD, outcome=cancelled(when if bound else "before it started"))
+            if not bound:  # only what is bound is ever released
+                return WAIT if row.leased and not given_up else _unstarted()
+            return _abandoned_run(row) if given_up or _is_over(row, start_deadline) else WAIT
+    assert_never(row.state)
+
+
+def _unstarted() -> Step:
+    message = "its engine has no controller any more, and had not started it"
+    return Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, message), afresh=True)
+
+
+def _abandoned_run(row: Row) -> Step:
+    message = "its engine has no controller any more; whether its command ended, and how, is not known"
+    outcome = Outcome(State.LOST, Reason.LOST, message)
+    if row.runs + 1 < row.max_attempts:
+        return Step(Do.AGAIN, outcome=outcome, counted=True, delay=REPLACE_DELAY)
+    return Step(Do.RECORD, outcome=outcome)
+
+
+def _is_over(row: Row, start_deadline: float) -> bool:
+    """Whether a run that was started, wherever it is, has been ended by its own timer, with every margin."""
+    if row.started_age is not None:
+        return row.started_age > row.timeout_seconds + KILL_MARGIN
+    return row.claimed_age is None or row.claimed_age > start_deadline + row.timeout_seconds + KILL_MARGIN
 
 
 def cancelled(when: str) -> Outcome:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from controller.abandoned import Abandoned
 from controller.backends.base import Backend
 from controller.carry import Carrier
 from controller.compare import Comparison
@@ -15,6 +16,7 @@ from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
 from controller.live import Live, Lives
 from controller.metrics import Metrics
 from controller.model import Listing, Seen, State
+from controller.presence import Presence
 from controller.queue.store import Claimed, Queue
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ class Pace:
     launching: int  # rows claimed and not yet released, at most: each has its start deadline running
     compare: float = 5.0  # seconds between comparisons of the whole table with the whole engine
     grace: float = 10.0  # seconds that a run must stay without a trace before it counts as gone
+    abandon: float = 20.0  # seconds that an engine, or a registration, must be without a controller to count as left
+    patience: float = 15.0  # seconds for the mark of an earlier controller to come back at a start
 
 
 async def cancel(tasks: Collection[asyncio.Task[None]]) -> None:
@@ -55,11 +59,14 @@ class Controller:
         carrier: Carrier,
         lives: Lives,
         comparison: Comparison,
+        presence: Presence,
+        abandoned: Abandoned,
         metrics: Metrics,
         pace: Pace,
     ) -> None:
         self._queue, self._backend, self._carrier, self._lives = queue, backend, carrier, lives
-        self._comparison, self._metrics, self._pace = comparison, metrics, pace
+        self._comparison, self._presence, self._abandoned = comparison, presence, abandoned
+        self._metrics, self._pace = metrics, pace
         lives.freed = lambda: self._insert.set()
         self._insert, self._update, self._listed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._listing: Listing | None = None
@@ -76,7 +83,8 @@ class Controller:
 
     async def run(self, stop: asyncio.Event, *, claim: bool = True) -> None:
         """Works until `stop` is set; then finishes the steps under way, and leaves what runs running."""
-        parts = [self._pulse, self._ticks, self._observe, self._compare, *([self._claims] if claim else [])]
+        parts = [self._pulse, self._ticks, self._observe, self._compare, self._attend]
+        parts += [self._claims] if claim else []
         tasks = [asyncio.create_task(self._forever(part)) for part in parts]
         try:
             await stop.wait()
@@ -208,6 +216,11 @@ class Controller:
             if self._listing is not None:
                 await self._comparison.make(self._listing)
             self._listing = None
+            await asyncio.sleep(self._pace.compare)
+
+    async def _attend(self) -> None:
+        while True:
+            await self._abandoned.look(await self._presence.tend())
             await asyncio.sleep(self._pace.compare)
 
     async def _let_go(self) -> None:

@@ -118,6 +118,7 @@ class Row:
     claimed_age: float | None  # seconds from its first claim to this reading
     started_age: float | None  # seconds from its start to this reading
     orphaned: bool = False  # its controller has no connection to the database
+    leased: bool = False  # its claim's lease runs on
 
     @property
     def key(self) -> Key:

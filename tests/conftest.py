@@ -55,7 +55,7 @@ def database(postgres: str, template: str) -> Iterator[str]:
     name = f"sandbox_{uuid4().hex[:12]}"
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(SQL("create database {} template {}").format(Identifier(name), Identifier(template)))
-        with psycopg.connect(in_database(postgres, name)) as made:  # a copy is an installation of its own
+        with psycopg.connect(in_database(postgres, name)) as made:  # a copy is an installation of its own, from here on
             made.execute("update sandbox_installation set id = gen_random_uuid()")
         yield in_database(postgres, name)
         connection.execute(SQL("drop database {} with (force)").format(Identifier(name)))

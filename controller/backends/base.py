@@ -9,6 +9,24 @@ from uuid import UUID
 from controller.model import Key, Launch, Listing, Output, Seen
 
 
+class Marks(Protocol):
+    """Signs on an engine, of the installation that it was opened for, each with a controller's name: they tell an
+    engine from another one of the same identity. Every call raises NotNow where the engine gave no answer."""
+
+    @property
+    def advice(self) -> str:
+        """What to do on a machine that was copied, so that its engine gets an identity of its own."""
+
+    async def names(self) -> set[str]:
+        """Whose marks are there."""
+
+    async def leave(self, controller: str) -> None:
+        """Leaves that controller's mark; nothing where it is there."""
+
+    async def remove(self, controller: str) -> None:
+        """Takes that mark away; nothing where it is gone."""
+
+
 class Backend(Protocol):
     """Runs attempts on one engine.
 
@@ -28,6 +46,10 @@ class Backend(Protocol):
 
         Raises BackendUnavailable where it does not, and before `open` and after `close`.
         """
+
+    @property
+    def marks(self) -> Marks | None:
+        """The marks of controllers on the engine that was opened; None where this kind of engine has none."""
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         """Makes the attempt inert, or finds the one that is there, whatever its phase.

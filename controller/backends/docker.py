@@ -14,6 +14,7 @@ from controller.backends import docker_spec as spec
 from controller.backends import docker_volumes, labels
 from controller.backends.docker_engine import SLOW, STREAM, WHO, Engine, EngineError
 from controller.backends.docker_images import Images
+from controller.backends.docker_marks import DockerMarks
 from controller.backends.docker_output import LogTail
 from controller.backends.docker_spec import create_body
 from controller.backends.docker_volumes import Volumes
@@ -41,6 +42,7 @@ class DockerBackend:
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._installation = self._id = ""  # these and the next are set by `open`
         self._node: str | None = None
+        self.marks: DockerMarks | None = None
 
     async def open(self, installation: UUID) -> str:
         info = await self._engine.info()
@@ -49,6 +51,7 @@ class DockerBackend:
                 f"the Docker engine cannot limit {missing}: delegate these cgroup controllers to it"
             )
         self._installation, self._id, self._node = str(installation), info["ID"], info.get("Name")
+        self.marks = DockerMarks(self._engine, self._installation, info.get("DockerRootDir") or "/var/lib/docker")
         return f"docker:{self._id}"
 
     async def ping(self) -> None:

@@ -51,6 +51,7 @@ class KubernetesBackend:
         list_seconds: float = RELIST_SECONDS,
         kubeconfig: str | None = None,
     ) -> None:
+        self.marks = None  # nothing within the Role could hold them
         self._image, self._options, self._start_deadline = image, options or JobOptions(), start_deadline
         self._list_seconds = list_seconds
         self._api = Api(namespace, kubeconfig)

@@ -61,6 +61,7 @@ class MemoryEngine:
     runs: dict[str, Run] = field(default_factory=dict)  # by run_uid
     names: dict[Key, str] = field(default_factory=dict)  # the run that holds the attempt's name
     starts: Counter[Key] = field(default_factory=Counter)
+    marks: set[str] = field(default_factory=set)  # of controllers
     watchers: set[asyncio.Queue[Seen]] = field(default_factory=set)
     pulled: asyncio.Future[None] | None = None  # what attempts whose image is away wait for
     numbers: itertools.count[int] = field(default_factory=itertools.count)
@@ -109,6 +110,27 @@ class MemoryEngine:
             watcher.put_nowait(seen)
 
 
+class MemoryMarks:
+    """The marks on a MemoryEngine."""
+
+    advice = "give the copy another identity"
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        self._engine = engine
+
+    async def names(self) -> set[str]:
+        """Whose are there."""
+        return set(self._engine.marks)
+
+    async def leave(self, controller: str) -> None:
+        """Leaves one."""
+        self._engine.marks.add(controller)
+
+    async def remove(self, controller: str) -> None:
+        """Takes it away."""
+        self._engine.marks.discard(controller)
+
+
 class MemoryBackend:
     """The interface over a MemoryEngine, each call perhaps with a fault."""
 
@@ -116,6 +138,7 @@ class MemoryBackend:
         self, engine: MemoryEngine | None = None, fault: FaultFor = lambda verb, key: None, list_seconds: float = 5.0
     ) -> None:
         self.engine = engine or MemoryEngine()
+        self.marks = MemoryMarks(self.engine)
         self.fault = fault
         self._list_seconds = list_seconds
         self._open = False

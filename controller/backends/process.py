@@ -19,6 +19,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from controller.backends.process_host import Bell, empty_trash
+from controller.backends.process_marks import ProcessMarks
 from controller.backends.process_runs import Runs
 from controller.backends.process_spec import request_bytes
 from controller.errors import BackendClosed, BackendUnavailable, NotNow, Vanished
@@ -40,6 +41,7 @@ class ProcessBackend:
         self._output_bytes = output_bytes
         self._installed: Runs | None = None
         self._identity = ""
+        self.marks: ProcessMarks | None = None
         self._workers = ThreadPoolExecutor(4, "process-backend")
         self._removers = ThreadPoolExecutor(2, "process-removal")
 
@@ -48,6 +50,7 @@ class ProcessBackend:
         runs = Runs(self._work_dir, installation)
         self._identity = await self._in_work_dir(runs.prepare)
         self._installed = runs
+        self.marks = ProcessMarks(self._work_dir, installation)
         return self._identity
 
     async def ping(self) -> None:

@@ -102,6 +102,7 @@ class Ended:
     counted: bool = False
     delay: float = 0.0  # seconds until the next attempt
     epoch: int | None = None  # where given, `again` is only for who still holds this lease
+    afresh: bool = False  # the next attempt has a start deadline of its own
 
     @property
     def id(self) -> UUID:
@@ -118,7 +119,7 @@ class Queue:
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection[DictRow]], me: str, output_bytes: int) -> None:
         self._pool, self.me, self._output_bytes = pool, me, output_bytes
-        self._sql = sql.statements("queue.sql")
+        self._sql = sql.statements("queue.sql") | sql.statements("controllers.sql")
         self._renewed = 0.0  # monotonic seconds
         self.engine = ""
         self._keepers: set[str] = set()  # what keeps rows from being forgotten, told once
@@ -149,7 +150,7 @@ class Queue:
 
     async def hand_back(self) -> None:
         """Ends this controller's leases now, those of claims whose reply it never saw too."""
-        await self._run("hand_back", {"me": self.me})
+        await self.ask("hand_back", {"me": self.me})
 
     async def cancel_queued(self) -> int:
         """Ends what is to be cancelled and was never claimed; returns how many."""
@@ -163,9 +164,9 @@ class Queue:
         """Lets attempts whose time has come be claimed; returns how many."""
         return len(await self._ids("retry_due", {}))
 
-    async def standing(self) -> list[Row]:
-        """Every row that this engine's controllers still owe something."""
-        return [_row(found) for found in await self._run("standing", {"engine": self.engine})]
+    async def standing(self, engine: str | None = None) -> list[Row]:
+        """Every row that the controllers of an engine, this one if none is named, still owe something."""
+        return [_row(found) for found in await self.ask("standing", {"engine": engine or self.engine})]
 
     async def adopt(self, rows: Sequence[Row]) -> set[UUID]:
         """Puts this controller's name on rows whose own is gone; returns those that nobody else took."""
@@ -174,11 +175,11 @@ class Queue:
 
     async def facts(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
         """How these rows stand now."""
-        return {row.id: row for row in map(_row, await self._run("facts", {"ids": list(ids)}))}
+        return {row.id: row for row in map(_row, await self.ask("facts", {"ids": list(ids)}))}
 
     async def forget(self) -> int:
         """Deletes sandboxes that are past the owner's retention; returns how many of up to 1,000 were dealt with."""
-        found = (await self._run("forget", {}))[0]
+        found = (await self.ask("forget", {}))[0]
         for keeper in set(found["why"]) - self._keepers:
             log.warning("retention leaves sandboxes that %s keeps, and tries them again later", keeper)
         self._keepers |= set(found["why"])
@@ -186,20 +187,15 @@ class Queue:
 
     async def cancel_all(self) -> None:
         """Asks for the end of everything that has not ended."""
-        await self._run("cancel_all", {})
+        await self.ask("cancel_all", {})
 
     async def unfinished(self) -> dict[str | None, int]:
         """How many rows are left to end or to clean, by engine (None: not claimed)."""
-        return {found["engine"]: found["n"] for found in await self._run("unfinished", {})}
+        return {found["engine"]: found["n"] for found in await self.ask("unfinished", {})}
 
     async def counts(self) -> dict[str, int]:
         """Rows of each state that is not terminal."""
         return {found["state"]: found["n"] for found in await self._once("counts", {})}
-
-    async def installation(self) -> UUID:
-        """This database's own id."""
-        found: UUID = (await self._run("installation", {}))[0]["id"]
-        return found
 
     async def _readable(self, rows: Sequence[DictRow]) -> list[Claimed]:
         """Those that can be run; one whose columns cannot be read ends at once, and is in no other's way."""
@@ -242,7 +238,7 @@ class Queue:
 
     async def _again(self, items: Sequence[Ended]) -> set[UUID]:
         params = {"counted": [item.counted for item in items], "delays": [item.delay for item in items]}
-        params |= {"epochs": [item.epoch for item in items]}
+        params |= {"epochs": [item.epoch for item in items], "afresh": [item.afresh for item in items]}
         return await self._ids("again", self._ended(items) | params, patient=False)
 
     async def _locked(self, ids: Sequence[UUID]) -> set[UUID]:
@@ -269,9 +265,9 @@ class Queue:
         }
 
     async def _ids(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> set[UUID]:
-        return {found["id"] for found in await self._run(name, params, patient=patient)}
+        return {found["id"] for found in await self.ask(name, params, patient=patient)}
 
-    async def _run(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> list[DictRow]:
+    async def ask(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> list[DictRow]:
         """Runs a statement until the database has answered it; unless `patient`, not past another's lock."""
         pause = 0.05
         while True:

@@ -148,21 +148,21 @@ select id, pg_notify('sandbox_finished', id::text) from recorded;
 
 -- again --
 -- launching, running -> queued: this attempt is over and another is due. `counted`: it ran and ended badly, and uses up
--- one of max_attempts; otherwise it never started, and its start deadline runs on. That nothing started is only known to
--- who held the lease throughout: hence `epochs` (null: seen by the engine itself).
+-- one of max_attempts; otherwise it never started, and its start deadline runs on, unless `afresh`. That nothing
+-- started is only known to who held the lease throughout: hence `epochs` (null: seen by the engine itself).
 with w as (
     select * from unnest(
         %(ids)s::uuid[], %(attempts)s::integer[], %(run_uids)s::text[], %(states)s::text[], %(exit_codes)s::integer[],
         %(reasons)s::text[], %(messages)s::text[], %(outputs)s::text[], %(truncated)s::boolean[],
         %(started)s::timestamptz[], %(ended)s::timestamptz[], %(nodes)s::text[], %(digests)s::text[],
-        %(counted)s::boolean[], %(delays)s::float8[], %(epochs)s::bigint[])
+        %(counted)s::boolean[], %(delays)s::float8[], %(epochs)s::bigint[], %(afresh)s::boolean[])
         as w (id, attempt, run_uid, state, exit_code, reason, message, output, truncated, started, ended, node, digest,
-              counted, delay, epoch)
+              counted, delay, epoch, afresh)
 ), requeued as (
     update sandboxes s
     set state = 'queued', attempt = s.attempt + 1, runs = s.runs + w.counted::integer, run_uid = null,
-        claimed_at = case when w.counted then null else s.claimed_at end, launched_at = null, started_at = null,
-        claimed_by = null, lease_until = null, engine = null,
+        claimed_at = case when w.counted or w.afresh then null else s.claimed_at end, launched_at = null,
+        started_at = null, claimed_by = null, lease_until = null, engine = null,
         retry_at = sandbox_now() + make_interval(secs => w.delay),
         waiting = format('attempt %%s ended: %%s; the next is due', w.attempt, w.reason)
     from w join sandboxes old on old.id = w.id
@@ -223,13 +223,14 @@ with due as materialized (
 update sandboxes s set retry_at = null from due d where s.id = d.id returning s.id;
 
 -- standing --
--- Every row that this engine's controllers still owe something: active, or ended and not yet cleaned. A controller's
+-- Every row that an engine's controllers still owe something: active, or ended and not yet cleaned. A controller's
 -- connections bear its name: a row is orphaned where its controller has none.
 select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
        extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age,
        extract(epoch from sandbox_now() - started_at)::float8 as started_age, timeout_seconds,
        claimed_by <> all (array(select application_name from pg_stat_activity where datname = current_database()))
-           as orphaned
+           as orphaned,
+       coalesce(lease_until > sandbox_now(), false) as leased
 from sandboxes
 where engine = %(engine)s
   and (state in ('launching', 'running') or finished_at is not null and cleaned_at is null);
@@ -281,7 +282,3 @@ select 'queued' as state, count(*) as n
 from (select from sandboxes where state = 'queued' and retry_at is null order by tenant, priority desc, seq limit 10000) q
 union all
 select s.state, count(*) from sandboxes s where s.state in ('launching', 'running') group by s.state;
-
--- installation --
--- This database's own id.
-select id from sandbox_installation;

@@ -48,10 +48,12 @@ do $$
 declare
     relations constant text[] := array['sandboxes', 'sandbox_attempts', 'sandbox_events', 'sandbox_results',
         'sandbox_installation', 'sandbox_migrations', 'sandbox_tenants', 'tenants', 'sandbox_set_aside',
-        'sandbox_claim_turn', 'sandbox_cancels'];
+        'sandbox_claim_turn', 'sandbox_cancels', 'sandbox_controllers'];
     functions constant text[] := array['sandbox_now', 'sandbox_refuse', 'sandbox_keep_cancel', 'sandbox_wake',
         'sandbox_claim', 'sandbox_claim_v3', 'sandbox_forget', 'sandbox_forget_v3', 'sandbox_forget_before',
-        'sandbox_cancel', 'sandbox_cancel_all', 'sandbox_apply_cancel', 'sandbox_few_variables', 'sandbox_ended_now'];
+        'sandbox_cancel', 'sandbox_cancel_all', 'sandbox_apply_cancel', 'sandbox_few_variables', 'sandbox_ended_now',
+        'sandbox_register', 'sandbox_unregister', 'sandbox_place', 'sandbox_note_place', 'sandbox_under_way',
+        'sandbox_identify', 'sandbox_moved', 'sandbox_copied'];
     homes     text[];
     home      text;
     found     record;
@@ -135,25 +137,27 @@ from public.sandbox_migrations;
 -- so a requester updates nothing.
 do $$ begin
     revoke all on sandboxes, sandbox_attempts, sandbox_events, sandbox_results, sandbox_installation, sandbox_migrations,
-                  sandbox_tenants, sandbox_set_aside, sandbox_claim_turn, sandbox_cancels
+                  sandbox_tenants, sandbox_set_aside, sandbox_claim_turn, sandbox_cancels, sandbox_controllers
         from public, sandbox_controller, sandbox_requester;
     revoke all on function sandbox_now, sandbox_refuse, sandbox_keep_cancel, sandbox_wake, sandbox_claim, sandbox_claim_v3,
                   sandbox_forget, sandbox_forget_v3, sandbox_forget_before, sandbox_cancel, sandbox_cancel_all,
-                  sandbox_apply_cancel, sandbox_few_variables, sandbox_ended_now
+                  sandbox_apply_cancel, sandbox_few_variables, sandbox_ended_now, sandbox_register, sandbox_unregister,
+                  sandbox_place, sandbox_note_place, sandbox_under_way, sandbox_identify, sandbox_moved, sandbox_copied
         from public, sandbox_controller, sandbox_requester;
 
     grant select on sandboxes, sandbox_attempts, sandbox_events, sandbox_results, sandbox_tenants
         to sandbox_controller, sandbox_requester;
     grant execute on function sandbox_now to sandbox_controller, sandbox_requester;
 
-    grant select on sandbox_installation, sandbox_migrations, sandbox_set_aside to sandbox_controller;
+    grant select on sandbox_installation, sandbox_migrations, sandbox_set_aside, sandbox_controllers to sandbox_controller;
     grant update (state, attempt, runs, exit_code, reason, message, waiting, claimed_at, launched_at, started_at,
                   finished_at, cleaned_at, epoch, claimed_by, lease_until, engine, run_uid, retry_at)
         on sandboxes to sandbox_controller;
     grant insert on sandbox_attempts, sandbox_events to sandbox_controller;
     grant insert, update on sandbox_set_aside to sandbox_controller;
     grant update on sandbox_claim_turn to sandbox_controller;
-    grant execute on function sandbox_claim, sandbox_claim_v3, sandbox_forget, sandbox_forget_v3, sandbox_cancel_all
+    grant execute on function sandbox_claim, sandbox_claim_v3, sandbox_forget, sandbox_forget_v3, sandbox_cancel_all,
+                              sandbox_register, sandbox_unregister, sandbox_identify
         to sandbox_controller;
 
     grant insert (id, command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant, priority,

@@ -335,6 +335,40 @@ def test_another_installations_runs_are_neither_seen_nor_touched(engine: Engine)
     asyncio.run(go())
 
 
+def test_a_controllers_mark_is_seen_by_every_other_on_the_engine_until_it_is_removed(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        marks = watched.backend.marks
+        if marks is None:
+            pytest.skip(f"backend {engine.name}: nothing within its rights could hold a mark")
+        name = f"a.host/{uuid4().hex[:12]}"
+        await marks.leave(name)
+        await marks.leave(name)
+        async with engine.backend() as beside:
+            assert beside.backend.marks is not None
+            assert name in await beside.backend.marks.names()
+            await beside.backend.marks.remove(name)
+        await marks.remove(name)
+        assert name not in await marks.names()
+        assert marks.advice
+
+    with_backend(engine, test)
+
+
+def test_another_installations_marks_are_not_seen(engine: Engine) -> None:
+    async def go() -> None:
+        stranger = Engine(engine.name, engine.connect, engine.real, engine.image)
+        async with engine.backend() as ours, stranger.backend() as theirs:
+            if ours.backend.marks is None or theirs.backend.marks is None or engine.name == "memory":
+                pytest.skip(f"backend {engine.name}: it has no marks, or one installation alone")
+            await ours.backend.marks.leave("a/1")
+            try:
+                assert await theirs.backend.marks.names() == set()
+            finally:
+                await ours.backend.marks.remove("a/1")
+
+    asyncio.run(go())
+
+
 @pytest.mark.real_shell
 def test_output_is_the_end_of_both_streams_as_raw_bytes(engine: Engine) -> None:
     async def test(watched: Watched) -> None:

@@ -96,7 +96,7 @@ async def main(kind: str, place: Path, point: str) -> None:
         if step in QUEUE_STEPS:
             crash_at(self, step, point)
 
-    hurried = partial(Pace, compare=0.5, grace=3.0)  # a test has no ten seconds to wait
+    hurried = partial(Pace, compare=0.5, grace=3.0, abandon=3.0, patience=3.0)  # a test has no ten seconds to wait
     with patch.object(Queue, "__init__", made), patch.object(program, "Pace", hurried), with_marker_directory(place):
         await program.serve(settings, backend)
 

@@ -43,6 +43,8 @@ async def serve(path: Path) -> None:
             if verb == "observe":
                 async for sight in backend.observe():
                     await send(writer, sight)
+            elif verb.startswith("marks."):
+                await send(writer, (True, await getattr(backend.marks, verb.removeprefix("marks."))(*words)))
             elif verb == "starts":
                 await send(writer, (True, dict(engine.starts)))
             else:
@@ -57,11 +59,34 @@ async def serve(path: Path) -> None:
         await server.serve_forever()
 
 
+class RemoteMarks:
+    """The marks over that socket."""
+
+    advice = "give the copy another identity"
+
+    def __init__(self, backend: RemoteBackend) -> None:
+        self._backend = backend
+
+    async def names(self) -> set[str]:
+        """Whose are there."""
+        found: set[str] = await self._backend.call("marks.names")
+        return found
+
+    async def leave(self, controller: str) -> None:
+        """Leaves one."""
+        await self._backend.call("marks.leave", controller)
+
+    async def remove(self, controller: str) -> None:
+        """Takes it away."""
+        await self._backend.call("marks.remove", controller)
+
+
 class RemoteBackend:
     """The backend interface over that socket."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.marks = RemoteMarks(self)
 
     async def open(self, installation: UUID) -> str:
         """The engine's identity."""

@@ -188,6 +188,12 @@ class Stage:
                 runs.append(f"{process.info['pid']}: {line[:200]}")
         return runs
 
+    def _marks(self) -> list[str]:
+        """What killed controllers left on the Docker engine to be known by."""
+        installation = self.query("select id from sandbox_installation")[0]["id"]
+        words = ["docker", "volume", "ls", "-q", "--filter", f"label=installation={installation}"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+
     def objects(self) -> list[str]:
         """Every Job and pod of this stage, the recorded ones too."""
         assert self.namespace is not None
@@ -212,6 +218,8 @@ class Stage:
             left = self.leftovers()
             if left:
                 subprocess.run(["docker", "rm", "-fv", *left], capture_output=True, check=False)
+            for mark in self._marks():
+                subprocess.run(["docker", "volume", "rm", mark], capture_output=True, check=False)
         if self.namespace is not None:
             for path in self.leftovers():
                 self.namespace.delete(path)

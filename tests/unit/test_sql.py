@@ -11,12 +11,12 @@ from controller import sql
 from controller.model import Reason, State
 
 ROOT = Path(sql.__file__).parent
-FILES = ("queue.sql", "client.sql")
+FILES = ("queue.sql", "controllers.sql", "installation.sql", "client.sql")
 
 
 def used(module: str) -> set[str]:
     source = (ROOT.parent / "queue" / module).read_text()
-    return set(re.findall(r"""_(?:once|run|ids)\(\s*"(\w+)\"""", source))
+    return set(re.findall(r"""(?:_once|ask|_ids)\(\s*"(\w+)\"""", source))
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -30,11 +30,16 @@ def test_every_block_is_one_statement(file: str) -> None:
 
 
 def test_every_statement_of_the_queue_says_first_what_it_does() -> None:
-    assert [name for name, body in sql.statements("queue.sql").items() if not re.match(r"-- \S.*\S\n", body)] == []
+    for file in ("queue.sql", "controllers.sql"):
+        assert [name for name, body in sql.statements(file).items() if not re.match(r"-- \S.*\S\n", body)] == []
 
 
 def test_the_queue_uses_every_statement_and_no_other() -> None:
     assert used("store.py") == set(sql.statements("queue.sql"))
+
+
+def test_the_registry_uses_every_statement_and_no_other() -> None:
+    assert used("registry.py") == set(sql.statements("controllers.sql"))
 
 
 def test_migrate_uses_every_statement_and_no_other() -> None:

@@ -1,0 +1,70 @@
+"""Settles the rows of engines that have no controller: nobody else would."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Collection
+
+from controller.errors import SandboxError
+from controller.lifecycle import Do, abandon
+from controller.log import about
+from controller.metrics import Metrics
+from controller.model import Row
+from controller.presence import Lasting
+from controller.queue.registry import Attendant
+from controller.queue.store import Ended, Mark, Queue
+
+log = logging.getLogger(__name__)
+
+
+class Abandoned:
+    """Writes what `abandon` decides. Each write is the compare-and-set of a controller of that engine, so one that
+    comes back meanwhile is never written over. `start_deadline` and `grace`, without a controller, in seconds."""
+
+    def __init__(self, queue: Queue, metrics: Metrics, start_deadline: float, grace: float) -> None:
+        self._queue, self._metrics, self._start_deadline = queue, metrics, start_deadline
+        self._left: Lasting[str] = Lasting(grace)
+        self._told: set[str] = set()
+
+    async def look(self, attending: Collection[Attendant]) -> None:
+        """Settles the rows of engines that have had no controller throughout the grace."""
+        attended = {each.engine for each in attending if each.connected} | {self._queue.engine}
+        left = self._left.look({each.engine for each in attending} - attended)
+        for engine in sorted(left):
+            if await self.settle(engine) and engine not in self._told:
+                log.warning("no controller of engine %s is connected: its rows are settled without it", engine)
+        self._told = left
+
+    async def settle(self, engine: str, *, given_up: bool = False) -> Counter[str]:
+        """Takes the next step for every row of that engine; returns how many came to what."""
+        rows = await self._queue.standing(engine)
+        done = await asyncio.gather(*(self._settle(row, given_up) for row in rows))
+        return Counter(each for each in done if each)
+
+    async def _settle(self, row: Row, given_up: bool) -> str | None:
+        step = abandon(row, self._start_deadline, given_up=given_up)
+        try:
+            match step.do:
+                case Do.RECORD | Do.AGAIN if step.outcome is not None:
+                    # a run that never started is known to be so only under the epoch of the look
+                    epoch = None if step.counted else row.epoch
+                    ended = Ended(
+                        row.key, row.run_uid, step.outcome, None, None, step.counted, step.delay, epoch, step.afresh
+                    )
+                    again = step.do is Do.AGAIN
+                    if not await (self._queue.again if again else self._queue.record)(ended):
+                        return None
+                    self._metrics.ended(step.outcome)
+                    log.info("%s %s", step.outcome.state, step.outcome.reason, extra=about(row.key))
+                    return "queued again" if again else str(step.outcome.state)
+                case Do.CLEAN:
+                    return "cleaned" if await self._queue.clean(Mark(row.key)) else None
+                case Do.WAIT | Do.DROP:
+                    return None
+                case _:
+                    raise ValueError(f"{step} is no step for a row without an engine")
+        except SandboxError as error:
+            log.warning("%s, trying again", error, extra=about(row.key))
+            return None

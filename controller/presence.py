@@ -1,0 +1,130 @@
+"""A controller's presence: on its engine by a mark, in the table by its registration; and who else is there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Hashable
+from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
+
+from controller.backends.base import Backend
+from controller.errors import BackendUnavailable, NotNow, SandboxError
+from controller.queue.registry import Attendant, Registry
+
+log = logging.getLogger(__name__)
+
+GAP_SECONDS = 5.0  # between two looks, at least, after which what was seen before counts no more
+LEAVE_SECONDS = 5.0  # for the table's answer when a controller stops
+
+Thing = TypeVar("Thing", bound=Hashable)
+
+
+class Lasting(Generic[Thing]):
+    """What has been so at every look for `seconds`. After a gap as long as that, it begins anew."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: dict[Thing, float] = {}
+        self._looked = 0.0
+
+    def look(self, things: Collection[Thing]) -> set[Thing]:
+        """Those of these that have lasted."""
+        now = time.monotonic()
+        since = self._since if now - self._looked <= max(self._seconds, GAP_SECONDS) else {}
+        self._looked = now
+        self._since = {thing: since.get(thing, now) for thing in things}
+        return {thing for thing, begun in self._since.items() if now - begun >= self._seconds}
+
+
+class Presence:
+    """Says that this controller looks after its engine, and finds who else does.
+
+    `sole`: every controller that is connected under this engine's identity is on this very engine, so what the
+    engine does not have is nowhere.
+    """
+
+    def __init__(
+        self, registry: Registry, backend: Backend, me: str, engine: str, *, grace: float, patience: float
+    ) -> None:
+        self._registry, self._backend, self._me, self._engine = registry, backend, me, engine
+        self._away: Lasting[str] = Lasting(grace)
+        self._patience = patience
+        self.sole = False
+
+    @asynccontextmanager
+    async def entered(self) -> AsyncIterator[None]:
+        """Is present inside the block. Raises BackendUnavailable if a controller that came first is on another
+        engine of this identity."""
+        try:
+            await self._enter()
+            yield
+        finally:
+            await self._leave()
+
+    async def tend(self) -> list[Attendant]:
+        """Renews what is missing, removes what is stale; returns who attends which engine."""
+        self.sole = False
+        marked = await self._marked()
+        if marked is not None and self._backend.marks is not None and self._me not in marked:
+            await self._backend.marks.leave(self._me)
+        if await self._registry.register():
+            log.warning("this controller was not registered any more, and is again")
+        attending = await self._registry.attending()
+        here = {each.name for each in attending if each.engine == self._engine and each.connected} - {self._me}
+        self.sole = not here or (marked is not None and here <= marked)
+        away = {each.name for each in attending if each.name and each.seq is not None and not each.connected}
+        if gone := self._away.look(away):
+            await self._registry.unregister(gone)
+        await self._remove_stale((marked or set()) - {each.name for each in attending} - {self._me})
+        return attending
+
+    async def _enter(self) -> None:
+        try:
+            if self._backend.marks is not None:
+                await self._backend.marks.leave(self._me)
+            await self._registry.register()
+            await self._refuse_twins()
+        except NotNow as error:
+            raise BackendUnavailable(str(error)) from error
+
+    async def _refuse_twins(self) -> None:
+        marks, give_up = self._backend.marks, time.monotonic() + self._patience
+        while marks is not None and (twins := await self._earlier() - await marks.names() & await self._earlier()):
+            if time.monotonic() > give_up:
+                raise BackendUnavailable(
+                    f"the controller {min(twins)} runs sandboxes on another machine under the identity of this engine, "
+                    f"{self._engine}; one of the two machines is a copy: {marks.advice}"
+                )
+            await asyncio.sleep(min(1.0, self._patience / 10))
+
+    async def _earlier(self) -> set[str]:
+        """The controllers that registered for this engine before this one, and are connected."""
+        attending = [one for one in await self._registry.attending() if one.engine == self._engine]
+        mine = next((one.seq for one in attending if one.name == self._me), None) or 0
+        return {one.name for one in attending if one.name and one.connected and one.seq and one.seq < mine}
+
+    async def _marked(self) -> set[str] | None:
+        """Whose marks are on the engine; None if that cannot be told."""
+        try:
+            return await self._backend.marks.names() if self._backend.marks is not None else None
+        except NotNow as error:
+            log.warning("the marks of controllers cannot be read, trying again: %s", error)
+            return None
+
+    async def _remove_stale(self, names: set[str]) -> None:
+        marks = self._backend.marks
+        if names and marks is not None:
+            for name in await self._registry.unknown(names):
+                await marks.remove(name)
+
+    async def _leave(self) -> None:
+        """The registration goes before the mark: whoever is registered has one."""
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self._registry.unregister([self._me])
+            if self._backend.marks is not None:
+                await self._backend.marks.remove(self._me)
+        except (SandboxError, TimeoutError) as error:
+            log.warning("this controller's registration is left to the next one: %s", error)

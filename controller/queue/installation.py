@@ -1,0 +1,49 @@
+"""Whose an installation's id is, where its database was copied or moved: what `migrate` settles, as the owner."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Literal
+
+import psycopg
+
+from controller import sql
+from controller.errors import DatabaseUnavailable, SchemaError
+from controller.queue.connect import connect
+from controller.queue.faults import meaning
+
+FOREIGN = (
+    "this database bears the installation id of another one, and sandboxes are under way in it: if the original lives "
+    "on, run `python -m controller migrate --copy` (they are the original's, and end here); if the original is gone, "
+    "run `python -m controller migrate --moved` (they are this one's)"
+)
+Whose = Literal["copy", "moved"]
+
+
+def settle_identity(url: str, whose: Whose | None) -> str | None:
+    """Settles whose the installation's id is, `None`: where there is no doubt. Returns what to tell, if anything.
+
+    Raises DatabaseUnavailable, or SchemaError where a controller is connected that would go on under the old id.
+    """
+    statements = sql.statements("installation.sql")
+    with closing(connect(url, "sandbox-migrate")) as connection:
+        try:
+            with connection.transaction():
+                connection.execute(sql.statements("roles.sql")["become_owner"])
+                if whose == "moved":
+                    connection.execute(statements["moved"])
+                    return "this database keeps the installation's id; what was under way is its own"
+                if whose == "copy":
+                    if connected := connection.execute(statements["connected"]).fetchall():
+                        raise SchemaError(f"the controller {connected[0]['name']} is connected: stop it, then run this")
+                    (copied,) = connection.execute(statements["copied"])
+                    return f"this database is an installation of its own; {copied['touched']} rows were the original's"
+                (found,) = connection.execute(statements["identify"])
+        except psycopg.Error as error:
+            told = meaning(error, "the installation's id cannot be settled")
+            raise told if isinstance(told, DatabaseUnavailable) else SchemaError(str(told)) from error
+    return {
+        "own": None,
+        "renewed": "this database is a copy with nothing under way: it is an installation of its own now",
+        "foreign": FOREIGN,
+    }[found["standing"]]

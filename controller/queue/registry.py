@@ -1,0 +1,52 @@
+"""Who looks after which engine, and whose database this is: the statements of controllers.sql."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from uuid import UUID
+
+from controller.errors import SchemaError
+from controller.queue.installation import FOREIGN
+from controller.queue.store import Queue
+
+
+@dataclass(frozen=True, slots=True)
+class Attendant:
+    """A controller of an engine, or the holder of a row there."""
+
+    engine: str
+    name: str | None
+    seq: int | None  # the order of registration; None: not registered
+    connected: bool
+
+
+class Registry:
+    """The statements about controllers and engines."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    async def identify(self) -> tuple[UUID, bool]:
+        """This database's own id, and whether it is a new one. Raises SchemaError if only a person can tell."""
+        (found,) = await self._queue.ask("identify", {})
+        if found["standing"] == "foreign":
+            raise SchemaError(FOREIGN)
+        return found["id"], found["standing"] == "renewed"
+
+    async def register(self) -> bool:
+        """This controller looks after its engine; returns whether it was not registered."""
+        (found,) = await self._queue.ask("register", {"me": self._queue.me, "engine": self._queue.engine})
+        return bool(found["new"])
+
+    async def unregister(self, names: Collection[str]) -> None:
+        """These controllers have stopped."""
+        await self._queue.ask("unregister", {"names": list(names)})
+
+    async def attending(self) -> list[Attendant]:
+        """Every controller and every holder of a row, of all engines."""
+        return [Attendant(**found) for found in await self._queue.ask("attending", {})]
+
+    async def unknown(self, names: Collection[str]) -> set[str]:
+        """Those that are neither registered nor connected."""
+        return {found["name"] for found in await self._queue.ask("unknown", {"names": list(names)})}

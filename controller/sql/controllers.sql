@@ -1,0 +1,33 @@
+-- The statements about controllers and engines: who looks after what, and whose database this is.
+
+-- identify --
+-- This database's own id, and whether it is 'own', 'renewed' or 'foreign' (see sandbox_identify).
+select id, standing from sandbox_identify();
+
+-- register --
+-- This controller looks after this engine. `new`: it was not registered.
+select sandbox_register(%(me)s, %(engine)s) as new;
+
+-- unregister --
+-- Controllers that stopped, or that have had no connection for long.
+select sandbox_unregister(%(names)s::text[]);
+
+-- attending --
+-- Every controller that is registered (seq), and every other holder of a row on an engine (seq null: a controller of the
+-- version before, or one that is gone; no name: a row without a holder); and whether it has a connection.
+with here as materialized (
+    select array_agg(distinct application_name) as names from pg_stat_activity where datname = current_database()
+), held as materialized (
+    select distinct engine, claimed_by as name from sandboxes
+    where engine is not null and (state in ('launching', 'running') or finished_at is not null and cleaned_at is null)
+)
+select c.engine, c.name, c.seq, c.name = any (here.names) as connected from sandbox_controllers c, here
+union all
+select h.engine, h.name, null, coalesce(h.name = any (here.names), false) from held h, here
+where not exists (select from sandbox_controllers c where c.name = h.name and c.engine = h.engine);
+
+-- unknown --
+-- Those of these controllers that are neither registered nor connected.
+select n.name from unnest(%(names)s::text[]) as n (name)
+where not exists (select from sandbox_controllers c where c.name = n.name)
+  and n.name <> all (array(select application_name from pg_stat_activity where datname = current_database()));

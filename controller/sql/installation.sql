@@ -1,0 +1,19 @@
+-- The statements of `migrate` about whose this database is; the owner's.
+
+-- identify --
+-- This database's own id, and whether it is 'own', 'renewed' or 'foreign' (see sandbox_identify).
+select id, standing from sandbox_identify();
+
+-- connected --
+-- The controllers that are connected to this database.
+select name from sandbox_controllers
+where name = any (array(select application_name from pg_stat_activity where datname = current_database()))
+order by seq;
+
+-- copied --
+-- The original lives on: takes a new id, and lets go of what is the original's.
+select sandbox_copied() as touched;
+
+-- moved --
+-- The original is gone: keeps the id.
+select sandbox_moved();
