@@ -51,7 +51,14 @@ class Abandoned:
                     # a run that never started is known to be so only under the epoch of the look
                     epoch = None if step.counted else row.epoch
                     ended = Ended(
-                        row.key, row.run_uid, step.outcome, None, None, step.counted, step.delay, epoch, step.afresh
+                        row.key,
+                        row.run_uid,
+                        step.outcome,
+                        lost=row.run_uid is not None,
+                        counted=step.counted,
+                        delay=step.delay,
+                        epoch=epoch,
+                        afresh=step.afresh,
                     )
                     again = step.do is Do.AGAIN
                     if not await (self._queue.again if again else self._queue.record)(ended):

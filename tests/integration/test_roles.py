@@ -36,13 +36,14 @@ ASIDE = {"sandbox_id", "step", "why", "since", "again_at"}
 TABLES = {"sandboxes", "sandbox_attempts", "sandbox_events", "sandbox_results", "sandbox_tenants"}
 READS = {
     "sandbox_requester": TABLES,
-    "sandbox_controller": TABLES | {"sandbox_installation", "sandbox_migrations", "sandbox_set_aside"},
+    "sandbox_controller": TABLES
+    | {"sandbox_installation", "sandbox_migrations", "sandbox_set_aside", "sandbox_controllers"},
 }
 CALLS = {
     "sandbox_requester": {"sandbox_now", "sandbox_cancel"},
     "sandbox_controller": {
         *("sandbox_now", "sandbox_claim", "sandbox_claim_v3", "sandbox_forget", "sandbox_forget_v3"),
-        "sandbox_cancel_all",
+        *("sandbox_cancel_all", "sandbox_register", "sandbox_unregister", "sandbox_identify"),
     },
 }
 ROLES = pytest.mark.parametrize("role", ["sandbox_requester", "sandbox_controller"])
@@ -162,7 +163,8 @@ def test_what_runs_with_the_owners_rights_has_a_fixed_search_path(owner: Connect
         "select proname, proconfig from pg_proc where prosecdef and pronamespace = 'public'::regnamespace"
     ).fetchall()
     assert {each["proname"] for each in found} == {
-        *("sandbox_forget", "sandbox_forget_v3", "sandbox_cancel", "sandbox_apply_cancel", "sandbox_cancel_all")
+        *("sandbox_forget", "sandbox_forget_v3", "sandbox_cancel", "sandbox_apply_cancel", "sandbox_cancel_all"),
+        *("sandbox_register", "sandbox_unregister", "sandbox_identify"),
     }
     assert {each["proconfig"][0] for each in found} == {"search_path=pg_catalog, public, pg_temp"}
 
@@ -198,6 +200,11 @@ def test_a_requester_does_nothing_else(database: str, owner: Connection) -> None
             "insert into sandbox_tenants values ('t', 1, 1)",
             "update sandbox_tenants set max_running = null",
             "select * from sandbox_installation",
+            "select * from sandbox_controllers",
+            "begin; lock table sandbox_controllers in access share mode",
+            "select sandbox_register('x', 'e')",
+            "select sandbox_unregister(array['x'])",
+            "select sandbox_identify()",
             "select * from sandbox_migrations",
             "select sandbox_claim('me', 'e', 60, 1, 1)",
             "select sandbox_claim_v3('me', 'e', 60, 1, 1)",
@@ -251,6 +258,10 @@ def test_a_controller_does_nothing_else(database: str, owner: Connection) -> Non
             "update sandbox_attempts set output = 'x'",
             "update sandbox_events set step = 'x'",
             "update sandbox_installation set id = gen_random_uuid()",
+            "select sandbox_copied()",
+            "select sandbox_moved()",
+            "begin; lock table sandbox_controllers in share mode",
+            "delete from sandbox_controllers",
             "update sandbox_installation set retention_seconds = 1",
             "select sandbox_forget_before(now(), 1000)",
             "select sandbox_cancel(gen_random_uuid())",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from controller.backends.base import Backend
+from controller.backends.base import Backend, Marks
 from controller.model import Key, Launch, Listing, Output, Seen
 
 
@@ -14,6 +14,11 @@ class Passing:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+
+    @property
+    def marks(self) -> Marks | None:
+        """Passed on."""
+        return self.backend.marks
 
     async def open(self, installation: UUID) -> str:
         """Passed on."""

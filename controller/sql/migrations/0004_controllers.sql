@@ -41,7 +41,7 @@ alter table public.sandbox_installation
     add column database_oid oid;
 
 create function public.sandbox_place(out system_identifier bigint, out database_oid oid)
-language sql stable security definer set search_path = pg_catalog, pg_temp
+language sql stable set search_path = pg_catalog, public, pg_temp
 begin atomic
     select s.system_identifier, d.oid from pg_control_system() s, pg_database d where d.datname = current_database();
 end;
@@ -61,7 +61,7 @@ when (old.id is distinct from new.id) execute function public.sandbox_note_place
 
 -- Whether anything of this database is under way on an engine.
 create function public.sandbox_under_way() returns bigint
-language sql stable security definer set search_path = pg_catalog, public, pg_temp
+language sql stable set search_path = pg_catalog, public, pg_temp
 begin atomic
     select count(*) from public.sandboxes
     where state in ('launching', 'running') or finished_at is not null and cleaned_at is null;
