@@ -13,13 +13,12 @@ from controller.backends.base import Backend
 from controller.errors import SandboxError, SettingsError
 from controller.loop import Controller
 from controller.metrics import Metrics
-from controller.queue.migrate import check_schema
 from controller.queue.store import Queue
+from controller.readiness import Readiness
 from controller.serving import Door
 from controller.text import without_addresses
 
 STALLED_SECONDS = 15.0  # an event loop that has not turned for this long is not healthy
-READY_SECONDS = 5.0  # for database and engine to answer
 COUNT_SECONDS = 3.0  # for the database to count rows; a scrape must not wait longer for it
 
 
@@ -27,8 +26,8 @@ class Http:
     """Answers for one controller."""
 
     def __init__(self, controller: Controller, queue: Queue, backend: Backend, metrics: Metrics, url: str):
-        self._controller, self._queue, self._backend, self._metrics = controller, queue, backend, metrics
-        self._url = url
+        self._controller, self._queue, self._metrics = controller, queue, metrics
+        self._readiness = Readiness(queue, backend, controller.claims, url)
 
     async def serve(self, port: int) -> tuple[Door, int]:
         """Listens on every address; returns what to clean up, and the port. Raises SettingsError."""
@@ -51,15 +50,10 @@ class Http:
         return web.Response(status=200 if age < STALLED_SECONDS else 503, text=f"the loop turned {age:.1f} s ago\n")
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """200 where database, schema and engine will do; else 503 and what is wrong."""
-        try:
-            async with asyncio.timeout(READY_SECONDS):
-                await check_schema(self._url)
-                await self._backend.ping()
-        except TimeoutError:
-            return web.Response(status=503, text="the database or the engine does not answer\n")
-        except SandboxError as error:
-            return web.Response(status=503, text=f"{without_addresses(str(error))}\n")
+        """200 where database, schema and engine will do and rows are claimed; else 503 and what is wrong."""
+        trouble = await self._readiness.trouble()
+        if trouble:
+            return web.Response(status=503, text=f"{without_addresses(trouble)}\n")
         return web.Response(text="ready\n")
 
     async def metrics(self, request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from controller.abandoned import Abandoned
 from controller.backends.base import Backend
 from controller.carry import Carrier
+from controller.claims import Claims
 from controller.compare import Comparison
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
 from controller.live import Live, Lives
@@ -72,6 +73,7 @@ class Controller:
         self._listing: Listing | None = None
         self._claim_in_doubt = False
         self._renewed = self._forgot = 0.0
+        self.claims = Claims(lives, pace.max_running)
         self.turned = time.monotonic()  # when the event loop last turned
 
     def wake(self, payload: str = "") -> None:
@@ -118,9 +120,18 @@ class Controller:
             while (room := min(self._pace.launching - len(self._lives.launching), CLAIM_MOST)) > 0:
                 if not await self._claim(room):
                     break
+            else:
+                self.claims.full()
             await self._insert.wait()
 
     async def _claim(self, room: int) -> int:
+        with self.claims.one():
+            count = await self._claim_now(room)
+        if count:
+            self.claims.brought = time.monotonic()
+        return count
+
+    async def _claim_now(self, room: int) -> int:
         sent = time.monotonic()
         if self._claim_in_doubt:  # a claim's reply was lost: what it claimed is ours, and nobody works on it
             held = list(self._lives.by_id)

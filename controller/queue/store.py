@@ -48,6 +48,15 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """A row that should have been claimed by now; the columns of the statement `overdue`."""
+
+    id: UUID
+    seconds: float  # since its insert
+    blockers: str | None  # processes of the database that this controller's statements wait for
+
+
+@dataclass(frozen=True, slots=True)
 class Bind:
     """Asks that `run_uid` become the one run of this attempt."""
 
@@ -196,6 +205,11 @@ class Queue:
     async def counts(self) -> dict[str, int]:
         """Rows of each state that is not terminal."""
         return {found["state"]: found["n"] for found in await self._once("counts", {})}
+
+    async def overdue(self, max_running: int, seconds: float) -> Overdue | None:
+        """A row that could have been claimed for longer than `seconds`, if nobody has claimed any for as long."""
+        found = await self._once("overdue", {"max_running": max_running, "seconds": seconds, "me": self.me})
+        return Overdue(**found[0]) if found else None
 
     async def _readable(self, rows: Sequence[DictRow]) -> list[Claimed]:
         """Those that can be run; one whose columns cannot be read ends at once, and is in no other's way."""

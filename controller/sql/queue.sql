@@ -14,6 +14,44 @@ select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is no
        (select s.waiting from sandboxes s where s.id = c.id) as waited  -- this statement still sees it as it was before
 from sandbox_claim_v3(%(me)s, %(engine)s, %(lease)s::float8, %(max_running)s, %(most)s) c;
 
+-- overdue --
+-- queued: one row that is next in its tenant's turn, may be claimed and was there `seconds` ago, where nobody has claimed
+-- any since. Of 1,000 tenants, and of 100 rows of each, since it is asked often; a claim is among the last 1,000 events
+-- of a queue that has not claimed for long. `blockers`: whom this controller's sessions wait for.
+with recursive busy as materialized (
+    select s.tenant, count(*) as n from sandboxes s where s.state in ('launching', 'running') group by s.tenant
+), head (tenant, n) as (
+    (select s.tenant, 1 from sandboxes s where s.state = 'queued' and s.retry_at is null order by s.tenant limit 1)
+    union all
+    select (select s.tenant from sandboxes s
+            where s.state = 'queued' and s.retry_at is null and s.tenant > h.tenant order by s.tenant limit 1), h.n + 1
+    from head h where h.tenant is not null and h.n < 1000
+)
+select p.id, extract(epoch from sandbox_now() - p.created_at)::float8 as seconds,
+       (select string_agg(distinct b.pid::text, ', ') from pg_stat_activity a
+        cross join lateral unnest(pg_blocking_pids(a.pid)) as b (pid)
+        where a.application_name = %(me)s and a.wait_event_type = 'Lock') as blockers
+from head h
+left join busy b on b.tenant = h.tenant
+left join sandbox_tenants t on t.name = h.tenant
+cross join lateral (
+    select n.id, n.created_at from (
+        select s.id, s.created_at, s.cancel_requested_at from sandboxes s
+        where s.state = 'queued' and s.retry_at is null and s.tenant = h.tenant
+        order by s.priority desc, s.seq limit 100
+    ) n
+    where n.cancel_requested_at is null and not exists (
+        select from sandbox_set_aside a where a.sandbox_id = n.id and a.step = 'claim' and a.again_at > sandbox_now())
+    limit 1
+) p
+where h.tenant is not null and (t.max_running is null or t.max_running > coalesce(b.n, 0))
+  and isfinite(p.created_at) and p.created_at < sandbox_now() - make_interval(secs => %(seconds)s::float8)
+  and %(max_running)s::integer > coalesce((select sum(b.n) from busy b), 0)
+  and not exists (
+      select from (select e.at, e.step from sandbox_events e order by e.id desc limit 1000) e
+      where e.step = 'claimed' and e.at > sandbox_now() - make_interval(secs => %(seconds)s::float8))
+limit 1;
+
 -- take_over --
 -- launching -> launching: rows whose lease ran out, same attempt, under a new epoch; and with `mine`, rows that this
 -- controller claimed without hearing of it (the reply was lost), which are those not among `held`.

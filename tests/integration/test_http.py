@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg.sql import SQL, Identifier
 
 from controller import http as serving
+from controller import readiness
 from controller import serving as doors
 from controller.__main__ import assemble
 from controller.backends.memory import MemoryBackend
@@ -28,6 +29,12 @@ from controller.loop import Controller
 from controller.settings import Settings
 from tests.support.database import connect, insert, insert_many, until
 from tests.support.proxy import Proxy
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question is asked anew."""
+    monkeypatch.setattr(readiness, "KEPT_SECONDS", 0.0)
 
 
 class Get:
@@ -125,7 +132,7 @@ def test_without_its_database_it_is_alive_not_ready_and_still_counts(
 
 
 def test_a_database_that_says_nothing_does_not_hang_the_probe(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "READY_SECONDS", 0.3)
+    monkeypatch.setattr(readiness, "READY_SECONDS", 0.3)
 
     async def go() -> None:
         async with served(database) as (get, _):
@@ -133,8 +140,8 @@ def test_a_database_that_says_nothing_does_not_hang_the_probe(database: str, mon
             async def silent(url: str) -> None:
                 await asyncio.Event().wait()
 
-            monkeypatch.setattr(serving, "check_schema", silent)
-            assert await get("/readyz") == (503, "the database or the engine does not answer\n")
+            monkeypatch.setattr(readiness, "check_schema", silent)
+            assert await get("/readyz") == (503, "the database does not answer\n")
 
     asyncio.run(go())
 

@@ -101,6 +101,7 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
         "most": 100,
         "max_running": 1000,
         "mine": True,
+        "seconds": 3600.0,
     }
     common |= {"held": active}
     return common | ended | chosen.get(name, {})

@@ -1,0 +1,212 @@
+"""/readyz tells that nothing is claimed although something could be, and why; and costs the same however many ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import aiohttp
+import pytest
+
+from controller import __main__ as program
+from controller import readiness
+from controller.backends.memory import MemoryBackend
+from controller.errors import DatabaseUnavailable
+from controller.loop import Controller, cancel
+from controller.model import Launch, Seen
+from controller.queue.listen import listen
+from controller.queue.migrate import check_schema
+from controller.settings import Settings
+from tests.support.control import Table, table
+
+Ask = Callable[[], Awaitable[tuple[int, str]]]
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(readiness, "KEPT_SECONDS", 0.0)
+
+
+@asynccontextmanager
+async def working(url: str, backend: MemoryBackend, **settings: Any) -> AsyncIterator[tuple[Ask, Controller]]:
+    """A controller at work, and how to ask whether it is ready."""
+    asked = Settings(database_url=url, sandbox_backend="memory", sandbox_poll_seconds=0.1, **settings)
+    async with (
+        asyncio.timeout(40),
+        program.assemble(asked, backend) as (controller, _, http),
+        aiohttp.ClientSession() as session,
+    ):
+        door, port = await http.serve(0)
+        stop = asyncio.Event()
+        tasks = [
+            asyncio.create_task(controller.run(stop)),
+            asyncio.create_task(listen(url, "sandbox_wake", controller.wake)),
+        ]
+
+        async def ask() -> tuple[int, str]:
+            async with session.get(f"http://127.0.0.1:{port}/readyz") as answer:
+                return answer.status, await answer.text()
+
+        try:
+            yield ask, controller
+        finally:
+            stop.set()
+            await tasks[0]
+            await cancel(tasks)
+            await door.cleanup()
+
+
+async def until(ask: Ask, status: int) -> str:
+    """Asks until that is the answer."""
+    while (answer := await ask())[0] != status:
+        await asyncio.sleep(0.05)
+    return answer[1]
+
+
+async def stays_ready(ask: Ask, asked: Table) -> None:
+    """For much longer than a row may wait, by the database's clock."""
+    (began,) = await asked.rows("select clock_timestamp() as at")
+    over = "select clock_timestamp() > %s + interval '2 seconds' as over"
+    while not (await asked.rows(over, began["at"]))[0]["over"]:
+        assert await ask() == (200, "ready\n")
+        await asyncio.sleep(0.05)
+
+
+async def insert_old(asked: Table, **columns: Any) -> Any:
+    """A row that has been there for a minute."""
+    return await asked.insert(created_at=datetime.now(UTC) - timedelta(minutes=1), **columns)
+
+
+def test_a_claim_that_waits_for_a_lock_makes_it_not_ready_and_names_the_holder(database: str) -> None:
+    async def go() -> None:
+        async with table(database) as holder, table(database) as asked:
+            await holder.rows("begin")
+            await holder.rows("lock table sandbox_claim_turn in exclusive mode")
+            (held_by,) = await holder.rows("select pg_backend_pid() as pid")
+            async with working(database, MemoryBackend()) as (ask, _):
+                sandbox = await insert_old(asked)
+                text = await until(ask, 503)
+                assert text.startswith(f"sandbox {sandbox} has waited ")
+                assert "none is claimed: a claim has waited for the database for " in text
+                assert text.endswith(f"(held up by database process {held_by['pid']})\n")
+                await holder.rows("rollback")
+                await until(ask, 200)
+                await asked.cleaned(sandbox)
+
+    asyncio.run(go())
+
+
+def test_claims_that_fail_each_time_make_it_not_ready_with_their_error(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def go() -> None:
+        async with table(database) as asked, working(database, MemoryBackend()) as (ask, controller):
+
+            async def claim(*_: Any) -> Any:
+                raise DatabaseUnavailable("the disk is full")
+
+            with monkeypatch.context() as broken:
+                broken.setattr(controller._queue, "claim", claim)
+                await insert_old(asked)
+                text = await until(ask, 503)
+                assert "the disk is full" in text
+            await until(ask, 200)
+
+    asyncio.run(go())
+
+
+class Hanging(MemoryBackend):
+    """An engine that says that it is well, and answers no creation until the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+        """Hangs."""
+        await self.go_on.wait()
+        return await super().create(launch, look=look)
+
+
+def test_launches_that_all_hang_on_the_engine_make_it_not_ready(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "LAUNCHING", {"memory": 2})
+
+    async def go() -> None:
+        backend = Hanging()
+        async with table(database) as asked, working(database, backend) as (ask, _):
+            sandboxes = [await insert_old(asked) for _ in range(3)]
+            text = await until(ask, 503)
+            assert "all places for launches have been taken for " in text
+            assert text.endswith("2 of 2: the engine has not answered yet\n")
+            backend.go_on.set()
+            await until(ask, 200)
+            for sandbox in sandboxes:
+                await asked.cleaned(sandbox)
+
+    asyncio.run(go())
+
+
+def test_a_row_that_claims_pass_over_makes_it_not_ready(database: str) -> None:
+    async def go() -> None:
+        async with table(database) as holder, table(database) as asked:
+            sandbox = await insert_old(asked)
+            await holder.rows("begin")
+            await holder.rows("select from sandboxes for update")
+            async with working(database, MemoryBackend()) as (ask, _):
+                text = await until(ask, 503)
+                assert f"sandbox {sandbox} has waited " in text
+                assert "another transaction may hold it locked" in text
+                await holder.rows("rollback")
+                await until(ask, 200)
+
+    asyncio.run(go())
+
+
+def test_a_queue_that_waits_for_room_is_normal(database: str) -> None:
+    async def go() -> None:
+        async with table(database) as asked, working(database, MemoryBackend(), sandbox_max_running=1) as (ask, _):
+            first = await asked.insert("sleep 600")
+            await asked.until(first, lambda row: row["state"] == "running")
+            await insert_old(asked)
+            await stays_ready(ask, asked)
+
+    asyncio.run(go())
+
+
+def test_a_tenant_at_its_limit_an_attempt_not_due_and_a_row_set_aside_are_normal(database: str) -> None:
+    async def go() -> None:
+        async with table(database) as asked:
+            await asked.rows("insert into sandbox_tenants (name, max_running) values ('none', 0)")
+            await insert_old(asked, tenant="none")
+            await insert_old(asked, retry_at="2100-01-01")
+            aside = await insert_old(asked)
+            set_aside = "insert into sandbox_set_aside (sandbox_id, step, why, again_at) values (%s, %s, 'x', %s)"
+            await asked.rows(set_aside, aside, "claim", "2100-01-01")
+            async with working(database, MemoryBackend()) as (ask, _):
+                await stays_ready(ask, asked)
+
+    asyncio.run(go())
+
+
+def test_however_many_ask_at_once_the_database_is_asked_once(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "KEPT_SECONDS", 60.0)
+    real, asked = check_schema, 0
+
+    async def counted(url: str) -> None:
+        nonlocal asked
+        asked += 1
+        await real(url)
+
+    monkeypatch.setattr(readiness, "check_schema", counted)
+
+    async def go() -> None:
+        async with working(database, MemoryBackend()) as (ask, _):
+            answers = await asyncio.gather(*(ask() for _ in range(50)))
+            assert set(answers) == {(200, "ready\n")}
+        assert asked == 1
+
+    asyncio.run(go())
