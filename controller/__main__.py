@@ -96,16 +96,15 @@ def _seconds(text: str) -> float:
 
 def run_migrate(options: argparse.Namespace) -> int:
     """`migrate`: applies what is missing."""
-    url = os.environ.get("DATABASE_URL", "")
-    if not url:
-        raise SandboxError("DATABASE_URL is not set: give the URL of the database as its owner")
-    logs.set_up(os.environ.get("LOG_FORMAT", "console"))
+    settings = OwnersSettings.read()
+    logs.set_up(settings.log_format)
     passwords = {
-        f"sandbox_{name}": os.environ.get(f"SANDBOX_{name.upper()}_PASSWORD") for name in ("controller", "requester")
+        "sandbox_controller": settings.sandbox_controller_password,
+        "sandbox_requester": settings.sandbox_requester_password,
     }
-    steps = migrate(url, passwords, OwnersSettings.read().sandbox_retention_seconds)
+    steps = migrate(settings.database_url, passwords, settings.sandbox_retention_seconds)
     terminal.show(f"migrate: {steps} applied" if steps else "migrate: nothing to do")
-    if told := settle_identity(url, options.whose):
+    if told := settle_identity(settings.database_url, options.whose):
         terminal.say(f"migrate: {told}")
     return 0
 
@@ -130,7 +129,7 @@ def run_give_up(options: argparse.Namespace) -> int:
     settings = Settings.read()
     logs.set_up(settings.log_format)
     done = asyncio.run(_give_up(settings, options.engine))
-    print("give-up: " + ", ".join(f"{count} {what}" for what, count in sorted(done.items())))
+    terminal.show("give-up: " + ", ".join(f"{count} {what}" for what, count in sorted(done.items())))
     return 0
 
 

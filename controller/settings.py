@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Set
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
+from annotated_types import Ge, Le
 from pydantic import Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from controller.errors import SettingsError
+from controller.names import IMAGE, LABEL, is_image, is_label
+
+Read = TypeVar("Read", bound=BaseSettings)
 
 RETENTION = Field(
     None,
@@ -71,6 +77,33 @@ class Settings(BaseSettings):
             raise ValueError("must be a postgresql:// URL")
         return value
 
+    @field_validator("sandbox_image")
+    @classmethod
+    def _is_image(cls, value: str) -> str:
+        if not is_image(value):
+            raise ValueError(f"must be {IMAGE}")
+        return value
+
+    @field_validator("sandbox_namespace")
+    @classmethod
+    def _is_namespace(cls, value: str) -> str:
+        if not is_label(value):
+            raise ValueError(f"must be the name of a namespace: {LABEL}")
+        return value
+
+    @field_validator("sandbox_work_dir")
+    @classmethod
+    def _is_directory(cls, value: Path) -> Path:
+        if str(value).startswith("~"):
+            raise ValueError("must be a directory's path, in which ~ has no meaning")
+        try:
+            there = next(path for path in (value.absolute(), *value.absolute().parents) if path.exists())
+        except OSError as error:
+            raise ValueError(f"must be the path of a directory that can be used: {error.strerror}") from error
+        if not there.is_dir():
+            raise ValueError(f"must be a directory's path, and {there} is a file")
+        return value
+
     @field_validator("sandbox_job_options", mode="before")
     @classmethod
     def _is_object(cls, value: object) -> object:
@@ -86,42 +119,76 @@ class Settings(BaseSettings):
     def read(cls) -> Self:
         """The environment's settings. Raises SettingsError naming every variable that is wrong or unknown."""
         known = {name.upper() for name in cls.model_fields} | set(PASSWORDS)
-        faults = [
-            f"{name} is not a setting; there are {', '.join(sorted(known))}"
-            for name in sorted(os.environ)
-            if name.startswith("SANDBOX_") and name not in known
-        ]
-        try:
-            settings = cls()
-        except ValidationError as error:
-            faults += [_fault(fault) for fault in error.errors()]
-        if faults:
-            raise SettingsError("; ".join(faults))
-        return settings
+        return _read(cls, known, [name for name in os.environ if name.startswith("SANDBOX_") and name not in known])
 
 
 class OwnersSettings(BaseSettings):
-    """What `migrate` writes into the database, beside the passwords."""
+    """What `migrate` takes: the owner's login, and what it writes into the database."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
 
+    database_url: str = Field(description="the database, as its owner")
     sandbox_retention_seconds: float | None = RETENTION
+    sandbox_controller_password: str | None = None
+    sandbox_requester_password: str | None = None
+    log_format: Literal["json", "console"] = Field("console", description="whoever migrates by hand reads along")
 
     @classmethod
     def read(cls) -> Self:
         """The environment's. Raises SettingsError."""
-        try:
-            return cls()
-        except ValidationError as error:
-            raise SettingsError("; ".join(map(_fault, error.errors()))) from error
+        return _read(cls, {name.upper() for name in cls.model_fields}, [])
 
 
 PASSWORDS = ("SANDBOX_CONTROLLER_PASSWORD", "SANDBOX_REQUESTER_PASSWORD")  # for `migrate` alone
+SECRETS = {"DATABASE_URL", *PASSWORDS}
+GIVEN_MOST = 100  # characters of a wrong value that are told
 
 
-def _fault(fault: ErrorDetails) -> str:
-    name = str(fault["loc"][0]).upper()
+def _read(kind: type[Read], known: Set[str], unknown: Collection[str]) -> Read:
+    faults = [f"{name} is not a setting; there are {', '.join(sorted(known))}" for name in sorted(unknown)]
+    others = sorted(known - {"DATABASE_URL"})  # which its own rules tell more of
+    left_over = {name: fault for name in others if (fault := _left_over(os.environ.get(name, "")))}
+    faults += [f"{name}{_given(name, os.environ[name])}: {fault}" for name, fault in left_over.items()]
+    try:
+        settings = kind()
+    except ValidationError as error:
+        faults += [_fault(kind, fault) for fault in error.errors() if str(fault["loc"][0]).upper() not in left_over]
+    if faults:
+        raise SettingsError("; ".join(faults))
+    return settings
+
+
+def _left_over(value: str) -> str | None:
+    """What a file of variables, or a shell, left in a value that belongs to no setting."""
+    if value != value.strip():
+        return "must be without the white space around it"
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'`":
+        return "must be without the quotes around it, which some files of variables keep"
+    if any(character < " " or character == "\x7f" for character in value):
+        return "must be without control characters"
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        return "must be UTF-8"
+    return None
+
+
+def _given(name: str, value: object) -> str:
+    told = repr(value)
+    return "" if name in SECRETS else f" = {told if len(told) <= GIVEN_MOST else told[:GIVEN_MOST] + '…'}"
+
+
+def _fault(kind: type[BaseSettings], fault: ErrorDetails) -> str:
+    field = str(fault["loc"][0])
+    name = field.upper()
     if fault["type"] == "missing":
         return f"{name} is not set"
-    given = "" if name == "DATABASE_URL" else f" = {fault['input']!r}"
-    return f"{name}{given}: {fault['msg'].removeprefix('Value error, ')}"
+    told = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{name}{_given(name, fault['input'])}: {_range(kind.model_fields[field]) or told}"
+
+
+def _range(field: FieldInfo) -> str | None:
+    """What a number may be."""
+    least = next((rule.ge for rule in field.metadata if isinstance(rule, Ge)), None)
+    most = next((rule.le for rule in field.metadata if isinstance(rule, Le)), None)
+    if least is None or most is None:
+        return None
+    return f"must be a {'whole number' if field.annotation is int else 'number'} from {least:,} to {most:,}"

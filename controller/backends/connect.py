@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, assert_never
@@ -21,13 +23,17 @@ log = logging.getLogger(__name__)
 AT_ONCE = {"kubernetes": 64, "docker": 8, "process": 16, "memory": 1000}
 LAUNCHING = {"kubernetes": 1000, "docker": 16, "process": 32, "memory": 2000}
 
+DOCKER_HOST = re.compile(r"unix:///.+|(tcp|https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?/?|ssh://.+")
+
 
 def connect(settings: Settings) -> Backend:
-    """Each engine's module, and its library, is imported only where it is used."""
+    """Each engine's module, and its library, is imported only where it is used. Raises SettingsError."""
+    options = job_options(settings.sandbox_job_options)
     match settings.sandbox_backend:
         case "docker":
             from controller.backends.docker import DockerBackend
 
+            _check_docker_host()
             return DockerBackend(settings.sandbox_image)
         case "process":
             from controller.backends.process import ProcessBackend
@@ -45,11 +51,22 @@ def connect(settings: Settings) -> Backend:
             return KubernetesBackend(
                 settings.sandbox_namespace,
                 settings.sandbox_image,
-                options=job_options(settings.sandbox_job_options),
+                options=options,
                 start_deadline=settings.sandbox_start_deadline_seconds,
                 output_bytes=settings.sandbox_output_bytes,
             )
     assert_never(settings.sandbox_backend)
+
+
+def _check_docker_host() -> None:
+    given = os.environ.get("DOCKER_HOST")
+    if given == "":
+        del os.environ["DOCKER_HOST"]  # an empty variable counts as not set: for the engine's library too
+    elif given is not None and not DOCKER_HOST.fullmatch(given):
+        shown = re.sub("//[^/]*@", "//…@", given)[:100]
+        raise SettingsError(
+            f"DOCKER_HOST = {shown!r}: must be unix:///PATH/OF/SOCKET or tcp://HOST:PORT, without quotes"
+        )
 
 
 def job_options(given: Mapping[str, Any]) -> JobOptions:
@@ -63,4 +80,5 @@ def job_options(given: Mapping[str, Any]) -> JobOptions:
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join(str(part) for part in fault["loc"])
-        raise SettingsError(f"SANDBOX_JOB_OPTIONS: {name}: {fault['msg']}") from error
+        told = fault["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"SANDBOX_JOB_OPTIONS: {name} = {str(fault['input'])[:100]!r}: {told}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -100,6 +101,10 @@ class Engine:
             return self._docker.session, str(URL(self._docker.docker_host))
         except (AssertionError, ValueError, aiodocker.DockerError) as error:  # as it says that it found no socket
             raise NotNow(f"{UNCONFIGURED} ({error})" if str(error) else UNCONFIGURED) from error
+        except OSError as error:
+            where = os.environ.get("DOCKER_CERT_PATH")
+            words = f"DOCKER_CERT_PATH = {where!r} has no ca.pem, cert.pem and key.pem that can be used: {error}"
+            raise NotNow(words) from error
 
     def _trouble(self, error: Exception) -> str:
         where = "the Docker engine" if self._url is None else f"the Docker engine at {self._url}"

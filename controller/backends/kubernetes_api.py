@@ -38,6 +38,10 @@ MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
 
 
+NO_FORM = (TypeError, AttributeError, KeyError, IndexError)  # what the library meets in a file of another form
+NO_CLUSTER = (ConfigException, OSError, ValueError, yaml.YAMLError, *NO_FORM)
+
+
 class ApiError(NotNow):
     """The API answered with an error; whoever knows better catches it by its status."""
 
@@ -162,14 +166,8 @@ class Api:
             if self._client is None:
                 try:
                     self._client = await _connect(self._kubeconfig)
-                except (
-                    ConfigException,
-                    OSError,
-                    ValueError,
-                    TypeError,
-                    yaml.YAMLError,
-                ) as error:  # TypeError: no mapping
-                    raise NotNow(f"{UNCONFIGURED} ({' '.join(str(error).split())})") from error
+                except NO_CLUSTER as error:
+                    raise NotNow(f"{UNCONFIGURED} ({_fault(error)})") from error
             return self._client
 
     async def _forget(self, client: ApiClient) -> None:
@@ -194,6 +192,12 @@ async def _connect(kubeconfig: str | None) -> ApiClient:
     client = ApiClient(configuration)
     client.user_agent = USER_AGENT
     return client
+
+
+def _fault(error: Exception) -> str:
+    words = "it has not the form of a kubeconfig" if isinstance(error, NO_FORM) else " ".join(str(error).split())
+    given = os.environ.get("KUBECONFIG")
+    return f"KUBECONFIG = {given!r}: {words}" if given else words
 
 
 def _proxy(host: str) -> str | None:
