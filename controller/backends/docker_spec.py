@@ -12,7 +12,7 @@ from typing import Any
 
 from controller.backends import docker_volumes, labels
 from controller.backends.json_lines import Json
-from controller.backends.wrapper import Evidence, is_number, killed, untold, wrapper_text
+from controller.backends.wrapper import Evidence, is_number, keeper_text, killed, untold, wrapper_text
 from controller.model import Key, Launch, Outcome, Phase, Seen
 
 MIB = 1 << 20
@@ -22,7 +22,8 @@ STATE_DIR = "/.sandbox"  # a volume of its own: it outlives restarts, and of the
 STATE_FILE = f"{STATE_DIR}/state"
 STATE_BYTES = 4096  # of the file are read
 ARCHIVE_BYTES = 16384  # of its tar archive: room for the headers too
-TMP_MIB = 64
+TMP_MIB = 64  # of each volume that an image declares
+MEMORY_MARGIN_MIB = 64  # and an eighth of disk_mib: what the kernel needs for many small files
 PIDS = 512
 CPU_PERIOD = 100_000  # microseconds
 LEAST_CPU_QUOTA = 1000  # microseconds a period; the kernel takes no less
@@ -43,9 +44,12 @@ def create_body(
 ) -> dict[str, Any]:
     """The body of `POST /containers/create`; `volumes`: where the image declares some, `kept`: those with files."""
     own = labels.labels(launch.key, installation)
-    seconds, disk = str(launch.timeout_seconds), launch.disk_mib
+    limits = [str(number) for number in (launch.timeout_seconds, launch.disk_mib, launch.memory_mib)]
+    seconds, disk, memory = limits
     # An image's own mode of the directory wins over the one given here, its owner does not.
     own_tmpfs = f"rw,exec,nosuid,nodev,uid={USER},gid={USER}"
+    sizes = {path: memory if path == "/dev/shm" else TMP_MIB for path in {*volumes} - {*kept}} | {"/tmp": disk}
+    most = _memory_bytes(launch)
     quota = max(launch.cpu_millis * CPU_PERIOD // 1000, LEAST_CPU_QUOTA)
     log_options = {"max-size": f"{LOG_FILE_MB}m", "max-file": str(LOG_FILES), "compress": "false"}
     return {
@@ -54,9 +58,9 @@ def create_body(
         "WorkingDir": WORK_DIR,
         "Hostname": launch.key.name,  # known beforehand, so that it can be made to resolve
         "Env": [f"{name}={value}" for name, value in {"HOME": WORK_DIR, **launch.env}.items()],
-        "Entrypoint": ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, seconds],
+        "Entrypoint": ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, *limits, keeper_text()],
         "Cmd": [launch.command],
-        "Labels": {**own, "timeoutSeconds": seconds},
+        "Labels": {**own, "timeoutSeconds": seconds, "diskMib": disk, "memoryMib": memory},
         "Healthcheck": {"Test": ["NONE"]},  # the image's would run beside the command
         "StopSignal": "SIGKILL",  # PID 1 heeds no other
         "HostConfig": {
@@ -64,7 +68,7 @@ def create_body(
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": True,
             "Tmpfs": {
-                **dict.fromkeys(["/tmp", *(set(volumes) - set(kept))], f"{own_tmpfs},size={TMP_MIB}m,mode=1777"),
+                **{path: f"{own_tmpfs},size={size}m,mode=1777" for path, size in sizes.items()},
                 WORK_DIR: f"{own_tmpfs},size={disk}m,mode=0700",
             },
             "Mounts": [
@@ -73,14 +77,11 @@ def create_body(
             ],
             "CpuPeriod": CPU_PERIOD,  # not NanoCpus: it refuses a limit above what the machine has
             "CpuQuota": quota,
-            "Memory": launch.memory_mib * MIB,
-            "MemorySwap": launch.memory_mib * MIB,  # no swap
+            "ShmSize": launch.memory_mib * MIB,
+            "Memory": most,
+            "MemorySwap": most,  # no swap
             "PidsLimit": PIDS,
             "OomScoreAdj": 500,  # before the host's own processes
-            "Ulimits": [  # fsize: the state file lies on the host's disk
-                {"Name": "fsize", "Soft": (disk + 1) * MIB, "Hard": (disk + 1) * MIB},
-                {"Name": "core", "Soft": 0, "Hard": 0},
-            ],
             "NetworkMode": "bridge" if launch.network == "egress" else "none",
             # Its own name resolves: on a bridge the engine sees to it.
             "ExtraHosts": [] if launch.network == "egress" else [f"{launch.key.name}:127.0.0.1"],
@@ -90,6 +91,11 @@ def create_body(
             "AutoRemove": False,
         },
     }
+
+
+def _memory_bytes(launch: Launch) -> int:
+    """The kernel's limit: files lie in memory too. What processes alone hold is bounded by the keeper."""
+    return (launch.memory_mib + launch.disk_mib + launch.disk_mib // 8 + MEMORY_MARGIN_MIB) * MIB
 
 
 def declared(volumes: Iterable[str] | None) -> list[str]:
@@ -161,16 +167,21 @@ def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> Seen |
 
 def _outcome(inspect: Json, evidence: Evidence) -> Outcome:
     """How the first start ended."""
-    engine, memory = inspect["State"], int(inspect["HostConfig"]["Memory"]) // MIB
-    seconds = inspect["Config"]["Labels"].get("timeoutSeconds", "")
+    engine, given = inspect["State"], inspect["Config"]["Labels"]
     told = evidence.outcome(
-        timeout_seconds=int(seconds) if is_number(seconds) else 0,
-        memory_mib=memory,
+        timeout_seconds=_number(given, "timeoutSeconds"),
+        memory_mib=_number(given, "memoryMib"),
+        disk_mib=_number(given, "diskMib"),
         oom=bool(engine.get("OOMKilled")) and not evidence.again,
     )
     if told is not None:
         return told
     if not evidence.started:
         return untold(engine["ExitCode"], engine.get("Error"))
-    known = None if evidence.again else engine["ExitCode"]
-    return killed(known)
+    return killed(None if evidence.again else engine["ExitCode"])
+
+
+def _number(given: Json, name: str) -> int:
+    """One of our labels; an image's may have given them anything, and 0 stands in messages alone."""
+    text = str(given.get(name, ""))
+    return int(text) if is_number(text) else 0

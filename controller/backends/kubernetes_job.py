@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from controller.backends.labels import labels
-from controller.backends.wrapper import wrapper_text
+from controller.backends.wrapper import keeper_text, wrapper_text
 from controller.lifecycle import KILL_MARGIN
 from controller.model import LABEL_APP, Key, Launch
 from controller.names import SUBDOMAIN, is_label_value, is_subdomain
@@ -23,7 +23,6 @@ STATE_DIR = "/.sandbox"  # outlives the container: a kubelet may start it again,
 STATE_FILE = f"{STATE_DIR}/state"
 STATE_MIB = 1
 MESSAGE_FILE = "/dev/termination-log"  # the kubelet makes one for each container, and tells what it held in the end
-TMP_MIB = 64
 LOG_MIB = 64  # what the kubelet's usual rotation lets a log grow to; it counts as ephemeral storage
 DEADLINE_MARGIN = 60  # seconds past start deadline, timeout and kill before the kubelet ends what nothing else ended
 END_NOW = 1  # of a pod's activeDeadlineSeconds: a controller ended it
@@ -129,7 +128,8 @@ def _pod(launch: Launch, image: str, options: JobOptions, start_deadline: float)
         "containers": [_container(launch, image)],
         "volumes": [
             {"name": "work", "emptyDir": {"sizeLimit": f"{launch.disk_mib}Mi"}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": f"{TMP_MIB}Mi"}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": f"{launch.disk_mib}Mi"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{launch.memory_mib}Mi"}},
             {"name": "state", "emptyDir": {"sizeLimit": f"{STATE_MIB}Mi"}},
         ],
     }
@@ -145,7 +145,8 @@ def _pod(launch: Launch, image: str, options: JobOptions, start_deadline: float)
 
 def _container(launch: Launch, image: str) -> dict[str, Any]:
     words = ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, str(launch.timeout_seconds)]
-    disk = launch.disk_mib + TMP_MIB + STATE_MIB + LOG_MIB
+    words += [str(launch.disk_mib), "", keeper_text()]  # the cluster itself watches over memory and disk
+    disk = launch.disk_mib + STATE_MIB + LOG_MIB  # of work and temporary files together
     return {
         "name": CONTAINER,
         "image": image,
@@ -177,6 +178,7 @@ def _container(launch: Launch, image: str) -> dict[str, Any]:
         "volumeMounts": [
             {"name": "work", "mountPath": WORK_DIR},
             {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "state", "mountPath": STATE_DIR},
         ],
     }

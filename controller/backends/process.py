@@ -1,9 +1,9 @@
 """Runs attempts as processes of this host: the embedded default, for a first try and for tests. It isolates nothing.
 
-A request's image, cpu, disk and network mean nothing here. Its memory limits each process (RLIMIT_DATA); a command
-that hits it ends by itself. Its environment is the request's, with defaults for PATH, HOME and TMPDIR, and
-`_SANDBOX_RUN`, by which its processes are found. An orphan without that variable, of a run whose supervisor was
-killed, is not found; nor is any outside Linux.
+A request's image, cpu and network mean nothing here. Its memory limits each process (RLIMIT_DATA), its disk each file
+(RLIMIT_FSIZE); a command that hits one ends by itself. Its environment is the request's, with defaults for PATH, HOME
+and TMPDIR, and `_SANDBOX_RUN`, by which its processes are found. An orphan without that variable, of a run whose
+supervisor was killed, is not found; nor is any outside Linux.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
         raise Refused(Reason.INVALID_REQUEST, "command and env cannot hold the character NUL")
     if any("=" in name or not name for name in launch.env):
         raise Refused(Reason.INVALID_REQUEST, "a name in env cannot be empty or hold the character =")
-    numbers = (launch.timeout_seconds, launch.memory_mib << 20, output_bytes)
+    numbers = (launch.timeout_seconds, launch.memory_mib << 20, output_bytes, launch.disk_mib + 1 << 20)
     try:
         return "\0".join([run_uid, *map(str, numbers), *strings]).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:

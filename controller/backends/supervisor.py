@@ -22,6 +22,7 @@ else:
 
 GRACE_SECONDS = 5.0
 LEFTOVER_SECONDS = 10.0
+DEAF = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -60,11 +61,13 @@ def close_inherited() -> None:
 
 
 def handle_signals(wakeup: int) -> None:
-    """Lets the end of a child wake the supervisor, and a signal to it ask for the run's end."""
+    """Lets the end of a child wake the supervisor, and a signal that asks processes to end ask for the run's end."""
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: files.note(files.KILL))
+    for number in DEAF:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def adopt_orphans() -> None:
@@ -124,16 +127,17 @@ def become_command(request: list[bytes], run_directory: bytes, pipes: Pipes) -> 
         os.setsid()
         os.dup2(pipes.command_output, 1)
         os.dup2(pipes.command_output, 2)
-        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python; a command inherits what is ignored
+        for ignored in (*DEAF, signal.SIGPIPE, signal.SIGXFSZ):  # by Python; a command inherits what is ignored
             signal.signal(ignored, signal.SIG_DFL)
         home, temporary = (os.path.join(run_directory, os.fsencode(name)) for name in (files.WORK, files.TEMPORARY))
         defaults = {b"PATH": PATH, b"HOME": home, b"TMPDIR": temporary, os.fsencode(files.MARKER): request[0]}
-        given = (entry.partition(b"=") for entry in request[5:])
+        given = (entry.partition(b"=") for entry in request[6:])
         environment = defaults | {name: value for name, _, value in given}
         os.chdir(files.WORK)
         limit(resource.RLIMIT_CORE, 0)
         limit(resource.RLIMIT_DATA, int(request[2]))
-        os.execve(b"/bin/sh", (b"/bin/sh", b"-c", b"--", request[4]), environment)
+        limit(resource.RLIMIT_FSIZE, int(request[4]))
+        os.execve(b"/bin/sh", (b"/bin/sh", b"-c", b"--", request[5]), environment)
     except BaseException as error:  # nothing of this copy of the supervisor may run on
         os.write(pipes.command_errors, (str(error) or repr(error)).encode(errors="replace"))
     finally:

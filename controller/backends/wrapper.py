@@ -1,4 +1,4 @@
-"""The wrapper: the shell text that is PID 1 of every sandbox, and what it writes down of its command."""
+"""The wrapper: the shell texts of every sandbox's PID 1 and its keeper, and what they write down of its command."""
 
 from __future__ import annotations
 
@@ -16,8 +16,18 @@ STRUCK = (137, 255)  # exit codes of one that was killed, or went with its host
 @cache
 def wrapper_text() -> str:
     """wrapper.sh for `/bin/sh -c`, without the lines that only its readers need."""
-    text = files("controller.backends").joinpath("wrapper.sh").read_text("utf-8")
-    return "\n".join(line for line in text.splitlines() if line and not line.startswith("#"))
+    return _script("wrapper.sh")
+
+
+@cache
+def keeper_text() -> str:
+    """keeper.sh, likewise: an argument of the wrapper's."""
+    return _script("keeper.sh")
+
+
+def _script(name: str) -> str:
+    text = files("controller.backends").joinpath(name).read_text("utf-8")
+    return "\n".join(line for line in text.splitlines() if line and not line.lstrip().startswith("#"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,7 @@ class Evidence:
     timed_out: bool = False
     exit_code: int | None = None
     oom: bool = False
+    written_mib: int | None = None  # into its file systems, where that was too much
     again: bool = False  # started once more after its end: what the engine says is of that start
 
     @classmethod
@@ -50,14 +61,18 @@ class Evidence:
             timed_out="timeout" in order[:ended],
             exit_code=code if code is None or code <= 255 else None,
             oom="oom" in words,
+            written_mib=words.get("disk") if "disk" in order[:ended] else None,
             again="again" in words,
         )
 
-    def outcome(self, *, timeout_seconds: int, memory_mib: int, oom: bool = False) -> Outcome | None:
+    def outcome(self, *, timeout_seconds: int, memory_mib: int, disk_mib: int = 0, oom: bool = False) -> Outcome | None:
         """How the command ended, None where nothing was written of it; `oom`: the engine saw a kill for memory."""
         oom, limit = oom or self.oom, f"it went over memory_mib = {memory_mib}"
         if self.timed_out:
             return timeout_outcome(timeout_seconds)
+        if self.written_mib is not None:
+            written = f"it was killed: its files held {self.written_mib} MiB, over disk_mib = {disk_mib}"
+            return Outcome(State.FAILED, Reason.EVICTED, written, 137)
         if oom and self.exit_code in (None, 137):
             return Outcome(State.FAILED, Reason.OOM_KILLED, f"it was killed: {limit}", 137)
         if self.exit_code is None:
@@ -75,6 +90,7 @@ WORDS = {  # of the state file, and whether a number follows
     "timeout": False,
     "exit": True,
     "oom": False,
+    "disk": True,
     "ended_at": True,
     "again": False,
 }

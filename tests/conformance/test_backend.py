@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from controller.errors import BackendUnavailable, Vanished
-from controller.model import Key, Phase, Reason, State
+from controller.model import Key, Launch, Outcome, Phase, Reason, State
 from tests.support.engines import DEADLINE, Engine, Watched
 
 
@@ -520,5 +520,108 @@ def test_a_commands_own_host_name_resolves(engine: Engine, network: str) -> None
         address, *hosts = output.split("\n")
         assert ip_address(address.split()[0])
         assert any(line.split()[:1] == ["127.0.0.1"] for line in hosts)
+
+    with_backend(engine, test)
+
+
+async def outcome_of(watched: Watched, launch: Launch) -> tuple[Outcome, bytes]:
+    """Runs it to its end; how it ended and the end of its output."""
+    ended = await watched.run(launch)
+    assert ended.outcome is not None
+    return ended.outcome, (await watched.backend.output(launch.key, ended.run_uid, 10_000)).tail
+
+
+@pytest.mark.real_shell
+def test_signals_to_the_commands_own_group_are_its_own_business(engine: Engine) -> None:
+    signals = "HUP INT QUIT USR1 USR2 ALRM TERM PIPE XFSZ"
+
+    async def test(watched: Watched) -> None:
+        command = f"for s in {signals}; do trap : $s; kill -$s 0; done; echo fine; exit 0"
+        outcome, output = await outcome_of(watched, engine.launch(command))
+        assert (outcome.state, outcome.exit_code) == (State.SUCCEEDED, 0)
+        assert output == b"fine\n"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_a_command_that_kills_its_group_ends_with_that_signal(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        outcome, _ = await outcome_of(watched, engine.launch("sleep 60 & kill -KILL 0"))
+        assert (outcome.reason, outcome.exit_code) == (Reason.NON_ZERO_EXIT, 137)
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+@pytest.mark.parametrize("signal", ["INT", "STOP"])
+def test_no_signal_to_its_group_takes_a_command_out_of_its_timeout(engine: Engine, signal: str) -> None:
+    async def test(watched: Watched) -> None:
+        command = f"trap : INT; kill -{signal} 0; while :; do sleep 60; done"
+        outcome, _ = await outcome_of(watched, engine.launch(command, timeout=2))
+        assert outcome.state is State.TIMED_OUT
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_temporary_files_have_the_room_of_disk_mib(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        command = 'f=$(mktemp); head -c 104857600 /dev/zero >"$f"; wc -c <"$f"; ls -A'
+        outcome, output = await outcome_of(watched, engine.launch(command, disk_mib=1024))
+        assert outcome.state is State.SUCCEEDED
+        assert output == b"104857600\n"  # and nothing appears in the work directory
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_shared_memory_has_the_room_of_memory_mib(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        command = "f=$(mktemp -p /dev/shm); head -c 104857600 /dev/zero >$f; wc -c <$f; rm $f"
+        outcome, output = await outcome_of(watched, engine.launch(command, memory_mib=2048, disk_mib=128))
+        assert outcome.state is State.SUCCEEDED
+        assert output == b"104857600\n"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_files_take_nothing_from_memory_mib(engine: Engine) -> None:
+    holding = "{ head -c 125829120 /dev/zero; sleep 3; } | tail -c 125829120 | wc -c"
+
+    async def test(watched: Watched) -> None:
+        command = f"head -c 188743680 /dev/zero >big; {holding}"
+        outcome, output = await outcome_of(watched, engine.launch(command, memory_mib=256, disk_mib=256))
+        assert outcome.state is State.SUCCEEDED
+        assert output == b"125829120\n"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+@pytest.mark.parametrize("place", [".", "$(dirname $(mktemp -u))", "/dev/shm"])
+def test_no_file_is_larger_than_disk_mib_and_one(engine: Engine, place: str) -> None:
+    async def test(watched: Watched) -> None:
+        command = f"f={place}/sparse.$$; truncate -s 17M $f && echo made; truncate -s 18M $f || echo refused; rm $f"
+        outcome, output = await outcome_of(watched, engine.launch(command, disk_mib=16))
+        assert outcome.state is State.SUCCEEDED
+        words = output.split()
+        assert words[0] == b"made"
+        assert words[-1] == b"refused"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
+def test_processes_over_memory_mib_do_not_succeed(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        held = 104857600  # less than the engine's own bound on memory and files together
+        command = f"mkfifo p; {{ head -c {held} /dev/zero; sleep 20; }} >p & exec tail -c {held} p"
+        outcome, _ = await outcome_of(watched, engine.launch(command, memory_mib=64, disk_mib=64))
+        assert outcome.state is State.FAILED
+        if engine.name != "process":  # there an allocation fails
+            assert outcome.reason is Reason.OOM_KILLED
+            assert "memory_mib = 64" in (outcome.message or "")
 
     with_backend(engine, test)

@@ -535,8 +535,8 @@ def test_a_missing_image_is_pulled_once(engine: Engine) -> None:
 
 def test_what_the_engine_calls_invalid_is_refused_in_its_words(engine: Engine) -> None:
     async def test(watched: Watched) -> None:
-        with pytest.raises(Refused, match="memory limit") as refused:
-            await watched.backend.create(engine.launch("true", memory_mib=1), look=False)
+        with pytest.raises(Refused, match="environment variable") as refused:
+            await watched.backend.create(engine.launch("true", env={"": "x"}), look=False)
         assert refused.value.outcome.reason is Reason.INVALID_REQUEST
 
     on(engine, test)

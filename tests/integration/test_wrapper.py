@@ -14,10 +14,12 @@ from uuid import uuid4
 import pytest
 
 from controller.backends.docker_spec import STATE_DIR, STATE_FILE, empty_state
-from controller.backends.wrapper import wrapper_text
+from controller.backends.wrapper import keeper_text, wrapper_text
 from tests.support.engines import missing, need_docker
 
 ASH, DASH = "busybox:stable", "debian:bookworm-slim"
+STATE_VOLUME = f"--mount=type=volume,target={STATE_DIR},volume-nocopy"
+HOLD = "{{ head -c {0}m /dev/zero; sleep 5; }} | tail -c {0}m >/dev/null"
 KILL_SLEEPS = 'for p in /proc/[0-9]*; do read c <$p/comm && [ "$c" = sleep ] && kill ${p#/proc/}; done'
 
 
@@ -72,7 +74,7 @@ class Run:
     @property
     def words(self) -> list[str]:
         """The state file without its times, which come when they come."""
-        return [line for line in self.state if "_at " not in line]
+        return [line for line in self.state if line and "_at " not in line]
 
     @property
     def output(self) -> bytes:
@@ -98,14 +100,22 @@ def runs() -> Iterator[list[str]]:
 def make(image: str, runs: list[str]) -> Any:
     """Makes a run, not started."""
 
-    def made(command: str, timeout: int = 30, env: Mapping[str, str] | None = None, *, permitted: bool = True) -> Run:
+    def made(
+        command: str,
+        timeout: int = 30,
+        env: Mapping[str, str] | None = None,
+        *,
+        permitted: bool = True,
+        memory: str = "24",
+        more: str = "",
+    ) -> Run:
         run = Run(f"wrapper-test-{uuid4()}")
         given = [word for name, value in (env or {}).items() for word in ("--env", f"{name}={value}")]
-        limits = "--memory=48m --memory-swap=48m --pids-limit=40 --cpus=1 --network=none --read-only --cap-drop=ALL"
-        places = f"--tmpfs=/work:exec,uid=1000,gid=1000,mode=0700 --mount=type=volume,target={STATE_DIR},volume-nocopy"
+        limits = "--memory=96m --memory-swap=96m --pids-limit=40 --cpus=1 --network=none --read-only --cap-drop=ALL"
+        places = f"--tmpfs=/work:exec,size=16m,uid=1000,gid=1000,mode=0700 --tmpfs=/tmp:exec,size=16m {STATE_VOLUME}"
         fixed = "--user=1000:1000 --workdir=/work --log-driver=local --entrypoint=/bin/sh"
-        settings = [*limits.split(), *places.split(), *fixed.split(), *given]
-        words = ["-c", wrapper_text(), "sandbox", STATE_FILE, str(timeout), command]
+        settings = [*limits.split(), *places.split(), *fixed.split(), *more.split(), *given]
+        words = ["-c", wrapper_text(), "sandbox", STATE_FILE, str(timeout), "16", memory, keeper_text(), command]
         docker("create", "--name", run.name, *settings, image, *words)
         runs.append(run.name)
         if permitted:
@@ -277,6 +287,120 @@ def test_memory_leaves_evidence(make: Any) -> None:
     assert run.start() == 137
     assert "oom" in run.words
     assert run.words[:2] == ["started", "exit 137"]
+
+
+SIGNALS = "HUP INT QUIT ILL TRAP ABRT BUS FPE USR1 SEGV USR2 PIPE ALRM TERM XCPU XFSZ VTALRM PROF WINCH PWR SYS"
+TO_THE_GROUP = f"for s in {SIGNALS}; do trap : $s; kill -$s 0; done; sleep 0.2; kill -0 1; echo fine"
+
+
+def test_signals_to_the_commands_own_group_are_its_own_business(make: Any) -> None:
+    run = make(f"{TO_THE_GROUP}; exit 0")
+    assert run.start() == 0
+    assert run.output.endswith(b"fine\n")
+    assert run.words == ["started", "exit 0"]
+
+
+def test_the_timer_outlives_signals_to_the_commands_group(make: Any) -> None:
+    run = make(f"{TO_THE_GROUP}; sleep 100", timeout=3)
+    assert run.start() == 143
+    assert run.output.startswith(b"fine\n")
+    assert run.words == ["started", "timeout", "exit 143"]
+
+
+def test_a_command_that_kills_its_group_has_its_own_end(make: Any) -> None:
+    run = make("sleep 100 & kill -KILL 0")
+    assert run.start() == 137
+    assert run.words == ["started", "exit 137"]
+
+
+@pytest.mark.parametrize("signal", ["STOP", "TSTP", "TTIN"])
+def test_a_command_that_stops_its_group_still_meets_its_timeout(make: Any, signal: str) -> None:
+    run = make(f"kill -{signal} 0; sleep 100", timeout=1)
+    run.start()
+    assert run.words[:2] == ["started", "timeout"]
+
+
+@pytest.mark.parametrize("signal", ["HUP", "INT", "QUIT", "USR1", "ALRM", "TERM", "KILL", "STOP"])
+def test_signals_to_the_shell_around_the_command_change_nothing(make: Any, signal: str) -> None:
+    run = make(f"kill -{signal} $PPID; sleep 0.2; echo fine; exit 3")
+    assert run.start() == 3
+    assert run.output == b"fine\n"
+    assert run.words == ["started", "exit 3"]
+
+
+def test_every_signal_has_its_default_meaning_in_the_command(make: Any) -> None:
+    run = make("grep SigIgn /proc/self/status; grep SigBlk /proc/self/status")
+    assert run.start() == 0
+    assert run.output.split() == [b"SigIgn:", b"0" * 16, b"SigBlk:", b"0" * 16]
+
+
+def test_without_setsid_all_but_kill_and_stop_is_the_commands_own_business(make: Any, image: str) -> None:
+    if image == ASH:
+        pytest.skip("busybox's shell has a setsid of its own")
+    run = make(f"{TO_THE_GROUP}; sleep 100", timeout=3, more="--volume=/dev/null:/usr/bin/setsid")
+    assert run.start() == 143
+    assert run.words == ["started", "timeout", "exit 143"]
+
+
+def test_processes_that_hold_too_much_are_killed_and_files_do_not_count(make: Any) -> None:
+    run = make(f"head -c 15m /dev/zero >file; cp file /tmp; rm file; {HOLD.format(10)}; echo fine", memory="24")
+    assert run.start() == 0
+    run = make(HOLD.format(40), memory="24")
+    assert run.start() == 137
+    assert run.words == ["started", "oom", "exit 137"]
+
+
+def test_shared_memory_counts_as_memory(make: Any) -> None:
+    run = make("for f in 1 2 3; do head -c 15m /dev/zero >/dev/shm/$f; done; sleep 100", memory="24")
+    assert run.start() == 137
+    assert run.words == ["started", "oom", "exit 137"]
+
+
+def test_files_in_all_places_together_are_bounded(make: Any) -> None:
+    run = make("head -c 15m /dev/zero >x; head -c 15m /dev/zero >/tmp/x; sleep 100", memory="24")
+    assert run.start() == 137
+    assert run.words == ["started", "disk 30", "exit 137"]
+
+
+def test_no_file_is_larger_than_disk_mib_and_one(make: Any) -> None:
+    sizes = "truncate -s 18M $f || echo no; truncate -s 17M $f || echo no"
+    run = make(f"for f in x /dev/shm/x /.sandbox/state; do {sizes}; done")
+    run.start()
+    assert run.output.count(b"no\n") == 3
+
+
+def test_cores_are_not_written(make: Any) -> None:
+    run = make("ulimit -c; ulimit -H -c")
+    assert run.start() == 0
+    assert run.output == b"0\n0\n"
+
+
+FLOODS = {
+    "over it": "dd if=/dev/zero of=/.sandbox/state bs=1M count=99 conv=notrunc",
+    "anew": "dd if=/dev/zero of=/.sandbox/state bs=1M count=99",
+    "after it": "tr '\\0' x </dev/zero >>/.sandbox/state",
+    "lines": "yes 'exit 9' >>/.sandbox/state",
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+def test_the_end_is_told_of_a_command_that_filled_the_state_file(make: Any, flood: str) -> None:
+    run = make(f"({flood}) 2>/dev/null; exit 0")
+    assert run.start() == 0
+    assert [line for line in run.words[:2] if line] == ["started", "exit 0"]
+
+
+def test_the_timeout_is_told_of_a_command_that_filled_the_state_file(make: Any) -> None:
+    run = make(f"({FLOODS['after it']}) 2>/dev/null; sleep 100", timeout=2)
+    run.start()
+    assert run.words[:2] == ["started", "timeout"]
+
+
+def test_a_full_process_table_does_not_end_the_keeper(make: Any) -> None:
+    fill = "while :; do sleep 4 & done 2>/dev/null"
+    run = make(f"(({fill}); true); sleep 6; echo fine; sleep 100", timeout=12)
+    run.start()
+    assert run.words[:2] == ["started", "timeout"]
 
 
 def wait_for(run: Run, output: bytes) -> None:

@@ -20,7 +20,7 @@ from controller.backends.docker_engine import EngineError
 from controller.backends.docker_images import pull_error
 from controller.backends.docker_output import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, LogTail
 from controller.backends.labels import filters, labels
-from controller.backends.wrapper import WORDS, Evidence, wrapper_text
+from controller.backends.wrapper import WORDS, Evidence, keeper_text, wrapper_text
 from controller.errors import NotNow, Refused
 from controller.model import Key, Launch, Outcome, Phase, Reason, State
 
@@ -41,11 +41,12 @@ def test_the_body_isolates() -> None:
     assert host["ReadonlyRootfs"] is True
     assert host["NetworkMode"] == "none"
     assert host["IpcMode"] == "private"
-    assert host["Memory"] == host["MemorySwap"] == 256 << 20
+    assert host["Memory"] == host["MemorySwap"] == (256 + 64 + 8 + 64) << 20  # files lie in memory too
+    assert host["ShmSize"] == 256 << 20
+    assert host["Tmpfs"].keys() == {"/work", "/tmp"}
     assert host["PidsLimit"] == 512
     assert host["RestartPolicy"] == {"Name": "no"}
     assert host["AutoRemove"] is False
-    assert {"Name": "fsize", "Soft": 65 << 20, "Hard": 65 << 20} in host["Ulimits"]
     assert host["LogConfig"]["Config"].keys() >= {"max-size", "max-file"}
     unwanted = {"Binds", "Devices", "DeviceRequests", "PortBindings", "CapAdd", "Privileged", "PidMode", "VolumesFrom"}
     assert not unwanted & host.keys()
@@ -56,11 +57,17 @@ def test_the_body_isolates() -> None:
 def test_the_body_carries_the_request_as_it_is() -> None:
     made = body(env={"A": "$$ $(X)\n=é", "B": ""}, network="egress")
     assert made["Cmd"] == ["echo $$ 'é'\n"]
-    assert made["Entrypoint"] == ["/bin/sh", "-c", wrapper_text(), "sandbox", "/.sandbox/state", "60"]
+    limits = ("60", "64", "256")
+    assert made["Entrypoint"] == ["/bin/sh", "-c", wrapper_text(), "sandbox", "/.sandbox/state", *limits, keeper_text()]
     assert made["Env"] == ["HOME=/work", "A=$$ $(X)\n=é", "B="]
     assert made["User"] == "1000:1000"
     assert made["HostConfig"]["NetworkMode"] == "bridge"
     assert made["Labels"] | labels(KEY, INSTALLATION) == made["Labels"]
+
+
+def test_work_directory_and_temporary_files_each_have_room_for_disk_mib() -> None:
+    made = spec.create_body(Launch(KEY, "true", 60, disk_mib=96), "image", [], INSTALLATION)["HostConfig"]["Tmpfs"]
+    assert all("size=96m" in made[place] for place in ("/work", "/tmp"))
 
 
 def test_home_may_be_given() -> None:
@@ -151,6 +158,7 @@ def test_the_wrapper_loses_only_its_comments() -> None:
     lines = wrapper_text().splitlines()
     assert not any(line.startswith("#") or not line for line in lines)
     assert lines[-1].startswith('exit "$2"')
+    assert keeper_text().splitlines()[-1] == "sleep 5"
 
 
 def test_a_container_is_ours_by_labels_and_name() -> None:
@@ -221,8 +229,7 @@ def inspect(status: str = "exited", code: int = 0, *, oom: bool = False, error: 
     return {
         "Id": "f" * 64,
         "Image": "sha256:abc",
-        "Config": {"Labels": {"timeoutSeconds": "60"}},
-        "HostConfig": {"Memory": 256 << 20},
+        "Config": {"Labels": {"timeoutSeconds": "60", "memoryMib": "256", "diskMib": "64"}},
         "State": {
             "Status": status,
             "ExitCode": code,
@@ -251,6 +258,10 @@ def outcome(state: str, **engine: Any) -> Outcome | None:
         ("started\nexit 137\noom\n", {"code": 137}, Reason.OOM_KILLED, 137),  # the engine missed it
         ("started\n", {"code": 137, "oom": True}, Reason.OOM_KILLED, 137),
         ("started\nexit 3\noom\n", {"code": 3, "oom": True}, Reason.NON_ZERO_EXIT, 3),
+        ("started\noom\nexit 137\n", {"code": 137}, Reason.OOM_KILLED, 137),  # the keeper's word
+        ("started\ndisk 99\nexit 137\n", {"code": 137}, Reason.EVICTED, 137),
+        ("started\ndisk 99\n", {"code": 137}, Reason.EVICTED, 137),
+        ("started\nexit 0\ndisk 99\n", {}, Reason.COMPLETED, 0),
         ("started\ntimeout\nexit 143\n", {"code": 143}, Reason.DEADLINE_EXCEEDED, None),
         ("started\ntimeout\n", {"code": 137}, Reason.DEADLINE_EXCEEDED, None),
         ("started\nexit 0\ntimeout\n", {}, Reason.COMPLETED, 0),
@@ -274,6 +285,20 @@ def test_an_end_after_lost_memory_says_so() -> None:
         assert found is not None
         assert "memory_mib = 256" in (found.message or "")
         assert found.state is (State.SUCCEEDED if code == 0 else State.FAILED)
+
+
+def test_an_end_for_want_of_disk_says_how_much_and_the_limit() -> None:
+    found = outcome("started\ndisk 99\nexit 137\n")
+    assert found is not None
+    assert found.message == "it was killed: its files held 99 MiB, over disk_mib = 64"
+
+
+@pytest.mark.parametrize("given", [{}, {"timeoutSeconds": "x", "memoryMib": "-1", "diskMib": "9" * 99}])
+def test_labels_that_somebody_changed_break_nothing(given: dict[str, str]) -> None:
+    run = spec.seen(KEY, inspect() | {"Config": {"Labels": given}}, "started\noom\nexit 137\n", "node")
+    assert run is not None
+    assert run.outcome is not None
+    assert run.outcome.reason is Reason.OOM_KILLED
 
 
 def test_a_container_without_a_state_file_never_started() -> None:

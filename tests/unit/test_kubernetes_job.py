@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from controller.backends import kubernetes_job as jobs
 from controller.backends.kubernetes_job import JobOptions
 from controller.backends.labels import installation_labels, key_of, labels
-from controller.backends.wrapper import wrapper_text
+from controller.backends.wrapper import keeper_text, wrapper_text
 from controller.lifecycle import KILL_MARGIN
 from controller.model import Key, Launch
 
@@ -87,7 +87,7 @@ def test_a_command_arrives_as_it_was_given(command: str) -> None:
     known = {one["name"]: one["value"] for one in made["env"]} | {"A": "expanded", "B": "expanded"}
     assert expanded(made["args"][0], known) == command
     assert [expanded(word, known) for word in made["command"]] == [
-        *("/bin/sh", "-c", wrapper_text(), "sandbox", "/.sandbox/state", "60")
+        *("/bin/sh", "-c", wrapper_text(), "sandbox", "/.sandbox/state", "60", "1024", "", keeper_text())
     ]
 
 
@@ -185,12 +185,19 @@ def test_it_has_no_ports_and_no_probes() -> None:
 
 
 def test_its_volumes_are_its_own_and_bounded() -> None:
-    assert pod(disk_mib=64)["volumes"] == [
-        {"name": "work", "emptyDir": {"sizeLimit": "64Mi"}},
-        {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+    assert pod(disk_mib=96, memory_mib=32)["volumes"] == [
+        {"name": "work", "emptyDir": {"sizeLimit": "96Mi"}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "96Mi"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Mi"}},
         {"name": "state", "emptyDir": {"sizeLimit": "1Mi"}},
     ]
-    assert {one["mountPath"] for one in container()["volumeMounts"]} == {"/work", "/tmp", "/.sandbox"}
+    assert {one["mountPath"] for one in container()["volumeMounts"]} == {"/work", "/tmp", "/dev/shm", "/.sandbox"}
+
+
+@given(st.integers(1, 1 << 20))
+def test_work_and_temporary_files_together_are_bounded(disk: int) -> None:
+    limit = quantity(container(disk_mib=disk)["resources"]["limits"]["ephemeral-storage"])
+    assert disk << 20 <= limit <= (disk + 65) << 20  # state and log are counted too
 
 
 def test_its_security_has_no_other_fields() -> None:
