@@ -1,7 +1,8 @@
-# Beside every command, deaf to signals since before it started: ends it at its timeout, and where files lie in memory
-# (MEMORY_MIB is given) as soon as its processes hold more than that, or its files more than DISK_MIB and a little.
+# Beside every command, deaf to signals since before it started: ends it at its timeout. Where files lie in memory
+# (MEMORY_MIB is given), it also kills the largest process as long as all together hold more than that, as the kernel
+# would, and ends the command whose files hold more than DISK_MIB and a little.
 #   /bin/sh -c "$this_text" keeper "$this_text" STATE_FILE END MEMORY_MIB DISK_MIB       (END: seconds since boot)
-# It writes `timeout`, `oom` or `disk MIB` to the state file, and then kills everything but PID 1.
+# It writes `timeout`, `oom` or `disk MIB` to the state file, and then kills; at an end, everything but PID 1.
 # A sleep that the command killed is slept again, by the clock since boot, which nobody sets. Where no process can be
 # made, this shell ends, and begins anew without one.
 trap 'exec /bin/sh -c "$1" keeper "$@"' EXIT
@@ -46,6 +47,20 @@ files() {
     }
 }
 
+note() {
+    printf '\n%s\n' "$fault" >>"$2"  # the command may have written half a line
+}
+
+kill_largest() {
+    most=0 largest=
+    for process in /proc/[0-9]*; do
+        process=${process#/proc/}
+        [ "$process" != 1 ] && [ "$process" != $$ ] && read -r size resident rest <"/proc/$process/statm" || continue
+        [ "$resident" -le "$most" ] || most=$resident largest=$process
+    done
+    [ -z "$largest" ] || kill -s KILL "$largest"
+}
+
 while read -r now rest </proc/uptime && [ "${now%.*}" -lt "$3" ]; do
     if [ -z "$4" ]; then
         sleep $(($3 - ${now%.*}))
@@ -54,17 +69,22 @@ while read -r now rest </proc/uptime && [ "${now%.*}" -lt "$3" ]; do
     pause=1 fault=
     read -r usage <"$cgroup"
     [ $((usage * 2)) -le "$memory" ] && [ $((usage * 2)) -le "$disk" ] || pause=0.2
-    if { [ "$usage" -gt "$memory" ] || [ "$usage" -gt "$disk" ]; } && look; then
-        # Files that went between two readings would count as memory: the second look tells.
-        [ -z "$twice" ] || break
-        twice=yes pause=0.1 fault=
-    else
+    if { [ "$usage" -le "$memory" ] && [ "$usage" -le "$disk" ]; } || ! look; then
         twice=
+    elif [ -z "$twice" ]; then  # files that went between two readings would count as memory: the second look tells
+        twice=yes pause=0.1 fault=
+    elif [ "$fault" = oom ]; then
+        note "$@"
+        kill_largest
+        twice= pause=1 fault=  # the kernel takes its time to free what it held
+    else
+        break
     fi
     sleep "$pause" || sleep 1
 done
+fault=${fault:-timeout}
 trap 'kill -s KILL -- -1' EXIT
-printf '\n%s\n' "${fault:-timeout}" >>"$2"  # the command may have written half a line
-[ -z "$fault" ] || exit
+note "$@"
+[ "$fault" = timeout ] || exit
 kill -s TERM -- -1
 sleep 5
