@@ -191,10 +191,10 @@ where c.conrelid = any (array[to_regclass('public.sandboxes'), to_regclass('publ
 group by c.conrelid;
 
 -- holders --
--- Whose transactions hold the queue's tables, the oldest first.
+-- Whose transactions have held the queue's tables for a while, the oldest first.
 select a.pid, a.usename, a.application_name, extract(epoch from now() - a.xact_start)::integer as seconds
 from pg_stat_activity a
-where a.pid <> pg_backend_pid() and a.datname = current_database()
+where a.pid <> pg_backend_pid() and a.datname = current_database() and a.xact_start < now() - interval '1 second'
   and exists (select from pg_locks l join pg_class c on c.oid = l.relation
               where l.pid = a.pid and l.granted and c.relnamespace = 'public'::regnamespace
                 and (c.relname = 'sandboxes' or c.relname like 'sandbox\_%'))

@@ -55,6 +55,10 @@ class Postgres:
         words = ("-w", "-D", str(self._server.pgdata), "-m", "immediate", verb)
         self._execute("pg_ctl", words, bin_path=self._server.bin_path, user=self._server.system_user)
 
+    def tool(self, name: str) -> str:
+        """The path of one of its programs."""
+        return str(self._server.bin_path / name)
+
     def stop(self) -> None:
         """Ends it."""
         self._server.cleanup()

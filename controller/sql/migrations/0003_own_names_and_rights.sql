@@ -307,6 +307,7 @@ create function public.sandbox_forget_before(instant timestamptz, most integer,
 language plpgsql volatile
 set search_path = pg_catalog, public, pg_temp
 set enable_seqscan = off
+set jit = off  -- a foreign key without an index looks dear enough to compile, for each row anew
 set lock_timeout = '100ms'  -- for rows of other tables that a foreign key deletes too
 as $$
 #variable_conflict use_variable
