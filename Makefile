@@ -38,6 +38,8 @@ lock:
 		--no-emit-index-url --no-header --quiet --output-file requirements.lock
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --quiet --output-file requirements-app.lock
+	cd images/sandbox && uv pip compile requirements.in --python-platform linux --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 clean:
 	rm -rf .venv .work build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

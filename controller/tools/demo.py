@@ -32,7 +32,7 @@ from controller.tools.explain import WIDTH, screen
 
 IMAGE, IMAGE_DIRECTORY = "ci-fixer-sandbox:dev", Path(__file__).parents[2] / "images" / "sandbox"
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-CHECK_SECONDS, BUILD_SECONDS, RUN_SECONDS, STOP_SECONDS = 5, 40, 30, 15
+CHECK_SECONDS, BUILD_SECONDS, RUN_SECONDS, STOP_SECONDS = 5, 300, 30, 15
 READY_SECONDS = {"process": 4, "docker": 8}  # within which the first attempt of the retry has surely begun
 
 
