@@ -27,9 +27,9 @@ def place() -> Iterator[Path]:
     path.rmdir()
 
 
-def demo(place: Path) -> subprocess.Popen[str]:
+def demo(place: Path, **settings: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "controller", "demo", "--backend", "process"]
-    environment = os.environ | {"TMPDIR": str(place)}
+    environment = os.environ | {"TMPDIR": str(place)} | settings
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -82,3 +82,20 @@ def test_it_removes_everything_even_where_nobody_reads_on(place: Path) -> None:
     process.wait(DEADLINE)
     assert processes(place) == []
     assert {name for name in files(place) if not name.endswith(".log")} == set()
+
+
+def test_a_console_without_unicode_shows_it_all(place: Path) -> None:
+    out, _ = demo(place, PYTHONIOENCODING="ascii").communicate(timeout=DEADLINE)
+    assert out.splitlines()[-1] == "demo: 12 as expected, 0 not", out
+    assert out.isascii()
+    assert "Traceback" not in out
+
+
+def test_a_reader_who_has_had_enough_changes_no_end(place: Path) -> None:
+    words = f'"{sys.executable}" -m controller demo --backend process | head -1; exit "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(
+        ["bash", "-c", words], env=os.environ | {"TMPDIR": str(place)}, capture_output=True, timeout=DEADLINE
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert processes(place) == []
+    assert files(place) == set()
