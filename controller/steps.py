@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 PULL_SECONDS = 60.0  # that a row waits for a pull of which nobody tells it the end: its controller has gone
 PULL_AGAIN_SECONDS = 10.0  # before another try of a pull that came to nothing
 OUTPUT_SECONDS = 3.5  # what cannot be read by then does not hold up the outcome
+TOLD_MOST = 1500  # characters of an outcome's message, where a sentence about its output follows
 OUTPUT_PAUSE = 2.0  # seconds between tries: an engine's agent that restarts is back by then
 
 
@@ -222,7 +223,8 @@ class Steps:
 
 
 def _without_output(outcome: Outcome, why: str) -> Outcome:
-    return replace(outcome, message="; ".join(filter(None, (outcome.message, f"its output {why}"))))
+    told = (outcome.message or "")[:TOLD_MOST]  # the column has an end, and this is not to fall off it
+    return replace(outcome, message="; ".join(filter(None, (told, f"its output {why}"))))
 
 
 def _run(step: Step) -> Seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 
 import aiohttp
@@ -17,6 +18,10 @@ SAVING_SECONDS = 15.0  # that an outcome waits for a log that is being saved
 SAVED_BYTES = 64 << 20  # of logs saved before their pods went, over all
 READ = aiohttp.ClientTimeout(total=120, sock_read=15)
 NO_ADDRESS = "no preferred addresses found"  # of the pod's node: nobody is there to ask
+SAID = re.compile(  # a kubelet's own words, which it sends with status 200 in the place of a log that is gone
+    r"(failed to try resolving symlinks in path|failed to open log file|unable to retrieve container logs for) .*"
+)
+SAID_BYTES = 2000
 NO_LOG = (400, 404)  # statuses: no such pod, no such container, its log removed
 
 
@@ -37,6 +42,12 @@ class LogTail:
         self._size += len(chunk)
         if len(self._tail) > 2 * (self._limit + len(self._first)):
             del self._tail[: len(self._tail) - self._limit - len(self._first)]
+
+    def is_excuse(self) -> bool:
+        """Whether these are the node's words for a log that it has no more."""
+        if self._head == self._first or self._size > SAID_BYTES:
+            return False
+        return SAID.fullmatch(self._tail.decode("utf-8", "replace").strip()) is not None
 
     def output(self) -> Output:
         """What was kept. Without its first line, the node had dropped the log's beginning."""
@@ -68,6 +79,8 @@ class Logs:
             if error.status in NO_LOG or NO_ADDRESS in error.words:
                 raise Vanished(error.words) from error
             raise
+        if tail.is_excuse():
+            raise Vanished("its node has its log no more")
         return tail.output()
 
     def save(self, run_uid: str, name: str, first: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aiohttp import web
 
 from controller.backends import docker as docker_module
 from controller.backends import docker_spec as spec
@@ -637,5 +638,41 @@ def test_the_state_file_is_sent_once_even_where_the_answer_is_lost(
                 await backend.create(engine.launch("true"), look=False)
             assert len(sent) == 1
             await backend.close()
+
+    asyncio.run(test())
+
+
+def test_a_ping_tells_an_engine_that_is_away_and_one_that_is_another(tmp_path: Path) -> None:
+    said = {"ID": "one", "Name": "host", "MemoryLimit": True, "CpuCfsQuota": True, "PidsLimit": True}
+
+    async def info(request: web.Request) -> web.Response:
+        return web.json_response(said)
+
+    @asynccontextmanager
+    async def engine() -> AsyncIterator[None]:
+        app = web.Application()
+        app.router.add_get("/info", info)
+        runner = web.AppRunner(app, shutdown_timeout=0)
+        await runner.setup()
+        await web.UnixSite(runner, str(tmp_path / "docker.sock")).start()
+        try:
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def test() -> None:
+        backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
+        async with engine():
+            assert await backend.open(uuid4()) == "docker:one"
+            await backend.ping()
+        for _ in range(3):
+            with pytest.raises(BackendUnavailable, match="does not answer"):
+                await backend.ping()
+        async with engine():
+            await backend.ping()
+            said["ID"] = "two"
+            with pytest.raises(BackendUnavailable, match="another Docker engine"):
+                await backend.ping()
+        await backend.close()
 
     asyncio.run(test())

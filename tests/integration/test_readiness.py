@@ -14,7 +14,6 @@ import pytest
 from controller import __main__ as program
 from controller import readiness
 from controller.backends.memory import MemoryBackend
-from controller.errors import DatabaseUnavailable
 from controller.loop import Controller, cancel
 from controller.model import Launch, Seen
 from controller.queue.listen import listen
@@ -100,20 +99,18 @@ def test_a_claim_that_waits_for_a_lock_makes_it_not_ready_and_names_the_holder(d
     asyncio.run(go())
 
 
-def test_claims_that_fail_each_time_make_it_not_ready_with_their_error(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claims_that_fail_each_time_make_it_not_ready_with_their_error(database: str) -> None:
+    claim = "execute on function sandbox_claim_v3(text, text, double precision, integer, integer)"
+
     async def go() -> None:
-        async with table(database) as asked, working(database, MemoryBackend()) as (ask, controller):
-
-            async def claim(*_: Any) -> Any:
-                raise DatabaseUnavailable("the disk is full")
-
-            with monkeypatch.context() as broken:
-                broken.setattr(controller._queue, "claim", claim)
-                await insert_old(asked)
-                text = await until(ask, 503)
-                assert "the disk is full" in text
+        as_role = f"{database}{'&' if '?' in database else '?'}options=-crole%3Dsandbox_controller"
+        async with table(database) as asked, working(as_role, MemoryBackend()) as (ask, _):
+            await asked.rows(f"revoke {claim} from sandbox_controller")
+            sandbox = await insert_old(asked)
+            text = await until(ask, 503)
+            assert f"sandbox {sandbox} has waited " in text
+            assert "permission denied for function sandbox_claim_v3" in text
+            await asked.rows(f"grant {claim} to sandbox_controller")
             await until(ask, 200)
 
     asyncio.run(go())
