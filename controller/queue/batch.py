@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
-from controller.queue.faults import Locked
+from controller.queue.faults import Locked, Strained
 
 log = logging.getLogger(__name__)
 
 LOCKED_SECONDS = 0.5  # between looks at a row that another transaction holds
+STRAINED_SECONDS = 2.0  # between tries of a row that the database has no room or time for
 
 
 class Write(Protocol):
@@ -90,6 +91,8 @@ class Batch(Generic[W]):
             if half := len(pairs) // 2:  # one bad item must not hold up the others
                 await self._settle(pairs[:half])
                 await self._settle(pairs[half:])
+            elif isinstance(error, Strained):
+                self._aside(self._wait_for_room(pairs[0]))
             elif not pairs[0][1].done():
                 pairs[0][1].set_exception(error)
             return
@@ -112,11 +115,22 @@ class Batch(Generic[W]):
         for pair in pairs:
             if pair[0].id in held:
                 log.warning("sandbox %s is held by another transaction, waiting for it", pair[0].id)
-                task = asyncio.create_task(self._wait_apart(pair))
-                self._apart.add(task)
-                task.add_done_callback(self._apart.discard)
+                self._aside(self._wait_apart(pair))
         if free := [pair for pair in pairs if pair[0].id not in held]:
             await self._settle(free)
+
+    def _aside(self, waiting: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(waiting)
+        self._apart.add(task)
+        task.add_done_callback(self._apart.discard)
+
+    async def _wait_for_room(self, pair: tuple[W, asyncio.Future[bool]]) -> None:
+        try:
+            await asyncio.sleep(STRAINED_SECONDS)
+        except BaseException:
+            pair[1].cancel()
+            raise
+        self._add(pair)
 
     async def _wait_apart(self, pair: tuple[W, asyncio.Future[bool]]) -> None:
         try:

@@ -11,15 +11,21 @@ import psycopg
 from controller.errors import DatabaseUnavailable, SandboxError, WriteRefused
 
 ONLY_READS = "25006"
-# Classes of SQLSTATE. The first ones pass by themselves: no connection, a transaction or a server that only reads,
-# serialization and deadlock, no memory, disk or connection left, locks, timeouts and shutdowns, the server's own disk.
-PASSING, DATA = {"08", "25", "40", "53", "55", "57", "58"}, {"22", "54"}
-# What a session's prepared statements and cached plans may be at fault of: another session will do.
-STALE = {"0A000", "26000", "42804", "42P05", "XX000"}
+# Classes of SQLSTATE. These pass by themselves: serialization and deadlock, no memory, disk or connection left, the
+# server's own disk; no connection, a transaction or server that only reads, locks, timeouts and shutdowns.
+STRAINED, PASSING, DATA = {"40", "53", "58"}, {"08", "25", "55", "57"}, {"22", "54"}
+TIMED_OUT = "57014"
+# What the session itself may be at fault of, where another one will do: it keeps the read-only default that it was
+# opened with when the database is writable again; its prepared statements and cached plans may be of another schema.
+STALE = {ONLY_READS, "0A000", "26000", "42804", "42P05", "XX000"}
 
 
 class Locked(DatabaseUnavailable):
     """Another transaction holds rows that this write needs."""
+
+
+class Strained(DatabaseUnavailable):
+    """The database has no room or time for this statement now; a smaller one, or one without some row, may pass."""
 
 
 @contextmanager
@@ -44,6 +50,8 @@ def meaning(error: psycopg.Error | UnicodeError | OverflowError, doing: str) -> 
     if state == ONLY_READS:
         return DatabaseUnavailable(f"{doing}: the database only reads: {line(error)}")
     kind = re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).lower()
+    if state is not None and (state[:2] in STRAINED or state == TIMED_OUT):
+        return Strained(f"{doing}: {line(error)} ({kind})")
     if state is not None and state[:2] in PASSING:
         return DatabaseUnavailable(f"{doing}: {line(error)} ({kind})")
     return WriteRefused(f"{doing}: {line(error)} ({kind})", data=state is None or state[:2] in DATA)

@@ -19,11 +19,12 @@ from controller import sql
 from controller.errors import DatabaseUnavailable
 from controller.model import Key, Launch, Outcome, Output, Reason, Row, Seen, State
 from controller.queue.batch import Batch
-from controller.queue.faults import ONLY_READS, STALE, Locked, in_words
+from controller.queue.faults import STALE, Locked, Strained, in_words
 from controller.text import storable, tail
 
 log = logging.getLogger(__name__)
 
+STRAINED_TRIES = 4
 RENEW_SECONDS = 1.0  # between renewals of the whole pool
 DOING = {
     "put_back": "that it waits for its image cannot be written",
@@ -282,13 +283,15 @@ class Queue:
         return {found["id"] for found in await self.ask(name, params, patient=patient)}
 
     async def ask(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> list[DictRow]:
-        """Runs a statement until the database has answered it; unless `patient`, not past another's lock."""
-        pause = 0.05
+        """Runs a statement until the database has answered it; unless `patient`, not past another's lock, and at most
+        STRAINED_TRIES times where another statement may pass that is smaller."""
+        pause, tries = 0.05, 0
         while True:
             try:
                 return await self._once(name, params)
             except DatabaseUnavailable as error:
-                if isinstance(error, Locked) and not patient:
+                tries += isinstance(error, Strained)
+                if not patient and (isinstance(error, Locked) or tries == STRAINED_TRIES):
                     raise
                 log.warning("%s, trying again", error)
             await asyncio.sleep(pause)
@@ -310,8 +313,6 @@ class Queue:
         if connection.closed:
             await self._pool.check()
         elif error.sqlstate in STALE:
-            await connection.close()
-        elif error.sqlstate == ONLY_READS:  # a session keeps its default when the database is writable again
             await connection.close()
             if time.monotonic() - self._renewed > RENEW_SECONDS:
                 self._renewed = time.monotonic()

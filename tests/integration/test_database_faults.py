@@ -225,6 +225,23 @@ def test_a_refused_write_is_told_by_its_name_with_its_sandbox(
     assert {record.__dict__["sandbox"] for record in told} == {str(sandbox)}
 
 
+@pytest.mark.parametrize("condition", ["disk_full", "query_canceled", "deadlock_detected"])
+def test_one_row_that_the_database_has_no_room_for_holds_up_no_other(
+    condition: str, database: str, operator: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def go() -> None:
+        async with control(as_controller(database), MemoryBackend()):
+            ids = {insert(operator, command=f"echo precious {n}; sleep 0.5; exit {n}"): n for n in range(30)}
+            others = "select count(*) = 29 from sandboxes where cleaned_at is not null"
+            await asyncio.to_thread(until, operator, others, None, 20.0)
+            raising(operator, False, condition)
+            await asyncio.to_thread(until, operator, "select count(*) = 30 from sandboxes where cleaned_at is not null")
+        check_outcomes(operator, ids, caplog)
+
+    raising(operator, True, condition, "new.output like '%precious 7%'")
+    asyncio.run(go())
+
+
 def test_a_rule_that_refuses_one_row_its_end_holds_up_no_other(
     database: str, operator: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
