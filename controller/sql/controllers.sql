@@ -16,7 +16,7 @@ select sandbox_unregister(%(names)s::text[]);
 -- Every controller that is registered (seq), and every other holder of a row on an engine (seq null: a controller of the
 -- version before, or one that is gone; no name: a row without a holder); and whether it has a connection.
 with here as materialized (
-    select array_agg(distinct application_name) as names from pg_stat_activity where datname = current_database()
+    select sandbox_connected() as names
 ), held as materialized (
     select distinct engine, claimed_by as name from sandboxes
     where engine is not null and (state in ('launching', 'running') or finished_at is not null and cleaned_at is null)
@@ -30,4 +30,4 @@ where not exists (select from sandbox_controllers c where c.name = h.name and c.
 -- Those of these controllers that are neither registered nor connected.
 select n.name from unnest(%(names)s::text[]) as n (name)
 where not exists (select from sandbox_controllers c where c.name = n.name)
-  and n.name <> all (array(select application_name from pg_stat_activity where datname = current_database()));
+  and n.name <> all ((select sandbox_connected())::text[]);

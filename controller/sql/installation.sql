@@ -7,7 +7,7 @@ select id, standing from sandbox_identify();
 -- connected --
 -- The controllers that are connected to this database.
 select name from sandbox_controllers
-where name = any (array(select application_name from pg_stat_activity where datname = current_database()))
+where name = any ((select sandbox_connected())::text[])
 order by seq;
 
 -- copied --

@@ -266,8 +266,7 @@ update sandboxes s set retry_at = null from due d where s.id = d.id returning s.
 select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
        extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age,
        extract(epoch from sandbox_now() - started_at)::float8 as started_age, timeout_seconds,
-       claimed_by <> all (array(select application_name from pg_stat_activity where datname = current_database()))
-           as orphaned,
+       claimed_by <> all ((select sandbox_connected())::text[]) as orphaned,
        coalesce(lease_until > sandbox_now(), false) as leased
 from sandboxes
 where engine = %(engine)s

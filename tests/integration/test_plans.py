@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
+from controller import sql
 from controller.queue.connect import open_pool
 from tests.conftest import in_database
 from tests.support.database import ENGINE, QUEUE, Connection, claim, connect, one
@@ -103,7 +104,7 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
         "mine": True,
         "seconds": 3600.0,
     }
-    common |= {"held": active}
+    common |= {"held": active, "names": ["a", "b"]}
     return common | ended | chosen.get(name, {})
 
 
@@ -170,8 +171,9 @@ def test_every_statement_reads_no_more_than_it_has_to_do_with(stage: str, filled
         )
         if stage == STAGES[1]:
             connection.execute("vacuum analyze")
-        order = sorted(QUEUE, key="cancel_all".__eq__)  # it leaves many dead rows
-        plans = {name: explain(connection, QUEUE[name], parameters(connection, name)) for name in order}
+        statements = QUEUE | sql.statements("controllers.sql")
+        order = sorted(statements, key="cancel_all".__eq__)  # it leaves many dead rows
+        plans = {name: explain(connection, statements[name], parameters(connection, name)) for name in order}
         given = {"controller": "a", "on_engine": ENGINE, "lease_seconds": 60.0, "max_running": 1000, "most": 100}
         plans["inside sandbox_claim_v3"] = explain(
             connection, inner_claim(connection), given | {"spent": [], "aside": []}

@@ -44,6 +44,7 @@ CALLS = {
     "sandbox_controller": {
         *("sandbox_now", "sandbox_claim", "sandbox_claim_v3", "sandbox_forget", "sandbox_forget_v3"),
         *("sandbox_cancel_all", "sandbox_register", "sandbox_unregister", "sandbox_identify"),
+        "sandbox_connected",
     },
 }
 ROLES = pytest.mark.parametrize("role", ["sandbox_requester", "sandbox_controller"])

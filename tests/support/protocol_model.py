@@ -1,7 +1,9 @@
 """A small model of the protocol's world: one row, one engine, two controllers that use the real `decide`.
 
 A controller acts on what it last saw, however long ago; a lease runs out at any moment; replies get lost, controllers
-crash, the engine doubles and loses runs. Every order of all that is explored, up to a number of faults.
+crash, the engine doubles and loses runs. A controller of another engine settles the row by the real `abandon`, since it
+saw no controller of this engine connected: these may be cut off from the table, and go on. Every order of all that is
+explored, up to a number of faults.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from uuid import UUID
 
-from controller.lifecycle import Do, Standing, Step, decide
+from controller.lifecycle import Do, Standing, Step, abandon, decide
 from controller.model import Key, Outcome, Phase, Reason, Row, Seen, State, exit_outcome
 
 ID = UUID(int=1)
@@ -22,6 +24,7 @@ KILLED = Outcome(State.FAILED, Reason.KILLED, "killed", 137)
 FENCED = True  # what is in other hands (another epoch) is let go, and cannot be called never started
 SPENT = True  # once a release was answered, the run may have started, whatever an old sight of it says
 MARKED = True  # the engine keeps that a controller asked for a run's end
+PROVEN = True  # without its engine, only a row that is not bound counts as never started
 DOUBTED = True  # a bound run that was deleted counts as never started only if no release of it went unanswered
 
 
@@ -73,6 +76,7 @@ class World:
     starts: tuple[int, ...] = ()  # the attempt of each start of a command
     overdue: bool = False
     faults: int = 0
+    loose: frozenset[int] = frozenset()  # bound runs whose row was settled without their engine
 
     @property
     def over(self) -> bool:
@@ -141,6 +145,7 @@ def _take_up(world: World, who: int) -> Iterator[tuple[str, World]]:
 
 def _faults(world: World, max_attempts: int) -> Iterator[tuple[str, World]]:
     row = world.row
+    yield from _abandon(world, max_attempts)
     if not row.cancelled and not row.state.terminal:
         yield "cancel", replace(world, row=replace(row, cancelled=True))
     if not world.overdue:
@@ -161,6 +166,32 @@ def _faults(world: World, max_attempts: int) -> Iterator[tuple[str, World]]:
                 yield f"{name}, reply lost", replace(after, hands=pair)
         if row.state is State.LAUNCHING and _held(world):  # a lease ran out, whatever its holder believes
             yield _take_over(world, who)
+
+
+def _abandon(world: World, max_attempts: int) -> Iterator[tuple[str, World]]:
+    """A controller of another engine settles the row, given up or not; what is on the engine stays there."""
+    row = world.row
+    uid = None if row.bound is None else str(row.bound)
+    if row.bound is not None and not PROVEN:
+        uid = None
+    leased, age = _held(world), 1e9  # a run that started has long been ended by its own timer
+    for given_up in (False, True):
+        real = Row(
+            ID, row.attempt, row.epoch, row.state, uid, None, row.cancelled, max_attempts, row.runs, 60, age, None
+        )
+        step = abandon(replace(real, leased=leased), 60.0, given_up=given_up)
+        loose = world.loose if row.bound is None else world.loose | {row.bound}
+        match step.do:
+            case Do.RECORD if step.outcome is not None:
+                settled = replace(row, state=step.outcome.state)
+            case Do.AGAIN if not row.cancelled:
+                runs = row.runs + step.counted
+                settled = replace(row, state=State.QUEUED, attempt=row.attempt + 1, bound=None, runs=runs)
+            case Do.CLEAN:
+                settled = replace(row, cleaned=True)
+            case _:
+                continue
+        yield f"settled without its engine: {step.do.name.lower()}", replace(world, row=settled, loose=loose)
 
 
 def _held(world: World) -> bool:
@@ -256,10 +287,11 @@ def _refresh(world: World, hand: Hand) -> Hand | None:
 
 def _start(world: World, run: Run) -> World:
     """The engine starts a command: the moment that the promises are about."""
-    if world.row.state.terminal:
-        raise Broken("a command started although its row had ended")
-    if world.row.bound != run.uid:
-        raise Broken("a run started that was not bound")
+    if run.uid not in world.loose:
+        if world.row.state.terminal:
+            raise Broken("a command started although its row had ended")
+        if world.row.bound != run.uid:
+            raise Broken("a run started that was not bound")
     return _with(replace(world, starts=(*world.starts, run.attempt)), replace(run, phase=Phase.RUNNING))
 
 

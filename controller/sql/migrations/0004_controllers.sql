@@ -1,6 +1,7 @@
 -- Who looks after which engine, and which database an installation's id belongs to.
 --
 --   sandbox_controllers  one row a controller that runs
+--   sandbox_connected()  the names of the controllers' connections
 --   sandbox_register()   a controller says which engine it looks after; sandbox_unregister() takes that back
 --   sandbox_identify()   this installation's id, and whether it is this very database's
 --   sandbox_copied(), sandbox_moved()  the owner says what became of the database that had the id before
@@ -12,6 +13,15 @@ create table public.sandbox_controllers (
     engine         text not null,
     registered_at  timestamptz not null default public.sandbox_now()
 );
+
+-- The names of this database's connections whose login could be a controller's: one that may only ask cannot pass for
+-- a controller that is gone.
+create function public.sandbox_connected() returns text[]
+language sql stable set search_path = pg_catalog, public, pg_temp
+begin atomic
+    select coalesce(array_agg(distinct a.application_name), '{}') from pg_stat_activity a
+    where a.datname = current_database() and has_column_privilege(a.usesysid, 'public.sandboxes', 'state', 'UPDATE');
+end;
 
 -- Registers a controller; one that is registered stays as it is. Returns whether it is new. The lock makes the order of
 -- seq the order in which rows are seen: of two that start at once, the later sees the earlier.
