@@ -7,12 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from controller import __main__ as program
 from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
+from controller.loop import Pace
+from controller.settings import Settings
 from tests.support.control import Table, control, table
 from tests.support.stage import ROOT
 
@@ -213,6 +218,32 @@ def verb(url: str, *words: str) -> subprocess.CompletedProcess[str]:
     }
     line = [sys.executable, "-m", "controller", *words]
     return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+
+
+def test_drain_ends_what_is_left_on_a_gone_engine(database: str, capsys: pytest.CaptureFixture[str]) -> None:
+    async def test(asked: Table) -> None:
+        sandboxes = [await leave(asked, "running", uid="u"), await leave(asked, "launching", uid=None)]
+        await asked.rows("update sandboxes set started_at = now(), claimed_at = now() where started_at is not null")
+        settings = Settings(database_url=database, sandbox_backend="memory", sandbox_poll_seconds=0.1)
+        with patch.object(program, "Pace", partial(Pace, compare=0.2, abandon=0.5)):
+            assert await program._drain(settings, 20) == 0
+        assert {(await asked.row(sandbox))["state"] for sandbox in sandboxes} == {"cancelled"}
+
+    go(database, test)
+    assert capsys.readouterr().out.endswith("drain: nothing is left\n")
+
+
+def test_drain_names_the_verb_for_an_engine_that_is_gone(database: str) -> None:
+    async def test(asked: Table) -> None:
+        await leave(asked, "running", uid="u")
+        done = verb(database, "drain", "--timeout", "2")
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == (
+            "drain: 1 sandboxes are left on engine docker:gone: if no controller of it will come back, "
+            "give it up: `python -m controller give-up docker:gone`"
+        )
+
+    go(database, test)
 
 
 def test_give_up_settles_all_rows_of_an_engine_at_once(database: str) -> None:
