@@ -197,6 +197,17 @@ def test_a_signal_before_the_request_leaves_and_asks_for_nothing(database: str, 
     assert (process.returncode, out, err) == (143, "", "submit: left by SIGTERM: nothing was asked for\n")
 
 
+def test_ctrl_c_while_it_starts_leaves_no_trace() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "controller", "submit", "true"]
+    process = subprocess.Popen(command, env=environment(""), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("aiohttp" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    assert process.wait(DEADLINE) == -signal.SIGINT
+
+
 def test_a_signal_in_the_middle_of_the_insert_leaves_no_row_that_is_not_cancelled(
     database: str, sandboxes: Database
 ) -> None:
