@@ -138,8 +138,10 @@ def _attempt(row: Row) -> str:
     code = "no exit code" if row["exit_code"] is None else f"exit code {row['exit_code']}"
     begun, ended = row["started_at"], row["ended_at"]
     ran = f"{begun.astimezone(UTC):%H:%M:%S} ran {span(ended - begun)}" if begun and ended else "no times known"
-    output = "no output" if row["bytes"] is None else f"{row['bytes']:,} bytes of output"
-    cut = ", truncated" if row["output_truncated"] else ""
+    if row["bytes"] is None:
+        output, cut = "output lost" if row["output_truncated"] else "no output", ""
+    else:
+        output, cut = f"{row['bytes']:,} bytes of output", ", truncated" if row["output_truncated"] else ""
     return f"{row['attempt']}  {row['state']} {row['reason']}, {code}, {ran}, {output}{cut}"
 
 

@@ -94,6 +94,8 @@ def test_an_end_is_told_with_reason_exit_code_and_message() -> None:
 def test_an_attempt_without_exit_code_times_or_output_says_so() -> None:
     lost = attempt(state="lost", reason="Lost", exit_code=None, started_at=None, bytes=None, output_truncated=False)
     assert screen(row(), [], [lost])[-1] == "  1  lost Lost, no exit code, no times known, no output"
+    gone = attempt(bytes=None, output_truncated=True)
+    assert screen(row(), [], [gone])[-1].endswith(", output lost")
 
 
 def test_the_timeline_tells_the_time_between_steps() -> None:
