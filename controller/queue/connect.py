@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, Connection, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
@@ -45,7 +46,7 @@ def connect(url: str, name: str) -> Connection[DictRow]:
     try:
         connection = Connection[DictRow].connect(conninfo, autocommit=True, row_factory=dict_row)
     except psycopg.Error as error:
-        raise _no_connection(error) from error
+        raise _no_connection(error, url) from error
     try:
         _check_encoding(connection)
         with in_words(SETTING_UP):
@@ -62,7 +63,7 @@ async def connect_async(url: str, name: str) -> AsyncConnection[DictRow]:
     try:
         connection = await AsyncConnection[DictRow].connect(conninfo, autocommit=True, row_factory=dict_row)
     except psycopg.Error as error:
-        raise _no_connection(error) from error
+        raise _no_connection(error, url) from error
     try:
         _check_encoding(connection)
         with in_words(SETTING_UP):
@@ -100,13 +101,23 @@ def _conninfo(url: str, name: str) -> str:
     return make_conninfo(**DEFAULTS | conninfo_to_dict(url) | {"application_name": name, "client_encoding": "utf8"})
 
 
-def _no_connection(error: psycopg.Error) -> DatabaseUnavailable:
+def _no_connection(error: psycopg.Error, url: str) -> DatabaseUnavailable:
     told = re.sub(r"^connection (failed|is bad): ", "", line(error))
     if re.match(r"invalid .* value|invalid SSL protocol|definition of service", told):
-        return DatabaseUnavailable(f"DATABASE_URL cannot be used: {told}")
+        return DatabaseUnavailable(f"{_named_by(told, url)} cannot be used: {told}")
     part = next((part for words, part in PARTS.items() if re.search(words, told)), None)
     look = f"; look at its {part}" if part else ""
     return DatabaseUnavailable(f"the database of DATABASE_URL does not answer, or refuses this login: {told}{look}")
+
+
+def _named_by(told: str, url: str) -> str:
+    """The variable that has the parameter named there: the driver reads some of its own where the URL has none."""
+    for option in pq.Conninfo.get_defaults():
+        variable = (option.envvar or b"").decode()
+        named = re.search(rf"\b{option.keyword.decode()}\b", told)
+        if named and variable in os.environ and f"{named[0]}=" not in url:
+            return f"{variable} of the environment"
+    return "DATABASE_URL"
 
 
 def _check_encoding(connection: Connection[DictRow] | AsyncConnection[DictRow]) -> None:

@@ -73,6 +73,19 @@ def test_what_is_wrong_is_told_by_its_name(url: str, told: str) -> None:
         assert "cr3t" not in words
 
 
+@pytest.mark.parametrize(("variable", "parameter"), [("PGSSLMODE", "sslmode"), ("PGGSSENCMODE", "gssencmode")])
+def test_a_parameter_that_the_environment_has_is_told_by_its_variable(
+    variable: str, parameter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "sometimes")
+    with pytest.raises(
+        DatabaseUnavailable, match=f"^{variable} of the environment cannot be used: invalid {parameter}"
+    ):
+        connect(HOST, "test")
+    with pytest.raises(DatabaseUnavailable, match=f"^DATABASE_URL cannot be used: invalid {parameter}"):
+        connect(f"{HOST}?{parameter}=always", "test")
+
+
 @pytest.mark.parametrize(
     ("url", "part"),
     [
