@@ -17,7 +17,8 @@ from tests.support.fake_controllers import Controller
 from tests.support.fake_registry import OVER, Registry
 from tests.support.fake_store import PODS, Event, Object, Ref, time_text
 
-WRAPPED = 6  # words of a container's command that is the project's wrapper: `controller/backends/wrapper.sh`
+WRAPPED = 9  # words of a container's command that is the project's wrapper: `controller/backends/wrapper.sh`
+TIMEOUT = 5  # which of them is its timeout, in seconds
 VARIABLE = re.compile(r"\$\$|\$\(([^()]*)\)")
 KILLED, TIMED_OUT = 137, 143
 DEADLINE = {"reason": "DeadlineExceeded", "message": "Pod was active on the node longer than the specified deadline"}
@@ -210,7 +211,7 @@ def _command(container: Object) -> tuple[float, int, bytes]:
 
 def _timeout(container: Object) -> float | None:
     command = container.get("command") or [""]
-    return float(command[-1]) if len(command) == WRAPPED else None
+    return float(command[TIMEOUT]) if len(command) == WRAPPED else None
 
 
 def _expanded(word: str, container: Object) -> str:
