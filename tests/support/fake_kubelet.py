@@ -17,7 +17,7 @@ from tests.support.fake_controllers import Controller
 from tests.support.fake_registry import OVER, Registry
 from tests.support.fake_store import PODS, Event, Object, Ref, time_text
 
-WRAPPED = 9  # words of a container's command that is the project's wrapper: `controller/backends/wrapper.sh`
+WRAPPED = 6  # words, at least, of a container's command that is the project's wrapper: `controller/backends/wrapper.sh`
 TIMEOUT = 5  # which of them is its timeout, in seconds
 VARIABLE = re.compile(r"\$\$|\$\(([^()]*)\)")
 KILLED, TIMED_OUT = 137, 143
@@ -203,7 +203,7 @@ def _changer(phase: str, state: Object | None, ready: str, why: Object | None = 
 def _command(container: Object) -> tuple[float, int, bytes]:
     """What a container's command would do: seconds, exit code, output."""
     words = [_expanded(word, container) for word in container.get("args") or [""]]
-    if len(container.get("command") or ()) != WRAPPED:
+    if len(container.get("command") or ()) < WRAPPED:
         return pretend(words[-1])
     seconds, code, output = pretend(words[0])
     return seconds, code, b"".join(f"{line}\n".encode() for line in words[1:2]) + output
@@ -211,7 +211,7 @@ def _command(container: Object) -> tuple[float, int, bytes]:
 
 def _timeout(container: Object) -> float | None:
     command = container.get("command") or [""]
-    return float(command[TIMEOUT]) if len(command) == WRAPPED else None
+    return float(command[TIMEOUT]) if len(command) >= WRAPPED else None
 
 
 def _expanded(word: str, container: Object) -> str:
