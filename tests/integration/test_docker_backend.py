@@ -408,6 +408,7 @@ def foreign_container(name: str, labels: dict[str, str]) -> str:
     [
         ("tail /dev/zero", Reason.OOM_KILLED, 137, "memory_mib = 64"),
         ("tail /dev/zero; exit 3", Reason.NON_ZERO_EXIT, 3, "memory_mib = 64"),
+        ("head -c 15m /dev/zero >x; cp x /tmp; sleep 60", Reason.EVICTED, 137, "30 MiB, over disk_mib = 16"),
         ("exit 137", Reason.NON_ZERO_EXIT, 137, "signal 9"),
         (": > /.sandbox/state; exit 3", Reason.NON_ZERO_EXIT, 3, "3"),
         ("yes exit 0 | head -c 300000 > /.sandbox/state; exit 3", Reason.NON_ZERO_EXIT, 3, "3"),

@@ -338,6 +338,17 @@ def test_a_lack_of_memory_is_told_from_an_exit(
     on(engine, test)
 
 
+@pytest.mark.parametrize("file", ["/dev/termination-log", "/.sandbox/state"])
+def test_files_that_no_kubelet_counts_are_bounded_and_the_end_is_told(engine: Engine, file: str) -> None:
+    async def test(watched: Watched) -> None:
+        command = f"dd if=/dev/zero of={file} bs=1M count=9 conv=notrunc 2>&1; wc -c <{file}; exit 5"
+        _, outcome, output = await ended(watched, engine.launch(command, disk_mib=1))
+        assert int(output.split()[-1]) == 2 << 20
+        assert (outcome.reason, outcome.exit_code) == (Reason.NON_ZERO_EXIT, 5)
+
+    on(engine, test)
+
+
 def test_a_container_that_its_node_starts_again_does_not_run_its_command_again(
     engine: Engine, namespace: Namespace
 ) -> None:
