@@ -45,6 +45,7 @@ def test_a_crash_while_cancelling_still_cancels(kind: str, point: str, tmp_path:
         (one,) = made.insert([("sleep 300", 600)])
         doomed = made.start(point)
         made.wait("the run", lambda: made.query("select 1 from sandboxes where state = 'running'"))
+        made.wait("its command's mark", lambda: bool(made.starts()))
         made.query("update sandboxes set cancel_requested_at = now() where id = %s", one)
         assert doomed.wait(timeout=60) == -9, made.log()
         made.controllers.remove(doomed)
