@@ -107,12 +107,10 @@ def _validate(connection: psycopg.Connection[DictRow], roles: Roles) -> None:
 
 
 def _held(connection: psycopg.Connection[DictRow], roles: Roles, error: psycopg.Error) -> str:
-    holders = [
-        f"process {found['pid']} of {found['usename']} ({found['application_name'] or 'unnamed'}),"
-        f" its transaction open for {found['seconds']} s"
-        for found in connection.execute(roles["holders"])
-    ]
-    by = "; ".join(holders) or line(error)
+    by = line(error)
+    for found in connection.execute(roles["holder"]):
+        who = f"process {found['pid']} of {found['usename']} ({found['application_name'] or 'unnamed'})"
+        by = f"{who}, its transaction open for {found['seconds']} s"
     return f"another session holds what the migration needs: {by}: end it, then run migrate again; nothing was changed"
 
 

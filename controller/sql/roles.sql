@@ -191,12 +191,12 @@ where c.conrelid = any (array[to_regclass('public.sandboxes'), to_regclass('publ
   and not c.convalidated and c.conname like '% must be finite'
 group by c.conrelid;
 
--- holders --
--- Whose transactions have held the queue's tables for a while, the oldest first.
+-- holder --
+-- Whose transaction has held one of the queue's tables for the longest time.
 select a.pid, a.usename, a.application_name, extract(epoch from now() - a.xact_start)::integer as seconds
 from pg_stat_activity a
 where a.pid <> pg_backend_pid() and a.datname = current_database() and a.xact_start < now() - interval '1 second'
   and exists (select from pg_locks l join pg_class c on c.oid = l.relation
               where l.pid = a.pid and l.granted and c.relnamespace = 'public'::regnamespace
                 and (c.relname = 'sandboxes' or c.relname like 'sandbox\_%'))
-order by a.xact_start limit 3;
+order by a.xact_start limit 1;
