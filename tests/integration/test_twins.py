@@ -84,6 +84,29 @@ def test_the_second_of_two_machines_with_one_identity_refuses_to_start(database:
     go(database, test)
 
 
+def test_of_two_machines_with_one_identity_that_start_at_once_one_refuses(database: str) -> None:
+    async def test(asked: Table) -> None:
+        done, outcomes = asyncio.Event(), []
+
+        async def start(engine: MemoryEngine) -> None:
+            try:
+                async with control(database, MemoryBackend(engine)):
+                    outcomes.append("runs")
+                    await done.wait()
+            except BackendUnavailable as error:
+                outcomes.append("refused" if "on another machine under the identity" in str(error) else str(error))
+
+        starting = [asyncio.create_task(start(engine)) for engine in twins()]
+        async with asyncio.timeout(20):
+            while len(outcomes) < 2:
+                await asyncio.sleep(0.02)
+        done.set()
+        await asyncio.gather(*starting)
+        assert sorted(outcomes) == ["refused", "runs"]
+
+    go(database, test)
+
+
 def test_controllers_of_one_engine_start_beside_each_other(database: str) -> None:
     async def test(asked: Table) -> None:
         engine = MemoryEngine()
