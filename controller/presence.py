@@ -65,13 +65,14 @@ class Presence:
 
     async def tend(self) -> list[Attendant]:
         """Renews what is missing, removes what is stale; returns who attends which engine."""
-        self.sole = False
         marked = await self._marked()
-        if marked is not None and self._backend.marks is not None and self._me not in marked:
-            await self._backend.marks.leave(self._me)
-        if await self._registry.register():
-            log.warning("this controller was not registered any more, and is again")
-        attending = await self._registry.attending()
+        try:
+            if await self._registry.register():
+                log.warning("this controller was not registered any more, and is again")
+            attending = await self._registry.attending()
+        except SandboxError:
+            self.sole = False
+            raise
         here = {each.name for each in attending if each.engine == self._engine and each.connected} - {self._me}
         self.sole = not here or (marked is not None and here <= marked)
         away = {each.name for each in attending if each.name and each.seq is not None and not each.connected}
@@ -106,9 +107,15 @@ class Presence:
         return {one.name for one in attending if one.name and one.connected and one.seq and one.seq < mine}
 
     async def _marked(self) -> set[str] | None:
-        """Whose marks are on the engine; None if that cannot be told."""
+        """Whose marks are on the engine, this controller's left again if it went; None if that cannot be told."""
+        marks = self._backend.marks
+        if marks is None:
+            return None
         try:
-            return await self._backend.marks.names() if self._backend.marks is not None else None
+            found = await marks.names()
+            if self._me not in found:
+                await marks.leave(self._me)
+            return found
         except NotNow as error:
             log.warning("the marks of controllers cannot be read, trying again: %s", error)
             return None
