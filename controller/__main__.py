@@ -13,7 +13,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -25,7 +25,7 @@ from controller.backends.base import Backend
 from controller.backends.connect import AT_ONCE, LAUNCHING, connect
 from controller.carry import Carrier
 from controller.compare import Comparison
-from controller.errors import SandboxError
+from controller.errors import OnlyReads, SandboxError
 from controller.http import Http
 from controller.live import Lives
 from controller.loop import Controller, Pace, cancel
@@ -42,6 +42,8 @@ from controller.steps import Steps
 from controller.tools import add_verbs, terminal
 
 log = logging.getLogger("controller")
+
+READS_SECONDS = 1.0  # between looks at a database that only reads
 
 MOST_SECONDS = 604_800  # of waiting: a sandbox's own timeout is no longer
 
@@ -141,6 +143,14 @@ async def serve(settings: Settings, backend: Backend) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        writes = await _writes(settings.database_url, stop)
+    except BaseException:
+        await backend.close()
+        raise
+    if not writes:
+        await backend.close()
+        return
     async with assemble(settings, backend) as (controller, queue, http):
         if settings.sandbox_retention_seconds is not None:
             await retain(settings.database_url, settings.sandbox_retention_seconds)
@@ -153,6 +163,21 @@ async def serve(settings: Settings, backend: Backend) -> None:
             log.info("stopped: what runs goes on, and the next controller finds it")
             await cancel([listener])
             await server.cleanup()
+
+
+async def _writes(url: str, stop: asyncio.Event) -> bool:
+    """Waits while the database only reads, as a controller does that runs already; returns False where `stop` came."""
+    while not stop.is_set():
+        try:
+            await check_schema(url)
+        except OnlyReads as error:
+            log.warning("%s, waiting for it", error)
+        else:
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READS_SECONDS):
+                await stop.wait()
+    return False
 
 
 async def _drain(settings: Settings, timeout: float) -> int:

@@ -26,6 +26,10 @@ class DatabaseUnavailable(SandboxError):
     """The database does not answer, or takes no writes now: wait, then try again."""
 
 
+class OnlyReads(DatabaseUnavailable):
+    """The database only reads."""
+
+
 class WriteRefused(SandboxError):
     """The database refuses this very statement until a right, a rule or the data changes.
 

@@ -4,6 +4,8 @@ own output, soon after it is well again, and what is wrong is told by its name."
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,10 +16,12 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from controller.__main__ import serve
 from controller.backends.memory import MemoryBackend
 from controller.errors import DatabaseUnavailable
 from controller.queue.client import Client
 from controller.queue.migrate import check_schema, migrate
+from controller.settings import Settings
 from tests.support.command_line import command_line
 from tests.support.control import control
 from tests.support.database import Connection, connect, insert, until
@@ -288,13 +292,37 @@ def test_a_requester_follows_a_sandbox_through_a_spell_of_only_reading(database:
     assert operator.execute("select from sandboxes where cancel_requested_at is not null").rowcount == 1
 
 
+def test_a_controller_that_starts_while_the_database_only_reads_waits_for_it(
+    database: str, operator: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until it writes, or until the controller is told to stop."""
+    sandbox = insert(operator)
+    settings = Settings(database_url=as_controller(database), sandbox_backend="memory", http_port=0)
+
+    async def go(ends: bool) -> None:
+        caplog.clear()
+        only_reads(operator, True)
+        serving = asyncio.create_task(serve(settings, MemoryBackend()))
+        await until_told(caplog, "the database only reads: default_transaction_read_only is on")
+        if not ends:
+            only_reads(operator, False)
+            await asyncio.to_thread(
+                until, operator, f"select cleaned_at is not null from sandboxes where id = '{sandbox}'"
+            )
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(WELL_SECONDS):
+            await serving
+
+    asyncio.run(go(ends=False))
+    asyncio.run(go(ends=True))
+
+
 def test_a_verb_that_has_to_write_says_in_one_sentence_that_the_database_only_reads(
     database: str, operator: Connection
 ) -> None:
     sandbox = insert(operator)
     only_reads(operator, True)
     for words, code, told in (
-        (["run"], 1, "run: the database only reads: default_transaction_read_only is on; "),
         (["drain"], 1, "drain: the database only reads: default_transaction_read_only is on; "),
         (["migrate"], 1, "migrate: the database refuses the migration: the database only reads: cannot execute "),
     ):
