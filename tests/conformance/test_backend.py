@@ -15,7 +15,7 @@ import pytest
 
 from controller.errors import BackendUnavailable, Vanished
 from controller.model import Key, Launch, Outcome, Phase, Reason, State
-from tests.support.engines import DEADLINE, Engine, Watched
+from tests.support.engines import DEADLINE, Engine, Watched, derived_image
 
 
 def with_backend(engine: Engine, test: Callable[[Watched], Awaitable[None]]) -> None:
@@ -625,3 +625,26 @@ def test_processes_over_memory_mib_do_not_succeed(engine: Engine) -> None:
             assert "memory_mib = 64" in (outcome.message or "")
 
     with_backend(engine, test)
+
+
+FILES_IN_VOLUMES = """
+RUN mkdir -p /app/lib /outer/inner /empty && echo 'cat /app/lib/name' >/app/run.sh && echo lib >/app/lib/name \\
+ && echo outer >/outer/name && echo inner >/outer/inner/name && ln -s /app /link
+VOLUME /app /outer /outer/inner /empty /link /etc
+"""
+
+
+@pytest.mark.real_shell
+def test_what_an_image_has_in_its_declared_volumes_is_there(engine: Engine) -> None:
+    if engine.image is None:
+        pytest.skip(f"backend {engine.name}: it has no images")
+
+    async def test(watched: Watched) -> None:
+        told = "sh /app/run.sh; sh /link/run.sh; cat /outer/name /outer/inner/name; id -u; grep -c root /etc/passwd"
+        launch = engine.launch(told, image=image)
+        ended = await watched.run(launch)
+        output = (await watched.backend.output(launch.key, ended.run_uid, 1000)).tail.decode()
+        assert output.split() == ["lib", "lib", "outer", "inner", "1000", "1"]
+
+    with derived_image(engine, FILES_IN_VOLUMES) as image:
+        with_backend(engine, test)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -204,3 +204,22 @@ def need_image(image: str, name: str) -> None:
         pulled = subprocess.run(["docker", "pull", "-q", image], capture_output=True, text=True)
         if pulled.returncode:
             missing(name, f"the image {image} is not there and cannot be pulled: {pulled.stderr.strip()}")
+
+
+@contextmanager
+def derived_image(engine: Engine, text: str) -> Iterator[str]:
+    """The engine's image and more, as that engine has it or can pull it: built by Docker, for a cluster pushed beside
+    its own."""
+    if engine.name == "kubernetes":
+        need_docker()
+    name = f"{str(engine.image).rpartition(':')[0]}-derived:{uuid4().hex}"
+    build = ["docker", "build", "-q", "-t", name, "-"]
+    subprocess.run(build, input=f"FROM {engine.image}\n{text}", capture_output=True, text=True, check=True)
+    try:
+        if engine.name == "kubernetes":
+            pushed = subprocess.run(["docker", "push", "-q", name], capture_output=True, text=True)
+            if pushed.returncode:
+                pytest.skip(f"backend kubernetes: no image can be pushed for it: {pushed.stderr.strip()}")
+        yield name
+    finally:
+        subprocess.run(["docker", "rmi", "-f", name], capture_output=True, check=False)
