@@ -151,7 +151,7 @@ class Controller:
             live.launch, live.look, live.created, live.fresh = each.launch, how != "claimed", False, False
             live.waiting = live.told = each.waited
             self._metrics.claimed.labels(how).inc()
-            if how == "claimed":
+            if how == "claimed" and each.waited is None:  # not again where it was put back
                 self._metrics.queued_for.observe(each.created_age)
             self._lives.launching.add(each.row.id)
             self._carrier.hold(live)
