@@ -130,6 +130,14 @@ def docker() -> Callable[..., Any]:
     return at_work
 
 
+async def took(asked: Table) -> float:
+    """Seconds from a request to its end, of a command on an image that is there."""
+    began = time.monotonic()
+    row = await asked.until(await asked.insert("exit 3", memory_mib=64), lambda row: row["finished_at"] is not None)
+    assert row["exit_code"] == 3
+    return time.monotonic() - began
+
+
 @pytest.mark.parametrize("images", [16, 200])
 def test_rows_on_a_silent_registry_do_not_hold_up_an_honest_one(
     database: str, docker: Callable[..., Any], images: int
@@ -137,19 +145,15 @@ def test_rows_on_a_silent_registry_do_not_hold_up_an_honest_one(
     async def test(asked: Table) -> None:
         with silent_registry() as host:
             async with docker(database, sandbox_max_running=16):
+                alone = await took(asked)
                 silent = [await asked.insert("true", image=f"{host}/none:{number}") for number in range(images)]
                 await asked.until(silent[-1], put_back)
-                began = time.monotonic()
-                honest = await asked.insert("echo hi; exit 3", memory_mib=64)
-                row = await asked.until(honest, lambda row: row["finished_at"] is not None)
-                assert time.monotonic() - began < 2
-                assert row["exit_code"] == 3
+                assert await took(asked) < max(2.0, 3 * alone)  # 2 s, on a machine that is not busy with other tests
                 waiting = {(await asked.row(one))["waiting"] for one in silent}
                 assert all("is being pulled" in one or "waits for other pulls" in one for one in waiting)
                 await asked.rows("select sandbox_cancel(id) from sandboxes where finished_at is null")
                 for one in silent:
                     await asked.cleaned(one)
-                await asked.cleaned(honest)
 
     with_table(database, test)
 
