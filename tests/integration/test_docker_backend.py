@@ -211,22 +211,22 @@ def test_what_an_image_has_in_its_volumes_is_there_and_nothing_unbounded_is_writ
 
 MANY = f"""
 FROM busybox:stable
-RUN for i in $(seq 300); do mkdir -p /v/$i; done; for i in $(seq 20); do echo $i >/v/$i/file; done
-VOLUME {" ".join(f"/v/{number}" for number in range(1, 301))}
+RUN for i in $(seq 100 399); do mkdir -p /v/$i; done; for i in $(seq 100 109); do echo $i >/v/$i/file; done
+VOLUME {" ".join(f"/v/{number}" for number in range(100, 400))}
 """
 
 
 @pytest.mark.parametrize("image", [MANY], indirect=True)
 def test_hundreds_of_volumes_are_bounded_and_leave_nothing(engine: Engine, image: str) -> None:
     command = """
-    cat /v/7/file /v/20/file; mount | grep -c ' on /v/'
-    touch /v/7/x 2>/dev/null || echo refused
-    touch /v/300/x && echo wrote
+    cat /v/100/file /v/109/file; mount | grep -c ' on /v/'
+    touch /v/107/x 2>/dev/null || echo refused
+    touch /v/399/x && echo wrote
     """
 
     async def test(watched: Watched) -> None:
         seen, _, output = await ended(watched, engine.launch(command, image=image, memory_mib=256))
-        assert output.decode().split() == ["7", "20", "300", "refused", "wrote"]
+        assert output.decode().split() == ["100", "109", "300", "refused", "wrote"]
         await watched.backend.delete(seen.key, seen.run_uid)
         assert docker("volume", "ls", "-q", "--filter", f"label=installation={engine.installation}") == ""
 
