@@ -36,7 +36,7 @@ class Reason(StrEnum):
     DEADLINE_EXCEEDED = "DeadlineExceeded"  # ran longer than timeout_seconds
     OOM_KILLED = "OOMKilled"  # went over memory_mib
     KILLED = "Killed"  # ended by a signal from outside the command
-    EVICTED = "Evicted"  # put out by its node
+    EVICTED = "Evicted"  # put out by its node, or for files over disk_mib
     CANCELLED = "Cancelled"  # its requester asked for it
     DELETED = "Deleted"  # its object was removed by somebody else
     NODE_LOST = "NodeLost"  # its node went away
@@ -96,7 +96,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     cpu_millis: int = 1000  # limit; 1000 is one core
     memory_mib: int = 1024  # limit
-    disk_mib: int = 1024  # of the work directory
+    disk_mib: int = 1024  # of work directory and temporary files together
     network: str = "none"  # or "egress"
     tenant: str = "default"  # who asked
 

@@ -554,6 +554,17 @@ def test_a_command_that_kills_its_group_ends_with_that_signal(engine: Engine) ->
 
 
 @pytest.mark.real_shell
+def test_signals_to_the_process_around_the_command_change_nothing(engine: Engine) -> None:
+    async def test(watched: Watched) -> None:
+        command = "for s in QUIT USR1 USR2 ALRM PIPE CONT; do kill -$s $PPID; done; echo fine; exit 3"
+        outcome, output = await outcome_of(watched, engine.launch(command))
+        assert (outcome.reason, outcome.exit_code) == (Reason.NON_ZERO_EXIT, 3)
+        assert output == b"fine\n"
+
+    with_backend(engine, test)
+
+
+@pytest.mark.real_shell
 @pytest.mark.parametrize("signal", ["INT", "STOP"])
 def test_no_signal_to_its_group_takes_a_command_out_of_its_timeout(engine: Engine, signal: str) -> None:
     async def test(watched: Watched) -> None:

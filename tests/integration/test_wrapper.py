@@ -8,6 +8,7 @@ import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -108,6 +109,7 @@ def make(image: str, runs: list[str]) -> Any:
         permitted: bool = True,
         memory: str = "24",
         more: str = "",
+        keeper: str = "",
     ) -> Run:
         run = Run(f"wrapper-test-{uuid4()}")
         given = [word for name, value in (env or {}).items() for word in ("--env", f"{name}={value}")]
@@ -115,7 +117,17 @@ def make(image: str, runs: list[str]) -> Any:
         places = f"--tmpfs=/work:exec,size=16m,uid=1000,gid=1000,mode=0700 --tmpfs=/tmp:exec,size=16m {STATE_VOLUME}"
         fixed = "--user=1000:1000 --workdir=/work --log-driver=local --entrypoint=/bin/sh"
         settings = [*limits.split(), *places.split(), *fixed.split(), *more.split(), *given]
-        words = ["-c", wrapper_text(), "sandbox", STATE_FILE, str(timeout), "16", memory, keeper_text(), command]
+        words = [
+            "-c",
+            wrapper_text(),
+            "sandbox",
+            STATE_FILE,
+            str(timeout),
+            "16",
+            memory,
+            keeper or keeper_text(),
+            command,
+        ]
         docker("create", "--name", run.name, *settings, image, *words)
         runs.append(run.name)
         if permitted:
@@ -367,6 +379,16 @@ def test_no_file_is_larger_than_disk_mib_and_one(make: Any) -> None:
     run = make(f"for f in x /dev/shm/x /.sandbox/state; do {sizes}; done")
     run.start()
     assert run.output.count(b"no\n") == 3
+
+
+def test_the_keeper_reads_a_cgroup_of_version_2_as_well(make: Any, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "memory.current").write_text("60000000\n")
+    (tmp_path / "memory.stat").write_text("anon 30000000\nfile 30000000\nkernel 9\nshmem 0\nshmem_thp 0\n")
+    keeper = keeper_text().replace("/sys/fs/cgroup", "/fake")
+    run = make("sleep 100", timeout=60, keeper=keeper, more=f"--volume={tmp_path}:/fake:ro")
+    assert run.start() == 137
+    assert run.words[:2] == ["started", "oom"]
 
 
 def test_cores_are_not_written(make: Any) -> None:
