@@ -453,6 +453,7 @@ def test_no_timestamp_can_be_infinite(owner: Connection) -> None:
     owner.execute(
         "insert into sandbox_set_aside (sandbox_id, step, why, again_at) values (gen_random_uuid(), 'claim', '', now())"
     )
+    owner.execute("insert into sandbox_controllers (name, engine) values ('a', 'e')")
     owner.execute("update sandboxes set state = 'lost', reason = 'Lost', finished_at = now(), cleaned_at = now()")
     owner.execute("set session_replication_role = replica")  # the rules alone, without triggers
     for each in found:

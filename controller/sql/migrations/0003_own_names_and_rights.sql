@@ -276,8 +276,8 @@ begin
         exit when not others or cardinality(taken) - before >= room;
     end loop;
     return query
-        select s.id, s.attempt, s.epoch, s.state, s.run_uid, s.claimed_by, s.cancel_requested_at, s.max_attempts, s.runs,
-               s.claimed_at, s.created_at, s.timeout_seconds, s.command, s.image, s.env, s.cpu_millis, s.memory_mib,
+        select s.id, s.attempt, s.epoch, s.state, s.run_uid, s.claimed_by::text, s.cancel_requested_at, s.max_attempts,
+               s.runs, s.claimed_at, s.created_at, s.timeout_seconds, s.command, s.image, s.env, s.cpu_millis, s.memory_mib,
                s.disk_mib, s.network, s.tenant
         from public.sandboxes s where s.id = any (taken);
 end $$;

@@ -12,6 +12,7 @@ create table public.sandbox_controllers (
     name           text primary key,   -- as its connections bear it
     engine         text not null,
     registered_at  timestamptz not null default public.sandbox_now()
+                   constraint "registered_at must be finite" check (isfinite(registered_at))
 );
 
 -- The names of this database's connections whose login could be a controller's: one that may only ask cannot pass for
