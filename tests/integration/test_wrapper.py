@@ -297,8 +297,10 @@ def test_a_full_process_table_does_not_save_the_command(make: Any) -> None:
 def test_memory_leaves_evidence(make: Any) -> None:
     run = make("tail /dev/zero; exit $?")
     assert run.start() == 137
-    assert "oom" in run.words
-    assert run.words[:2] == ["started", "exit 137"]
+    assert sorted(run.words[1:]) in (
+        ["exit 137", "oom"],
+        ["exit 137", "oom", "oom"],
+    )  # the keeper's, the kernel's or both
 
 
 SIGNALS = "HUP INT QUIT ILL TRAP ABRT BUS FPE USR1 SEGV USR2 PIPE ALRM TERM XCPU XFSZ VTALRM PROF WINCH PWR SYS"
