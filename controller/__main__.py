@@ -25,13 +25,13 @@ from controller.backends.base import Backend
 from controller.backends.connect import AT_ONCE, LAUNCHING, connect
 from controller.carry import Carrier
 from controller.compare import Comparison
-from controller.errors import OnlyReads, SandboxError
+from controller.errors import OnlyReads, SandboxError, SettingsError
 from controller.http import Http
 from controller.live import Lives
 from controller.loop import Controller, Pace, cancel
 from controller.metrics import Metrics
-from controller.presence import Presence
-from controller.queue.connect import open_pool
+from controller.presence import RENAMED, Presence
+from controller.queue.connect import open_pool, refuse_shared_sessions
 from controller.queue.installation import settle_identity
 from controller.queue.listen import listen
 from controller.queue.migrate import check_schema, migrate, retain
@@ -219,7 +219,10 @@ async def _give_up(settings: Settings, engine: str) -> Counter[str]:
     me = _name()
     async with open_pool(settings.database_url, me) as pool:
         queue = Queue(pool, me, settings.sandbox_output_bytes)
-        attending = await Registry(queue).attending()
+        registry = Registry(queue)
+        if not await registry.visible():
+            raise SettingsError(RENAMED)
+        attending = await registry.attending()
         for each in attending:
             if each.engine == engine and each.connected:
                 raise SandboxError(f"the controller {each.name} of engine {engine} is connected: stop it first")
@@ -238,6 +241,7 @@ async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[
     """A controller with its parts, on a database that fits and an engine that answers."""
     try:
         await check_schema(settings.database_url)
+        await refuse_shared_sessions(settings.database_url)
         me = _name()
         async with open_pool(settings.database_url, me) as pool:
             queue = Queue(pool, me, settings.sandbox_output_bytes)

@@ -10,13 +10,17 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from controller.backends.base import Backend
-from controller.errors import BackendUnavailable, NotNow, SandboxError
+from controller.errors import BackendUnavailable, NotNow, SandboxError, SettingsError
 from controller.queue.registry import Attendant, Registry
 
 log = logging.getLogger(__name__)
 
 GAP_SECONDS = 5.0  # between two looks, at least, after which what was seen before counts no more
 LEAVE_SECONDS = 5.0  # for the table's answer when a controller stops
+RENAMED = (  # whoever is not known by its name would be taken for gone
+    "DATABASE_URL leads through a pooler that changes application_name, by which controllers know each other: connect "
+    "without it, or let it keep the name (PgBouncer: pool_mode = session, application_name_add_host = 0)"
+)
 
 Thing = TypeVar("Thing", bound=Hashable)
 
@@ -56,7 +60,7 @@ class Presence:
     @asynccontextmanager
     async def entered(self) -> AsyncIterator[None]:
         """Is present inside the block. Raises BackendUnavailable if a controller that came first is on another
-        engine of this identity."""
+        engine of this identity, SettingsError if the server does not know controllers by their names."""
         try:
             await self._enter()
             yield
@@ -67,6 +71,10 @@ class Presence:
         """Renews what is missing, removes what is stale; returns who attends which engine."""
         marked = await self._marked()
         try:
+            if not await self._registry.visible():  # nor are others: nobody is known to be gone
+                log.warning(RENAMED)
+                self.sole = False
+                return []
             if await self._registry.register():
                 log.warning("this controller was not registered any more, and is again")
             attending = await self._registry.attending()
@@ -82,6 +90,8 @@ class Presence:
         return attending
 
     async def _enter(self) -> None:
+        if not await self._registry.visible():
+            raise SettingsError(RENAMED)
         try:
             if self._backend.marks is not None:
                 await self._backend.marks.leave(self._me)

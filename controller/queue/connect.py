@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 from psycopg import AsyncConnection, Connection, pq
@@ -13,7 +14,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from controller import sql
-from controller.errors import DatabaseUnavailable, SchemaError
+from controller.errors import DatabaseUnavailable, SchemaError, SettingsError
 from controller.queue.faults import in_words, line
 from controller.queue.url import check_url
 
@@ -72,6 +73,26 @@ async def connect_async(url: str, name: str) -> AsyncConnection[DictRow]:
         await connection.close()
         raise
     return connection
+
+
+async def refuse_shared_sessions(url: str) -> None:
+    """Raises SettingsError where a pooler gives one session of the server to several connections: what one of them sets
+    would be the others', and notifications would be lost."""
+    async with await connect_async(url, "sandbox-check") as one, await connect_async(url, "sandbox-check") as other:
+        await check_own_sessions(one, other)
+
+
+async def check_own_sessions(one: AsyncConnection[DictRow], other: AsyncConnection[DictRow]) -> None:
+    """Raises SettingsError where what one connection sets is set for the other."""
+    mark = uuid4().hex
+    with in_words(SETTING_UP):
+        await one.execute("select set_config('sandbox.session', %s, false)", [mark])
+        found = await (await other.execute("select current_setting('sandbox.session', true) as mark")).fetchone()
+    if found is not None and found["mark"] == mark:
+        raise SettingsError(
+            "DATABASE_URL leads through a pooler that shares sessions (PgBouncer: pool_mode = transaction or "
+            "statement): connect without it, or with pool_mode = session"
+        )
 
 
 def open_pool(

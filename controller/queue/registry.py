@@ -47,6 +47,11 @@ class Registry:
         """Every controller and every holder of a row, of all engines."""
         return [Attendant(**found) for found in await self._queue.ask("attending", {})]
 
+    async def visible(self) -> bool:
+        """Whether the server knows this controller's connections by its name, as others look for it."""
+        (found,) = await self._queue.ask("visible", {"me": self._queue.me})
+        return bool(found["visible"])
+
     async def unknown(self, names: Collection[str]) -> set[str]:
         """Those that are neither registered nor connected."""
         return {found["name"] for found in await self._queue.ask("unknown", {"names": list(names)})}

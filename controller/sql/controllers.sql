@@ -26,6 +26,10 @@ union all
 select h.engine, h.name, null, coalesce(h.name = any (here.names), false) from held h, here
 where not exists (select from sandbox_controllers c where c.name = h.name and c.engine = h.engine);
 
+-- visible --
+-- Whether the server knows this controller's connections by its name.
+select %(me)s = any ((select sandbox_connected())::text[]) as visible;
+
 -- unknown --
 -- Those of these controllers that are neither registered nor connected.
 select n.name from unnest(%(names)s::text[]) as n (name)
