@@ -427,6 +427,18 @@ def test_a_full_process_table_does_not_end_the_keeper(make: Any) -> None:
     assert run.words[:2] == ["started", "timeout"]
 
 
+def test_a_command_has_its_processor_time_for_itself(make: Any) -> None:
+    run = make("cut -d' ' -f14,15 /proc/$$/stat")
+    run.start()
+    assert sum(map(int, run.output.split())) < 10  # hundredths of a second, what came before the command with them
+
+
+def test_a_timeout_that_comes_before_the_command_ends_it_as_any_other(make: Any) -> None:
+    run = make("sleep 100", timeout=0)
+    assert run.start() == 143
+    assert run.words == ["started", "timeout", "exit 143"]
+
+
 def wait_for(run: Run, output: bytes) -> None:
     """Waits until it has written that."""
     deadline = time.monotonic() + 20
