@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from controller.abandoned import Abandoned
@@ -16,7 +17,7 @@ from controller.compare import Comparison
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
 from controller.live import Live, Lives
 from controller.metrics import Metrics
-from controller.model import Listing, Seen, State
+from controller.model import Listing, Phase, Seen, State
 from controller.presence import Presence
 from controller.queue.store import Claimed, Queue
 
@@ -70,6 +71,7 @@ class Controller:
         self._metrics, self._pace = metrics, pace
         lives.freed = lambda: self._insert.set()
         self._insert, self._update, self._listed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._peers = asyncio.Event()
         self._listing: Listing | None = None
         self._claim_in_doubt = False
         self._renewed = self._forgot = 0.0
@@ -77,11 +79,14 @@ class Controller:
         self.turned = time.monotonic()  # when the event loop last turned
 
     def wake(self, payload: str = "") -> None:
-        """The table changed: by an `insert`, an `update`, or in any way at all (the empty string)."""
-        if payload != "update":
+        """The table changed: by an `insert`, an `update`, another controller's `register`, or in any way at all (the
+        empty string)."""
+        if payload in ("insert", ""):
             self._insert.set()
-        if payload != "insert":
+        if payload in ("update", ""):
             self._update.set()
+        if payload in ("register", ""):
+            self._peers.set()
 
     async def run(self, stop: asyncio.Event, *, claim: bool = True) -> None:
         """Works until `stop` is set; then finishes the steps under way, and leaves what runs running."""
@@ -148,6 +153,8 @@ class Controller:
             if live is None or live.row.attempt != each.row.attempt:
                 live = Live(each.row, sent)
             live.row, live.read_at, live.lease_end = each.row, sent, sent + self._pace.lease
+            over = (Phase.NEVER, Phase.GONE)  # believed under a lease that may have been lost meanwhile
+            live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase not in over}
             live.launch, live.look, live.created, live.fresh = each.launch, how != "claimed", False, False
             live.waiting = live.told = each.waited
             self._metrics.claimed.labels(how).inc()
@@ -231,8 +238,11 @@ class Controller:
 
     async def _attend(self) -> None:
         while True:
+            self._peers.clear()
             await self._abandoned.look(await self._presence.tend())
-            await asyncio.sleep(self._pace.compare)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.compare):
+                    await self._peers.wait()
 
     async def _let_go(self) -> None:
         self._lives.stopping = True

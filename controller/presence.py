@@ -77,6 +77,8 @@ class Presence:
                 return []
             if await self._registry.register():
                 log.warning("this controller was not registered any more, and is again")
+            if marked is not None:
+                await self._registry.saw(marked)
             attending = await self._registry.attending()
         except SandboxError:
             self.sole = False
@@ -101,20 +103,35 @@ class Presence:
             raise BackendUnavailable(str(error)) from error
 
     async def _refuse_twins(self) -> None:
-        marks, give_up = self._backend.marks, time.monotonic() + self._patience
-        while marks is not None and (twins := await self._earlier() - await marks.names() & await self._earlier()):
-            if time.monotonic() > give_up:
+        """A machine that was copied while a controller ran there has that controller's mark; but its original does not
+        have the copy's. So an earlier controller is here if it sees this one's mark, and elsewhere if it has looked and
+        does not. One that does not look is believed by its own mark."""
+        marks, begun, give_up = self._backend.marks, dict[str, int](), time.monotonic() + self._patience
+        while marks is not None:
+            here = await marks.names()
+            if self._me not in here:
+                await marks.leave(self._me)
+                begun.clear()
+            unproven = {name: each for name, each in (await self._earlier()).items() if self._me not in each.sees}
+            # a look that was under way when the mark came may have missed it, the one after it not
+            twins = {name for name, each in unproven.items() if each.looks >= begun.setdefault(name, each.looks) + 2}
+            late = time.monotonic() > give_up
+            if late:
+                twins |= unproven.keys() - here
+            if twins:
                 raise BackendUnavailable(
                     f"the controller {min(twins)} runs sandboxes on another machine under the identity of this engine, "
                     f"{self._engine}; one of the two machines is a copy: {marks.advice}"
                 )
-            await asyncio.sleep(min(1.0, self._patience / 10))
+            if late or not unproven:
+                return
+            await asyncio.sleep(min(0.2, self._patience / 10))
 
-    async def _earlier(self) -> set[str]:
-        """The controllers that registered for this engine before this one, and are connected."""
+    async def _earlier(self) -> dict[str, Attendant]:
+        """The controllers that registered for this engine before this one, and are connected, by name."""
         attending = [one for one in await self._registry.attending() if one.engine == self._engine]
         mine = next((one.seq for one in attending if one.name == self._me), None) or 0
-        return {one.name for one in attending if one.name and one.connected and one.seq and one.seq < mine}
+        return {one.name: one for one in attending if one.name and one.connected and one.seq and one.seq < mine}
 
     async def _marked(self) -> set[str] | None:
         """Whose marks are on the engine, this controller's left again if it went; None if that cannot be told."""

@@ -102,7 +102,8 @@ class Volumes:
         wanted = labels.filters(installation, dangling=["true"])
         try:
             said = await self._engine.json("GET", "volumes", params={"filters": wanted})
-            idle = {str(each["Name"]) for each in said.get("Volumes") or ()}
+            found = (each for each in said.get("Volumes") or () if "sandboxId" in (each.get("Labels") or {}))
+            idle = {str(each["Name"]) for each in found}  # a controller's mark is no sandbox's
             await self.remove(idle & self._idle)
         except NotNow as error:
             log.warning("volumes without a container are left for the next look: %s", error)

@@ -12,8 +12,9 @@ from controller.errors import DatabaseUnavailable, SandboxError, WriteRefused
 
 ONLY_READS = "25006"
 # Classes of SQLSTATE. These pass by themselves: serialization and deadlock, no memory, disk or connection left, the
-# server's own disk; no connection, a transaction or server that only reads, locks, timeouts and shutdowns.
-STRAINED, PASSING, DATA = {"40", "53", "58"}, {"08", "25", "55", "57"}, {"22", "54"}
+# server's own disk; no connection, a transaction or server that only reads, a full queue of notifications (54: no value
+# of ours is beyond a limit of the server's), locks, timeouts and shutdowns.
+STRAINED, PASSING, DATA = {"40", "53", "58"}, {"08", "25", "54", "55", "57"}, {"22"}
 TIMED_OUT = "57014"
 # What the session itself may be at fault of, where another one will do: it keeps the read-only default that it was
 # opened with when the database is writable again; its prepared statements and cached plans may be of another schema.

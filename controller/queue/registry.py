@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -19,6 +19,8 @@ class Attendant:
     name: str | None
     seq: int | None  # the order of registration; None: not registered
     connected: bool
+    sees: Sequence[str]  # whose marks were on its engine when it last looked
+    looks: int  # how often it has looked
 
 
 class Registry:
@@ -42,6 +44,10 @@ class Registry:
     async def unregister(self, names: Collection[str]) -> None:
         """These controllers have stopped."""
         await self._queue.ask("unregister", {"names": list(names)})
+
+    async def saw(self, marks: Collection[str]) -> None:
+        """This controller has looked at its engine, and seen the marks of these."""
+        await self._queue.ask("saw", {"me": self._queue.me, "marks": sorted(marks)})
 
     async def attending(self) -> list[Attendant]:
         """Every controller and every holder of a row, of all engines."""

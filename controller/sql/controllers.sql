@@ -12,6 +12,10 @@ select sandbox_register(%(me)s, %(engine)s) as new;
 -- Controllers that stopped, or that have had no connection for long.
 select sandbox_unregister(%(names)s::text[]);
 
+-- saw --
+-- This controller has looked at its engine, and seen the marks of these controllers.
+select sandbox_saw(%(me)s, %(marks)s::text[]);
+
 -- attending --
 -- Every controller that is registered (seq), and every other holder of a row on an engine (seq null: a controller of the
 -- version before, or one that is gone; no name: a row without a holder); and whether it has a connection.
@@ -21,9 +25,9 @@ with here as materialized (
     select distinct engine, claimed_by as name from sandboxes
     where engine is not null and (state in ('launching', 'running') or finished_at is not null and cleaned_at is null)
 )
-select c.engine, c.name, c.seq, c.name = any (here.names) as connected from sandbox_controllers c, here
+select c.engine, c.name, c.seq, c.name = any (here.names) as connected, c.sees, c.looks from sandbox_controllers c, here
 union all
-select h.engine, h.name, null, coalesce(h.name = any (here.names), false) from held h, here
+select h.engine, h.name, null, coalesce(h.name = any (here.names), false), '{}', 0 from held h, here
 where not exists (select from sandbox_controllers c where c.name = h.name and c.engine = h.engine);
 
 -- visible --

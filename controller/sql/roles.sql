@@ -52,7 +52,7 @@ declare
     functions constant text[] := array['sandbox_now', 'sandbox_refuse', 'sandbox_keep_cancel', 'sandbox_wake',
         'sandbox_claim', 'sandbox_claim_v3', 'sandbox_forget', 'sandbox_forget_v3', 'sandbox_forget_before',
         'sandbox_cancel', 'sandbox_cancel_all', 'sandbox_apply_cancel', 'sandbox_few_variables', 'sandbox_ended_now',
-        'sandbox_register', 'sandbox_unregister', 'sandbox_place', 'sandbox_note_place', 'sandbox_under_way',
+        'sandbox_register', 'sandbox_unregister', 'sandbox_saw', 'sandbox_place', 'sandbox_note_place', 'sandbox_under_way',
         'sandbox_identify', 'sandbox_moved', 'sandbox_copied', 'sandbox_connected'];
     homes     text[];
     home      text;
@@ -142,6 +142,7 @@ do $$ begin
     revoke all on function sandbox_now, sandbox_refuse, sandbox_keep_cancel, sandbox_wake, sandbox_claim, sandbox_claim_v3,
                   sandbox_forget, sandbox_forget_v3, sandbox_forget_before, sandbox_cancel, sandbox_cancel_all,
                   sandbox_apply_cancel, sandbox_few_variables, sandbox_ended_now, sandbox_register, sandbox_unregister,
+                  sandbox_saw,
                   sandbox_place, sandbox_note_place, sandbox_under_way, sandbox_identify, sandbox_moved, sandbox_copied,
                   sandbox_connected
         from public, sandbox_controller, sandbox_requester;
@@ -158,7 +159,7 @@ do $$ begin
     grant insert, update on sandbox_set_aside to sandbox_controller;
     grant update on sandbox_claim_turn to sandbox_controller;
     grant execute on function sandbox_claim, sandbox_claim_v3, sandbox_forget, sandbox_forget_v3, sandbox_cancel_all,
-                              sandbox_register, sandbox_unregister, sandbox_identify, sandbox_connected
+                              sandbox_register, sandbox_unregister, sandbox_saw, sandbox_identify, sandbox_connected
         to sandbox_controller;
 
     grant insert (id, command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant, priority,

@@ -8,6 +8,8 @@ set search_path = public, pg_temp;  -- pg_catalog comes first where it is not na
 set datestyle = 'iso, ymd'; set timezone = 'UTC'; set intervalstyle = 'postgres'; set bytea_output = 'hex';
 set extra_float_digits = 1; set array_nulls = on; set standard_conforming_strings = on;
 set default_transaction_isolation = 'read committed'; set default_transaction_deferrable = off;
+-- A machine that lost its power sends no farewell: the server, too, notices within half a minute that it is gone.
+set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3; set tcp_user_timeout = 25000;
 set row_security = on; set exit_on_error = off; set jit = off;  -- compiling takes half a second, running a millisecond
 set plan_cache_mode = 'auto';
 select set_config('synchronous_commit', 'local', false)  -- an outcome that was recorded outlives the server's crash

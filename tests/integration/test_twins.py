@@ -107,6 +107,20 @@ def test_of_two_machines_with_one_identity_that_start_at_once_one_refuses(databa
     go(database, test)
 
 
+def test_a_machine_that_was_copied_with_the_marks_of_its_controllers_is_told_apart(database: str) -> None:
+    async def test(asked: Table) -> None:
+        one, other = twins()
+        async with control(database, MemoryBackend(one, list_seconds=0.2)):
+            sandbox = await asked.insert("sleep 1; exit 3")
+            await asked.until(sandbox, lambda row: row["state"] == "running")
+            other.marks |= one.marks
+            assert "on another machine under the identity" in await refused(database, MemoryBackend(other))
+            row = await asked.cleaned(sandbox)
+        assert (row["state"], row["exit_code"]) == ("failed", 3)
+
+    go(database, test)
+
+
 def test_controllers_of_one_engine_start_beside_each_other(database: str) -> None:
     async def test(asked: Table) -> None:
         engine = MemoryEngine()

@@ -3,6 +3,7 @@
 --   sandbox_controllers  one row a controller that runs
 --   sandbox_connected()  the names of the controllers' connections
 --   sandbox_register()   a controller says which engine it looks after; sandbox_unregister() takes that back
+--   sandbox_saw()        a controller says whose marks are on its engine
 --   sandbox_identify()   this installation's id, and whether it is this very database's
 --   sandbox_copied(), sandbox_moved()  the owner says what became of the database that had the id before
 
@@ -12,7 +13,9 @@ create table public.sandbox_controllers (
     name           text primary key,   -- as its connections bear it
     engine         text not null,
     registered_at  timestamptz not null default public.sandbox_now()
-                   constraint "registered_at must be finite" check (isfinite(registered_at))
+                   constraint "registered_at must be finite" check (isfinite(registered_at)),
+    sees           text[] not null default '{}',  -- whose marks were on its engine when it last looked
+    looks          bigint not null default 0      -- how often it has looked
 );
 
 -- The names of this database's connections whose login could be a controller's: one that may only ask cannot pass for
@@ -25,7 +28,8 @@ begin atomic
 end;
 
 -- Registers a controller; one that is registered stays as it is. Returns whether it is new. The lock makes the order of
--- seq the order in which rows are seen: of two that start at once, the later sees the earlier.
+-- seq the order in which rows are seen: of two that start at once, the later sees the earlier. The others are told, so
+-- that they look for its mark.
 create function public.sandbox_register(controller text, on_engine text) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, public, pg_temp
 as $$
@@ -36,8 +40,16 @@ begin
     lock table public.sandbox_controllers in share row exclusive mode;
     insert into public.sandbox_controllers (name, engine) values (controller, on_engine)
     on conflict (name) do update set engine = excluded.engine;
+    perform pg_notify('sandbox_wake', 'register');
     return true;
 end $$;
+
+-- A controller has looked, and seen the marks of these controllers on its engine.
+create function public.sandbox_saw(controller text, marks text[]) returns void
+language sql volatile security definer set search_path = pg_catalog, public, pg_temp
+begin atomic
+    update public.sandbox_controllers set sees = marks, looks = looks + 1 where name = controller;
+end;
 
 -- Removes controllers that stopped.
 create function public.sandbox_unregister(controllers text[]) returns void
@@ -95,7 +107,9 @@ begin
         update public.sandbox_installation
         set system_identifier = here.system_identifier, database_oid = here.database_oid;
     elsif (kept.system_identifier, kept.database_oid) is distinct from (here.system_identifier, here.database_oid) then
-        if public.sandbox_under_way() > 0 then
+        if public.sandbox_under_way() > 0 or exists (
+            select from public.sandbox_controllers c where c.name = any (public.sandbox_connected())
+        ) then
             standing := 'foreign';
         else
             update public.sandbox_installation i set id = gen_random_uuid() returning i.id into id;
