@@ -222,6 +222,7 @@ async def _give_up(settings: Settings, engine: str) -> Counter[str]:
         registry = Registry(queue)
         if not await registry.visible():
             raise SettingsError(RENAMED)
+        await registry.identify()  # the rows of a copy are the original's to settle
         attending = await registry.attending()
         for each in attending:
             if each.engine == engine and each.connected:

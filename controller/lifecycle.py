@@ -175,7 +175,8 @@ def _attributed(row: Row, run: Seen, outcome: Outcome, standing: Standing) -> Ou
     """The same; of a run that was killed, what it was killed for where a controller did it. That is told by what the
     next controller finds too (the row, the clock, what the engine keeps): between the kill and its record may lie a
     crash."""
-    if outcome.reason is not Reason.KILLED:
+    discarded = outcome.reason is Reason.DELETED and row.state is State.LAUNCHING  # inert, as it seemed, it had begun
+    if outcome.reason is not Reason.KILLED and not discarded:
         return outcome
     if row.cancelled:
         return cancelled("while it ran")
@@ -226,7 +227,9 @@ def abandon(row: Row, start_deadline: float, *, given_up: bool = False) -> Step:
                 return Step(Do.RECORD, outcome=cancelled(when if bound else "before it started"))
             if not bound:  # only what is bound is ever released
                 return WAIT if row.leased and not given_up else _unstarted()
-            return _abandoned_run(row) if given_up or _is_over(row, start_deadline) else WAIT
+            if not given_up and not _is_over(row, start_deadline):
+                return WAIT
+            return _abandoned_run(row, never_again=given_up or row.state is State.RUNNING)
     assert_never(row.state)
 
 
@@ -235,10 +238,11 @@ def _unstarted() -> Step:
     return Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, message), afresh=True)
 
 
-def _abandoned_run(row: Row) -> Step:
+def _abandoned_run(row: Row, *, never_again: bool) -> Step:
+    """`never_again`: it will not start any more, wherever it is; another attempt may."""
     message = "its engine has no controller any more; whether its command ended, and how, is not known"
     outcome = Outcome(State.LOST, Reason.LOST, message)
-    if row.runs + 1 < row.max_attempts:
+    if never_again and row.runs + 1 < row.max_attempts:
         return Step(Do.AGAIN, outcome=outcome, counted=True, delay=REPLACE_DELAY)
     return Step(Do.RECORD, outcome=outcome)
 

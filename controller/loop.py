@@ -201,6 +201,10 @@ class Controller:
         now = time.monotonic()
         if now - self._forgot > FORGET_SECONDS:
             self._forgot = now
+            for each in await self._queue.aside(FORGET_SECONDS):
+                log.warning(
+                    "%d rows are set aside, since the database refuses to have them claimed: %s", each.n, each.why
+                )
             if await self._queue.forget():
                 self._forgot = 0.0  # there may be more: next time round
 

@@ -14,6 +14,7 @@ from controller.queue.store import Queue
 
 READY_SECONDS = 5.0  # for database and engine to answer
 KEPT_SECONDS = 1.0  # that an answer is given again: one check at a time, whoever asks
+MANY_ASIDE = 10  # rows that no claim could take: fewer may each have a fault of their own
 STALLED_SECONDS = 15.0  # that a row may wait for its claim while none is claimed at all
 
 
@@ -54,12 +55,19 @@ class Readiness:
         found = await self._queue.overdue(self._claims.max_running, STALLED_SECONDS)
         if found is None:
             self._passed_over = None
-            return ""
+            return await self._refused()
         why = self._claims.trouble(STALLED_SECONDS) or self._why_passed_over(found.id)
         if not why:
             return ""
         held = f" (held up by database process {found.blockers})" if found.blockers else ""
         return f"sandbox {found.id} has waited {found.seconds:.0f} s to be claimed, and none is claimed: {why}{held}"
+
+    async def _refused(self) -> str:
+        """A row that the database refuses is set aside, and no trouble; where it is all of them, it is."""
+        found = await self._queue.aside(STALLED_SECONDS)
+        if not found or found[0].claimed or sum(each.n for each in found) < MANY_ASIDE:
+            return ""
+        return f"the database refuses every claim, {found[0].n} rows are set aside: {found[0].why}"
 
     def _why_passed_over(self, sandbox_id: UUID) -> str:
         """Claims are answered without it: said only where that lasts, since it may have become due just now."""

@@ -86,8 +86,8 @@ async def check_own_sessions(one: AsyncConnection[DictRow], other: AsyncConnecti
     """Raises SettingsError where what one connection sets is set for the other."""
     mark = uuid4().hex
     with in_words(SETTING_UP):
-        await one.execute("select set_config('sandbox.session', %s, false)", [mark])
-        found = await (await other.execute("select current_setting('sandbox.session', true) as mark")).fetchone()
+        await one.execute(SESSION["mark"], {"mark": mark})
+        found = await (await other.execute(SESSION["marked"])).fetchone()
     if found is not None and found["mark"] == mark:
         raise SettingsError(
             "DATABASE_URL leads through a pooler that shares sessions (PgBouncer: pool_mode = transaction or "

@@ -20,6 +20,7 @@ from controller.errors import DatabaseUnavailable
 from controller.model import Key, Launch, Outcome, Output, Reason, Row, Seen, State
 from controller.queue.batch import Batch
 from controller.queue.faults import STALE, Locked, Strained, in_words
+from controller.queue.stalled import Aside, Overdue
 from controller.text import storable, tail
 
 log = logging.getLogger(__name__)
@@ -46,15 +47,6 @@ class Claimed:
     launch: Launch
     created_age: float  # seconds since its insert
     waited: str | None = None  # what it waited for until now
-
-
-@dataclass(frozen=True, slots=True)
-class Overdue:
-    """A row that should have been claimed by now; the columns of the statement `overdue`."""
-
-    id: UUID
-    seconds: float  # since its insert
-    blockers: str | None  # processes of the database that this controller's statements wait for
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +203,10 @@ class Queue:
         """A row that could have been claimed for longer than `seconds`, if nobody has claimed any for as long."""
         found = await self._once("overdue", {"max_running": max_running, "seconds": seconds, "me": self.me})
         return Overdue(**found[0]) if found else None
+
+    async def aside(self, seconds: float) -> list[Aside]:
+        """Why rows are set aside that the database refuses to have claimed, the commonest reason first."""
+        return [Aside(**found) for found in await self._once("aside", {"seconds": seconds})]
 
     async def _readable(self, rows: Sequence[DictRow]) -> list[Claimed]:
         """Those that can be run; one whose columns cannot be read ends at once, and is in no other's way."""

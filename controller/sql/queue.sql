@@ -52,6 +52,14 @@ where h.tenant is not null and (t.max_running is null or t.max_running > coalesc
       where e.step = 'claimed' and e.at > sandbox_now() - make_interval(secs => %(seconds)s::float8))
 limit 1;
 
+-- aside --
+-- What the database refuses claims for, now; and whether any row was claimed in the last `seconds`.
+select a.why, count(*) as n,
+       exists (select from (select e.at, e.step from sandbox_events e order by e.id desc limit 1000) e
+               where e.step = 'claimed' and e.at > sandbox_now() - make_interval(secs => %(seconds)s::float8)) as claimed
+from sandbox_set_aside a where a.step = 'claim' and a.again_at > sandbox_now()
+group by a.why order by count(*) desc limit 5;
+
 -- take_over --
 -- launching -> launching: rows whose lease ran out, same attempt, under a new epoch; and with `mine`, rows that this
 -- controller claimed without hearing of it (the reply was lost), which are those not among `held`.

@@ -23,3 +23,10 @@ where name in ('idle_session_timeout', 'transaction_timeout', 'restrict_nonsyste
 -- Every statement has its index, but the planner's statistics lag behind bursts of inserts. The lock's timeout is below
 -- deadlock_timeout: a requester never meets a deadlock of ours.
 set enable_seqscan = off; set statement_timeout = '30s'; set lock_timeout = '500ms';
+
+-- mark --
+-- Whatever has this mark afterwards is this session.
+select set_config('sandbox.session', %(mark)s, false);
+
+-- marked --
+select current_setting('sandbox.session', true) as mark;

@@ -1,4 +1,4 @@
-"""Ctrl-C, TERM and HUP for `submit`: heeded by a thread of their own, whatever the main thread is in the middle of."""
+"""Ctrl-C, TERM, HUP and QUIT for `submit`: heeded by a thread of their own, whatever the main thread is doing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from controller.errors import DatabaseUnavailable, SandboxError
 from controller.queue.client import AWAY_SECONDS, POLL_SECONDS, Client
 from controller.tools import terminal
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 CANCEL_SECONDS = 1.0  # that a second signal leaves to a cancel under way: many a runner sends two in one moment
 UNASKED, OVER = "nothing was asked for", "it had ended"
 
@@ -54,6 +54,15 @@ class Interrupts:
         """Its end is known."""
         with self._lock:
             self._nothing_to_cancel = OVER
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a signal came, and the sandbox's end was asked for."""
+        return self._cancelled.is_set()
+
+    def leave(self) -> NoReturn:
+        """Ends as by the first signal."""
+        os._exit(128 + self.number)
 
     def _heed(self) -> None:
         number = self._came.recv(1)[0]

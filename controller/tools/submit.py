@@ -53,7 +53,7 @@ def submit(options: argparse.Namespace) -> int:
             client.submit({"id": sandbox_id, **request(options)})
             interrupts.asked()
             try:
-                end = follow(client, sandbox_id)
+                end = follow(client, sandbox_id, interrupts)
                 output, truncated = client.output(sandbox_id)
             except SandboxError as error:
                 raise SandboxError(f"{error}; {look(sandbox_id)}") from error
@@ -95,8 +95,8 @@ def exit_code(end: Progress, number: int) -> int:
     return {State.TIMED_OUT: TIMED_OUT, State.CANCELLED: 128 + number}.get(end.state, known)
 
 
-def follow(client: Client, sandbox_id: UUID) -> Progress:
-    """Tells on stderr what is new until it has ended."""
+def follow(client: Client, sandbox_id: UUID, interrupts: Interrupts) -> Progress:
+    """Tells on stderr what is new until it has ended, or is cancelled and has nobody that would say so."""
     told, hinted = None, False
     for now in client.follow(sandbox_id):
         if now.state.terminal:
@@ -105,6 +105,9 @@ def follow(client: Client, sandbox_id: UUID) -> Progress:
             about = sandbox_id if told is None else f"attempt {now.attempt}" if now.attempt > 1 else None
             _say(now, *filter(None, (about, now.waiting)))
             told = stands
+        if now.controllers == 0 and now.state is State.QUEUED and interrupts.cancelled:
+            _say(now, "cancelled: no controller is connected, and none will ever start it")
+            interrupts.leave()
         if now.controllers is not None and not now.resting and not hinted:
             hinted = True
             none = f"no controller is connected to this database; {START}"

@@ -104,7 +104,7 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
         "mine": True,
         "seconds": 3600.0,
     }
-    common |= {"held": active, "names": ["a", "b"]}
+    common |= {"held": active, "names": ["a", "b"], "marks": ["a", "b"]}
     return common | ended | chosen.get(name, {})
 
 

@@ -189,6 +189,22 @@ def test_a_tenant_at_its_limit_an_attempt_not_due_and_a_row_set_aside_are_normal
     asyncio.run(go())
 
 
+def test_a_database_that_refuses_every_claim_makes_it_not_ready_with_its_words(database: str) -> None:
+    refuse = "begin if new.state = 'launching' then raise 'the application says no'; end if; return new; end"
+
+    async def go() -> None:
+        async with table(database) as asked:
+            await asked.rows(f"create function no() returns trigger language plpgsql as $$ {refuse} $$")
+            await asked.rows("create trigger no before update on sandboxes for each row execute function no()")
+            for _ in range(readiness.MANY_ASIDE):
+                await insert_old(asked)
+            async with working(database, MemoryBackend()) as (ask, _):
+                text = await until(ask, 503)
+            assert text == "the database refuses every claim, 10 rows are set aside: the application says no\n"
+
+    asyncio.run(go())
+
+
 def test_however_many_ask_at_once_the_database_is_asked_once(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "KEPT_SECONDS", 60.0)
     real, asked = check_schema, 0

@@ -43,7 +43,7 @@ CALLS = {
     "sandbox_requester": {"sandbox_now", "sandbox_cancel"},
     "sandbox_controller": {
         *("sandbox_now", "sandbox_claim", "sandbox_claim_v3", "sandbox_forget", "sandbox_forget_v3"),
-        *("sandbox_cancel_all", "sandbox_register", "sandbox_unregister", "sandbox_identify"),
+        *("sandbox_cancel_all", "sandbox_register", "sandbox_unregister", "sandbox_saw", "sandbox_identify"),
         "sandbox_connected",
     },
 }
@@ -165,7 +165,7 @@ def test_what_runs_with_the_owners_rights_has_a_fixed_search_path(owner: Connect
     ).fetchall()
     assert {each["proname"] for each in found} == {
         *("sandbox_forget", "sandbox_forget_v3", "sandbox_cancel", "sandbox_apply_cancel", "sandbox_cancel_all"),
-        *("sandbox_register", "sandbox_unregister", "sandbox_identify"),
+        *("sandbox_register", "sandbox_unregister", "sandbox_saw", "sandbox_identify"),
     }
     assert {each["proconfig"][0] for each in found} == {"search_path=pg_catalog, public, pg_temp"}
 

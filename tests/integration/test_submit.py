@@ -146,7 +146,7 @@ def test_the_output_comes_as_it_is_stored(controller: str, sandboxes: Database) 
     assert sandboxes.execute("select output from sandbox_results").fetchone() == {"output": "caf\u00e9 \ufffd \r\n"}
 
 
-SIGNALS = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
+SIGNALS = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGQUIT: 131, signal.SIGTERM: 143}
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS.items())
@@ -175,6 +175,19 @@ def test_a_second_signal_leaves_at_once_and_says_where_to_look(
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == code
     assert f"python -m controller explain {id}" in err.splitlines()[-1]
+
+
+def test_a_cancel_is_not_waited_for_where_no_controller_would_tell_its_end(database: str, sandboxes: Database) -> None:
+    process = start(database, "submit", "true")
+    the_row(sandboxes)
+    sandboxes.execute(
+        "create or replace function sandbox_now() returns timestamptz language sql stable parallel safe"
+        " return clock_timestamp() + interval '1 minute'"
+    )
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 143
+    assert err.splitlines()[-1].endswith("cancelled: no controller is connected, and none will ever start it")
 
 
 def test_two_signals_in_one_moment_still_cancel(database: str, sandboxes: Database) -> None:

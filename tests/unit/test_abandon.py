@@ -27,6 +27,7 @@ RUNNING = replace(BOUND, state=State.RUNNING, started_age=1.0)
         (BOUND, Do.WAIT),
         (replace(BOUND, claimed_age=DEADLINE + OVER - 1), Do.WAIT),
         (replace(BOUND, claimed_age=DEADLINE + OVER + 1), Do.RECORD),
+        (replace(BOUND, claimed_age=DEADLINE + OVER + 1, max_attempts=2), Do.RECORD),  # it may start yet
         (replace(BOUND, claimed_age=None), Do.RECORD),  # since when is not known: no reason to wait for ever
         (RUNNING, Do.WAIT),
         (replace(RUNNING, started_age=OVER - 1), Do.WAIT),
@@ -52,6 +53,10 @@ def test_a_cancel_is_waited_for_by_nothing(row: Row) -> None:
 @pytest.mark.parametrize("row", [replace(ROW, leased=True), BOUND, RUNNING])
 def test_what_is_given_up_is_waited_for_by_nothing(row: Row) -> None:
     assert abandon(row, DEADLINE, given_up=True).do in (Do.RECORD, Do.AGAIN)
+
+
+def test_what_is_given_up_starts_nowhere_any_more_and_has_its_next_attempt() -> None:
+    assert abandon(replace(BOUND, max_attempts=2), DEADLINE, given_up=True).do is Do.AGAIN
 
 
 def test_what_never_started_costs_no_attempt_and_has_a_start_deadline_of_its_own() -> None:

@@ -32,6 +32,7 @@ ROW = Row(
 BOUND = replace(ROW, run_uid="a")
 RUNNING = replace(BOUND, state=State.RUNNING)
 MINE, OTHERS = Standing(mine=True), Standing(mine=False)
+DELETED = Outcome(State.FAILED, Reason.DELETED, "deleted by somebody else", 137)
 KILLED = Outcome(State.FAILED, Reason.KILLED, "killed from outside", 137)
 LOST = Outcome(State.LOST, Reason.NODE_LOST, "its node went away")
 
@@ -232,6 +233,14 @@ KILLS: dict[str, tuple[Row, Seen, Standing, Reason, str]] = {
         Reason.KILLED,
         "from outside",
     ),
+    "late, by the removal of what had seemed inert": (
+        BOUND,
+        ended("a", DELETED, 1),
+        LATE,
+        Reason.START_TIMEOUT,
+        "started too late",
+    ),
+    "removed by somebody else while it ran": (RUNNING, ended("a", DELETED, 1), LATE, Reason.DELETED, "somebody else"),
     "late, and ended by itself": (BOUND, ended("a", exit_outcome(0), 1), DOOMED, Reason.COMPLETED, ""),
     "late, and ended by its own timeout": (
         BOUND,

@@ -12,6 +12,7 @@ import pytest
 
 from controller.model import State
 from controller.queue.client import Client, Progress
+from controller.tools.interrupts import Interrupts
 from controller.tools.submit import NUMBERS, add_options, exit_code, follow, request
 
 ID = UUID(int=7)
@@ -38,9 +39,15 @@ class Told:
         yield from self.looks
 
 
+class Undisturbed:
+    """No signal has come."""
+
+    cancelled = False
+
+
 def lines(capsys: pytest.CaptureFixture[str], *looks: Progress) -> list[str]:
     """What is said on stderr while these looks are told; stdout stays empty."""
-    assert follow(cast(Client, Told(*looks)), ID) is looks[-1]
+    assert follow(cast(Client, Told(*looks)), ID, cast(Interrupts, Undisturbed())) is looks[-1]
     said = capsys.readouterr()
     assert said.out == ""
     return said.err.splitlines()
