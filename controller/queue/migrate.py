@@ -65,6 +65,7 @@ def _patiently(connection: psycopg.Connection[DictRow], roles: Roles, patience: 
         try:
             with connection.transaction():
                 connection.execute(SQL("set local lock_timeout = {}").format(LOCK_TIMEOUT))
+                connection.execute(roles["in_catalog"])
                 connection.execute(roles["schema"])
                 return part()
         except CONTENDED as error:
@@ -77,7 +78,7 @@ def _patiently(connection: psycopg.Connection[DictRow], roles: Roles, patience: 
 def _migrate(
     connection: psycopg.Connection[DictRow], roles: Roles, passwords: dict[str, str | None], retention: float | None
 ) -> int:
-    for name in ("owner", "controller", "requester", "membership", "settle", "become_owner", "history"):
+    for name in ("owner", "controller", "requester", "membership", "settle", "become_owner", "in_public", "history"):
         connection.execute(roles[name])
     connection.execute(roles["one_at_a_time"])
     applied = {found["version"] for found in connection.execute(roles["applied"])}
@@ -91,11 +92,19 @@ def _migrate(
         connection.execute(roles["grants"])
     if retention is not None:
         connection.execute(roles["set_retention"], {"seconds": retention})
+    connection.execute(roles["in_catalog"])
     connection.execute(roles["become_login"])
     for login, password in passwords.items():
         if password is not None:  # sent as its verifier, so that no log can hold it
             verifier = connection.pgconn.encrypt_password(password.encode(), login.encode(), b"scram-sha-256").decode()
             connection.execute(SQL("alter role {} password {}").format(Identifier(login), Literal(verifier)))
+    if makers := [found["rolname"] for found in connection.execute(roles["makers"])]:
+        log.warning(
+            "%s may make functions in the schema public, which statements of the queue could call in the place of "
+            "Postgres's own: revoke create on schema public from public, %s",
+            " and ".join(makers),
+            ", ".join(makers),
+        )
     return len(steps)
 
 

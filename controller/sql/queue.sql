@@ -210,7 +210,7 @@ with w as (
         claimed_at = case when w.counted or w.afresh then null else s.claimed_at end, launched_at = null,
         started_at = null, claimed_by = null, lease_until = null, engine = null,
         retry_at = sandbox_now() + make_interval(secs => w.delay),
-        waiting = format('attempt %%s ended: %%s; the next is due', w.attempt, w.reason)
+        waiting = pg_catalog.format('attempt %%s ended: %%s; the next is due', w.attempt, w.reason)
     from w join sandboxes old on old.id = w.id
     where s.id = w.id and s.attempt = w.attempt and s.run_uid is not distinct from w.run_uid
       and s.state in ('launching', 'running') and s.cancel_requested_at is null

@@ -16,6 +16,20 @@ do $$ begin
     if not exists (select from pg_roles where rolname = 'sandbox_requester') then create role sandbox_requester login; end if;
 exception when duplicate_object or unique_violation then null; end $$;
 
+-- in_catalog --
+-- A superuser's statements use nothing that others could make in `public`: a function there may take the place of one of
+-- Postgres's own, where its arguments fit better.
+set local search_path = pg_catalog, pg_temp;
+
+-- in_public --
+set local search_path = public, pg_temp;
+
+-- makers --
+-- Who beside the owner may make functions in `public`, and so have them called by our statements.
+select rolname from pg_catalog.pg_roles
+where rolname in ('sandbox_controller', 'sandbox_requester')
+  and pg_catalog.has_schema_privilege(rolname, 'public', 'CREATE');
+
 -- schema --
 -- Every object is in one schema, whatever the login's or the database's search_path.
 do $$ begin

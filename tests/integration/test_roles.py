@@ -427,3 +427,24 @@ def test_whatever_search_path_a_login_has_its_statements_mean_the_same(
         assert len(controller.execute("select * from public.sandbox_claim('a', 'e', 60, 9, 9)").fetchall()) == 0
         assert one(controller, "select * from public.sandbox_forget_v3(10)")["forgotten"] == 0
         assert one(controller, "select public.sandbox_cancel_all() as asked")["asked"] == 1
+
+
+def test_what_a_requester_makes_in_public_is_never_called_by_the_owner(
+    database: str, owner: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner.execute("grant create on schema public to sandbox_requester")  # as every login has it up to Postgres 14
+    with connect(database, "sandbox_requester") as requester:
+        for arguments in ("text, text, name", "text, text, text", "text, integer, text", "text, name"):
+            requester.execute(
+                f"create function public.format({arguments}) returns text language plpgsql"
+                " as $$ begin raise 'called as %', current_user; end $$"
+            )
+    owner.execute("alter table sandbox_tenants owner to current_user")  # something for migrate to put right
+    migrate(database, {})
+    assert "sandbox_requester may make functions in the schema public" in caplog.text
+    made = insert(owner, max_attempts=2)
+    with connect(database, "sandbox_controller") as controller:
+        [got] = claim(controller)
+        ended = an_end(made) | {"run_uids": [None], "counted": [False], "delays": [0.0], "afresh": [False]}
+        assert ask(controller, "again", epochs=[got["epoch"]], **ended) == [{"id": made}]
+    assert row(owner, made)["waiting"] == "attempt 1 ended: Lost; the next is due"
