@@ -103,7 +103,7 @@ class Ended:
     lost: bool = False  # it may have written something, and nothing of that could be had
     counted: bool = False
     delay: float = 0.0  # seconds until the next attempt
-    epoch: int | None = None  # where given, `again` is only for who still holds this lease
+    epoch: int | None = None  # where given, an end of what is not bound is only for who still holds this lease
     afresh: bool = False  # the next attempt has a start deadline of its own
 
     @property
@@ -245,7 +245,8 @@ class Queue:
         return await self._ids("clean", {"ids": [item.id for item in items]}, patient=False)
 
     async def _record(self, items: Sequence[Ended]) -> set[UUID]:
-        return await self._ids("record", self._ended(items), patient=False)
+        epochs = {"epochs": [item.epoch for item in items]}
+        return await self._ids("record", self._ended(items) | epochs, patient=False)
 
     async def _again(self, items: Sequence[Ended]) -> set[UUID]:
         params = {"counted": [item.counted for item in items], "delays": [item.delay for item in items]}

@@ -165,13 +165,16 @@ with started as (
 select id from started;
 
 -- record --
--- launching, running -> terminal: the outcome and the output, and whoever listens is told; the first one wins.
+-- launching, running -> terminal: the outcome and the output, and whoever listens is told; the first one wins. Of a row that
+-- is not bound only who holds its lease tells an end: it may be on another engine by now.
 with w as (
     select * from unnest(
         %(ids)s::uuid[], %(attempts)s::integer[], %(run_uids)s::text[], %(states)s::text[], %(exit_codes)s::integer[],
         %(reasons)s::text[], %(messages)s::text[], %(outputs)s::text[], %(truncated)s::boolean[],
-        %(started)s::timestamptz[], %(ended)s::timestamptz[], %(nodes)s::text[], %(digests)s::text[])
-        as w (id, attempt, run_uid, state, exit_code, reason, message, output, truncated, started, ended, node, digest)
+        %(started)s::timestamptz[], %(ended)s::timestamptz[], %(nodes)s::text[], %(digests)s::text[],
+        %(epochs)s::bigint[])
+        as w (id, attempt, run_uid, state, exit_code, reason, message, output, truncated, started, ended, node, digest,
+              epoch)
 ), recorded as (
     update sandboxes s
     set state = w.state, exit_code = w.exit_code, reason = w.reason, message = w.message, finished_at = sandbox_now(),
@@ -179,6 +182,7 @@ with w as (
         lease_until = null, waiting = null
     from w where s.id = w.id and s.attempt = w.attempt and s.run_uid is not distinct from w.run_uid
              and s.state in ('launching', 'running')
+             and (s.run_uid is not null or s.epoch = coalesce(w.epoch, s.epoch))
     returning s.id, s.claimed_at, s.engine
 ), attempts as (
     insert into sandbox_attempts (sandbox_id, attempt, run_uid, state, exit_code, reason, message, claimed_at, started_at,

@@ -93,6 +93,7 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
         "put_back": {"waiting": ["pulled"] * count, "epochs": [1] * count, "delays": [1.0] * count},
         "wait": {"waiting": ["no room"] * count},
         "bind": {"epochs": [1] * count},
+        "record": {"epochs": [1] * count},
         "again": {"counted": [True] * count, "delays": [1.0] * count, "epochs": [1] * count, "afresh": [False] * count},
     }
     common: dict[str, Any] = {

@@ -236,7 +236,7 @@ def test_a_controller_lives_through_a_whole_sandbox(database: str, owner: Connec
             name: [None] for name in ("exit_codes", "messages", "outputs", "started", "ended", "nodes", "digests")
         }
         ended |= {"ids": [made], "attempts": [1], "run_uids": ["u"], "states": ["lost"], "reasons": ["Lost"]}
-        assert [each["id"] for each in ask(controller, "record", truncated=[False], **ended)] == [made]
+        assert [each["id"] for each in ask(controller, "record", truncated=[False], epochs=[None], **ended)] == [made]
         assert ask(controller, "clean", ids=[made]) == [{"id": made}]
         assert ask(controller, "locked", ids=[made]) == []
         assert ask(controller, "forget") == [{"forgotten": 0, "kept": 0, "why": []}]
@@ -356,7 +356,7 @@ def an_end(made: object) -> dict[str, Any]:
     }
     return ended | {
         **{"ids": [made], "attempts": [1], "run_uids": ["u"], "states": ["lost"], "reasons": ["Lost"]},
-        "truncated": [False],
+        **{"truncated": [False], "epochs": [None]},
     }
 
 
@@ -446,5 +446,5 @@ def test_what_a_requester_makes_in_public_is_never_called_by_the_owner(
     with connect(database, "sandbox_controller") as controller:
         [got] = claim(controller)
         ended = an_end(made) | {"run_uids": [None], "counted": [False], "delays": [0.0], "afresh": [False]}
-        assert ask(controller, "again", epochs=[got["epoch"]], **ended) == [{"id": made}]
+        assert ask(controller, "again", **ended | {"epochs": [got["epoch"]]}) == [{"id": made}]
     assert row(owner, made)["waiting"] == "attempt 1 ended: Lost; the next is due"

@@ -50,7 +50,7 @@ def an_end(made: UUID, attempt: int = 1) -> dict[str, Any]:
     columns = ("exit_codes", "messages", "outputs", "started", "ended", "nodes", "digests")
     return {name: [None] for name in columns} | {
         **{"ids": [made], "attempts": [attempt], "run_uids": ["u"], "states": ["failed"], "reasons": ["Killed"]},
-        "truncated": [False],
+        **{"truncated": [False], "epochs": [None]},
     }
 
 

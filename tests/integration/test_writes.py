@@ -137,6 +137,19 @@ def test_record_needs_attempt_and_run_and_the_first_one_wins(database: str, owne
     with_queue(database, work)
 
 
+def test_who_lost_its_lease_does_not_end_what_another_engine_has_by_now(database: str, owner: Connection) -> None:
+    made = insert(owner)
+
+    async def run() -> None:
+        async with opened(database) as queue:
+            [late] = await queue.claim(1, 10, 60.0)
+            [taken] = [each for each in await queue.take_over(1, 60.0, held=[]) if each.row.id == made]
+            assert not await queue.record(Ended(late.row.key, None, BAD, epoch=late.row.epoch))
+            assert await queue.record(Ended(taken.row.key, None, BAD, epoch=taken.row.epoch))
+
+    asyncio.run(run())
+
+
 def test_a_queued_row_is_not_recorded(database: str, owner: Connection) -> None:
     async def work(queue: Queue) -> None:
         assert not await queue.record(Ended(Key(made, 1), None, BAD))
