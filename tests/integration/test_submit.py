@@ -36,11 +36,22 @@ def environment(url: str, **settings: object) -> dict[str, str]:
     return os.environ | {"DATABASE_URL": url} | {name: str(value) for name, value in settings.items()}
 
 
+def heed_hangups() -> None:
+    """A new process's: where the tests run under nohup, it would not."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(url: str, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "controller", *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, env=environment(url), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        command,
+        env=environment(url),
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=heed_hangups,
     )
 
 
@@ -288,6 +299,7 @@ def test_a_terminal_that_goes_away_cancels(controller: str, sandboxes: Database)
     command = [sys.executable, "-m", "controller", "submit", "sleep 60"]
 
     def take_terminal() -> None:
+        heed_hangups()
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
