@@ -320,6 +320,14 @@ def test_what_was_killed_without_a_word_is_not_taken_for_never_started(code: int
     assert found.reason is Reason.KILLED
 
 
+def test_a_start_that_the_engine_noted_after_the_end_is_no_later_than_it() -> None:
+    late = inspect()
+    late["State"]["StartedAt"] = "2026-01-02T03:05:06.8Z"
+    run = spec.seen(KEY, late, "started\nexit 0\n", "node")
+    assert run is not None
+    assert run.started_at == run.ended_at == LAST
+
+
 def test_times_are_of_the_first_start() -> None:
     first = spec.seen(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\n", "node")
     again = spec.seen(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\nagain\n", "node")
