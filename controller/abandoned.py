@@ -34,8 +34,9 @@ class Abandoned:
         left = self._left.look({each.engine for each in attending} - attended)
         for engine in sorted(left):
             if await self.settle(engine) and engine not in self._told:
+                self._told.add(engine)
                 log.warning("no controller of engine %s is connected: its rows are settled without it", engine)
-        self._told = left
+        self._told &= left
 
     async def settle(self, engine: str, *, given_up: bool = False) -> Counter[str]:
         """Takes the next step for every row of that engine; returns how many came to what."""

@@ -54,7 +54,7 @@ class Claims:
             return f"a claim has waited for the database for {now - self._asked:.0f} s{failed}"
         if self._error:
             return f"claims have failed for {silent:.0f} s: {self._error}"
-        return f"no claim has been asked for {silent:.0f} s: the loop is held up before it"
+        return f"no claim has been sent for {silent:.0f} s: another statement of this controller holds it up"
 
     def _takers(self) -> str:
         lives = [live for one in self._lives.launching if (live := self._lives.by_id.get(one)) is not None]

@@ -161,4 +161,5 @@ class Presence:
             if self._backend.marks is not None:
                 await self._backend.marks.remove(self._me)
         except (SandboxError, TimeoutError) as error:
-            log.warning("this controller's registration is left to the next one: %s", error)
+            why = str(error) or "the database does not answer"
+            log.warning("this controller's registration is left to the next one: %s", why)

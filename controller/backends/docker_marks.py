@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from controller.backends.docker_engine import Engine, EngineError
-from controller.backends.labels import installation_labels, selecting
+from controller.backends.labels import filters, installation_labels
 
 LABEL = "controller"
 
@@ -22,8 +21,7 @@ class DockerMarks:
         )
 
     async def names(self) -> set[str]:
-        filters = json.dumps({"label": selecting(self._installation)})
-        found = await self._engine.json("GET", "volumes", params={"filters": filters})
+        found = await self._engine.json("GET", "volumes", params={"filters": filters(self._installation)})
         labels = [volume.get("Labels") or {} for volume in found.get("Volumes") or []]
         return {each[LABEL] for each in labels if LABEL in each}
 

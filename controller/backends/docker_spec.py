@@ -22,7 +22,7 @@ STATE_DIR = "/.sandbox"  # a volume of its own: it outlives restarts, and of the
 STATE_FILE = f"{STATE_DIR}/state"
 STATE_BYTES = 4096  # of the file are read
 ARCHIVE_BYTES = 16384  # of its tar archive: room for the headers too
-TMP_MIB = 64  # of each volume that an image declares
+VOLUME_MIB = 64  # of each volume that an image declares and leaves empty
 MEMORY_MARGIN_MIB = 64  # and an eighth of disk_mib: what the kernel needs for many small files
 PIDS = 512
 CPU_PERIOD = 100_000  # microseconds
@@ -48,7 +48,7 @@ def create_body(
     seconds, disk, memory = limits
     # An image's own mode of the directory wins over the one given here, its owner does not.
     own_tmpfs = f"rw,exec,nosuid,nodev,uid={USER},gid={USER}"
-    sizes = {path: memory if path == "/dev/shm" else TMP_MIB for path in {*volumes} - {*kept}} | {"/tmp": disk}
+    sizes = {path: memory if path == "/dev/shm" else VOLUME_MIB for path in {*volumes} - {*kept}} | {"/tmp": disk}
     most = _memory_bytes(launch)
     quota = max(launch.cpu_millis * CPU_PERIOD // 1000, LEAST_CPU_QUOTA)
     log_options = {"max-size": f"{LOG_FILE_MB}m", "max-file": str(LOG_FILES), "compress": "false"}

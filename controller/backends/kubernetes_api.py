@@ -195,7 +195,7 @@ async def _connect(kubeconfig: str | None) -> ApiClient:
 
 
 def _fault(error: Exception) -> str:
-    words = "it has not the form of a kubeconfig" if isinstance(error, NO_FORM) else " ".join(str(error).split())
+    words = "it does not have the form of a kubeconfig" if isinstance(error, NO_FORM) else " ".join(str(error).split())
     given = os.environ.get("KUBECONFIG")
     return f"KUBECONFIG = {given!r}: {words}" if given else words
 

@@ -80,7 +80,7 @@ class Logs:
                 raise Vanished(error.words) from error
             raise
         if tail.is_excuse():
-            raise Vanished("its node has its log no more")
+            raise Vanished("its node no longer has its log")
         return tail.output()
 
     def save(self, run_uid: str, name: str, first: str) -> None:

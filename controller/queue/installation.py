@@ -14,8 +14,8 @@ from controller.queue.faults import meaning
 
 FOREIGN = (
     "this database bears the installation id of another one, and sandboxes are under way in it: if the original lives "
-    "on, run `python -m controller migrate --copy` (they are the original's, and end here); if the original is gone, "
-    "run `python -m controller migrate --moved` (they are this one's)"
+    "on, run `python -m controller migrate --copy` (what runs is the original's, and ends here); if the original is "
+    "gone, run `python -m controller migrate --moved` (they are this one's)"
 )
 Whose = Literal["copy", "moved"]
 

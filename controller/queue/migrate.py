@@ -133,7 +133,7 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
     except psycopg.errors.UndefinedTable:
         found = None
     except psycopg.errors.InsufficientPrivilege as error:
-        raise SchemaError(f"this login has not the controller's rights: {line(error)}") from error
+        raise SchemaError(f"this login does not have the controller's rights: {line(error)}") from error
     except psycopg.Error as error:
         raise meaning(error, "the schema's version cannot be read") from error
     if found and found["only_reads"]:
@@ -161,7 +161,7 @@ async def retain(url: str, seconds: float) -> None:
                 await connection.execute(roles["set_retention"], {"seconds": seconds})
             elif found["retention_seconds"] != seconds:
                 raise SettingsError(
-                    f"SANDBOX_RETENTION_SECONDS = {seconds:g}, and the database keeps ended sandboxes for "
-                    f"{found['retention_seconds']:g} s, which is its owner's to change: run `python -m controller "
+                    f"SANDBOX_RETENTION_SECONDS = {seconds:.15g}, and the database keeps ended sandboxes for "
+                    f"{found['retention_seconds']:.15g} s, which is its owner's to change: run `python -m controller "
                     "migrate` with that setting, or leave it out here"
                 )

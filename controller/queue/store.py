@@ -29,7 +29,7 @@ STRAINED_TRIES = 4
 RENEW_SECONDS = 1.0  # between renewals of the whole pool
 DOING = {
     "put_back": "that it waits for its image cannot be written",
-    "make_due": "that its image is there cannot be written",
+    "make_due": "that its pull is over cannot be written",
     "bind": "its run cannot be bound",
     "start": "its start cannot be written",
     "wait": "what it waits for cannot be written",
@@ -155,7 +155,7 @@ class Queue:
         await self.ask("hand_back", {"me": self.me})
 
     async def cancel_queued(self) -> int:
-        """Ends what is to be cancelled and was never claimed; returns how many."""
+        """Ends what is to be cancelled and is queued; returns how many."""
         return len(await self._ids("cancel_queued", {}))
 
     async def cancelling(self) -> set[UUID]:
@@ -183,7 +183,7 @@ class Queue:
         """Deletes sandboxes that are past the owner's retention; returns how many of up to 1,000 were dealt with."""
         found = (await self.ask("forget", {}))[0]
         for keeper in set(found["why"]) - self._keepers:
-            log.warning("retention leaves sandboxes that %s keeps, and tries them again later", keeper)
+            log.warning("retention leaves sandboxes, and tries them again later; what keeps them: %s", keeper)
         self._keepers |= set(found["why"])
         return int(found["forgotten"] + found["kept"])
 
@@ -215,7 +215,7 @@ class Queue:
             try:
                 readable.append(_claimed(found))
             except (KeyError, TypeError, ValueError) as error:
-                log.error("sandbox %s cannot be read and is put aside: %s", found["id"], error)
+                log.error("sandbox %s cannot be read and ends as failed: %s", found["id"], error)
                 refused = Outcome(State.FAILED, Reason.INVALID_REQUEST, f"the row cannot be read: {error}")
                 await self.record(Ended(Key(found["id"], found["attempt"]), found["run_uid"], refused))
         return readable

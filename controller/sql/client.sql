@@ -12,7 +12,7 @@ on conflict do nothing returning id;
 select sandbox_cancel(%(id)s) as asked;
 
 -- progress --
--- How those rows stand. `seconds`: from the insert to the end, or to now. `resting`: the next attempt is not due yet.
+-- How those rows stand. `seconds`: from the insert to the end, or to now. `resting`: it may not be claimed yet.
 -- `controllers`: how many are connected, counted only for a row that has been left in the queue for long.
 select id, state, attempt, exit_code, reason, message, waiting, retry_at is not null as resting,
        extract(epoch from coalesce(finished_at, sandbox_now()) - created_at)::float8 as seconds,

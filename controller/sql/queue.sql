@@ -244,7 +244,7 @@ with cleaned as (
 select id from cleaned;
 
 -- cancel_queued --
--- queued -> cancelled: what was never claimed, or waits for another attempt, has nothing to end.
+-- queued -> cancelled: what is queued (never claimed, put back, or between two attempts) has nothing to end.
 with asked as materialized (
     select id from sandboxes where cancel_requested_at is not null and finished_at is null and state = 'queued'
     order by id limit 1000 for no key update skip locked

@@ -216,7 +216,7 @@ def test_a_controllers_login_may_check_and_a_requesters_may_not(database: str) -
     options = "&" if "?" in database else "?"
     asyncio.run(check_schema(f"{database}{options}options=-crole%3Dsandbox_controller"))
     told = refused(f"{database}{options}options=-crole%3Dsandbox_requester")
-    assert told == "this login has not the controller's rights: permission denied for table sandbox_migrations"
+    assert told == "this login does not have the controller's rights: permission denied for table sandbox_migrations"
 
 
 @pytest.mark.parametrize(

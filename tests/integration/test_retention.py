@@ -172,7 +172,8 @@ def test_what_keeps_rows_is_logged_once(database: str, owner: Connection, caplog
     with caplog.at_level(logging.WARNING, "controller.queue.store"):
         asyncio.run(go())
     assert [record.message for record in caplog.records] == [
-        "retention leaves sandboxes that foreign key of_sandbox of table builds keeps, and tries them again later"
+        "retention leaves sandboxes, and tries them again later; "
+        "what keeps them: foreign key of_sandbox of table builds"
     ]
 
 
