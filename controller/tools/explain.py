@@ -26,6 +26,7 @@ Row = Mapping[str, Any]
 WIDTH = 100  # columns
 STEPS, ATTEMPTS = 11, 5  # lines at most, so that all stays within 40
 LATE = timedelta(seconds=-40)  # past a timeout by that much, TERM, KILL and recording are long over
+NOT_OURS = "a person: no controller wrote that it stands so, and none will end it; the database's owner may delete it"
 START = "start one with `python -m controller run`"
 
 
@@ -83,6 +84,8 @@ def _queued(row: Row) -> list[str]:
 
 def _launching(row: Row) -> list[str]:
     step = "its command to start" if row["run_uid"] else "its run to be made"
+    if row["lease_until"] is None:
+        return [step, NOT_OURS]
     left = row["lease_until"] - row["now"]
     if left < timedelta():
         return [f"{step}, but the lease ran out {span(left)} ago", _abandoned(row)]
@@ -90,6 +93,8 @@ def _launching(row: Row) -> list[str]:
 
 
 def _running(row: Row) -> list[str]:
+    if row["started_at"] is None:
+        return ["its end to be recorded", NOT_OURS]
     ran = row["now"] - row["started_at"]
     left = timedelta(seconds=row["timeout_seconds"]) - ran
     if left < LATE:
