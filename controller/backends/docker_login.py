@@ -16,7 +16,7 @@ from controller.errors import SandboxError
 
 HELPER_SECONDS = 20.0  # a helper may ask a cloud for a token
 HUB = "docker.io"
-HUB_KEY = "https://index.docker.io/v1/"  # under which the command line keeps the login of Docker Hub
+HUB_KEY = f"https://index.{HUB}/v1/"  # under which the command line keeps the login of Docker Hub
 TOKEN_USER = "<token>"  # a helper's word for: the secret is an identity token
 HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of `docker-credential-…`
 
@@ -30,7 +30,7 @@ def registry_of(image: str) -> str:
     host, slash, _ = image.partition("/")
     if not slash or not ("." in host or ":" in host or host == "localhost"):
         return HUB
-    return HUB if host in ("index.docker.io", "registry-1.docker.io") else host
+    return HUB if host in (f"index.{HUB}", f"registry-1.{HUB}") else host
 
 
 async def registry_auth(image: str) -> str | None:

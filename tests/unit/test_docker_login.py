@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from controller.backends import docker_login as module
-from controller.backends.docker_login import LoginError, registry_auth, registry_of
+from controller.backends.docker_login import HUB, HUB_KEY, LoginError, registry_auth, registry_of
 
 SECRET = "s3cret:with~colon?"
 BASIC = base64.b64encode(f"me:{SECRET}".encode()).decode()
@@ -45,7 +45,7 @@ def helper(directory: Path, name: str, script: str, monkeypatch: pytest.MonkeyPa
         ("busybox", "docker.io"),
         ("team/app:1", "docker.io"),
         ("docker.io/team/app", "docker.io"),
-        ("index.docker.io/team/app", "docker.io"),
+        (f"index.{HUB}/team/app", HUB),
         ("localhost/app", "localhost"),
         ("localhost:5000/app:1", "localhost:5000"),
         ("registry.example.com/team/app@sha256:" + "0" * 64, "registry.example.com"),
@@ -64,12 +64,13 @@ def test_a_login_is_read_at_each_pull_and_sent_to_its_own_registry_alone(home: P
         assert login(other) is None
 
 
-@pytest.mark.parametrize("key", ["https://index.docker.io/v1/", "index.docker.io"])
+@pytest.mark.parametrize("key", [HUB_KEY, f"index.{HUB}"])
 def test_docker_hub_has_its_old_key(home: Path, key: str) -> None:
     (home / "config.json").write_text(json.dumps({"auths": {key: {"auth": BASIC}}}))
     found = login("team/app")
     assert found is not None
-    assert (found["username"], found["serveraddress"]) == ("me", "https://index.docker.io/v1/")
+    assert (found["username"], found["serveraddress"]) == ("me", HUB_KEY)
+    assert HUB_KEY.split("/") == ["https:", "", f"index.{HUB}", "v1", ""]
     assert login("r.example/app") is None
 
 
