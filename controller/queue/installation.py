@@ -38,7 +38,7 @@ def settle_identity(url: str, whose: Whose | None) -> str | None:
                         raise SchemaError(f"the controller {connected[0]['name']} is connected: stop it, then run this")
                     (copied,) = connection.execute(statements["copied"])
                     return f"this database is an installation of its own; {copied['touched']} rows were the original's"
-                (found,) = connection.execute(statements["identify"])
+                (found,) = connection.execute(sql.statements("controllers.sql")["identify"])
         except psycopg.Error as error:
             told = meaning(error, "the installation's id cannot be settled")
             raise told if isinstance(told, DatabaseUnavailable) else SchemaError(str(told)) from error

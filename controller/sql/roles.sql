@@ -156,9 +156,8 @@ do $$ begin
     revoke all on function sandbox_now, sandbox_refuse, sandbox_keep_cancel, sandbox_wake, sandbox_claim, sandbox_claim_v3,
                   sandbox_forget, sandbox_forget_v3, sandbox_forget_before, sandbox_cancel, sandbox_cancel_all,
                   sandbox_apply_cancel, sandbox_few_variables, sandbox_ended_now, sandbox_register, sandbox_unregister,
-                  sandbox_saw,
                   sandbox_place, sandbox_note_place, sandbox_under_way, sandbox_identify, sandbox_moved, sandbox_copied,
-                  sandbox_connected
+                  sandbox_connected, sandbox_saw
         from public, sandbox_controller, sandbox_requester;
 
     grant select on sandboxes, sandbox_attempts, sandbox_events, sandbox_results, sandbox_tenants
