@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
@@ -17,6 +18,12 @@ from controller.queue.migrate import migrate
 
 for name in [name for name in os.environ if name.startswith(("SANDBOX_", "DATABASE_URL", "HTTP_PORT", "LOG_FORMAT"))]:
     del os.environ[name]  # a developer's settings must not reach the tests
+
+# How long an example takes says something about the machine, not about the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

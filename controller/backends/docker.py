@@ -72,15 +72,17 @@ class DockerBackend:
 
     async def release(self, key: Key, run_uid: str) -> None:
         inspect = await self._ours(key, run_uid)
-        if inspect is None:
-            raise Vanished(f"the Docker engine has no container {run_uid}")
+        if inspect is None or spec.goes_unstarted(inspect):
+            raise Vanished(f"the Docker engine has no container {run_uid} that it could start")
         if inspect["State"]["Status"] != "created":
             return  # were it started at this very moment by another: its state file lets the command start once
         try:
             await self._engine.send("POST", f"containers/{run_uid}/start", timeout=SLOW)
         except EngineError as error:
-            if error.status == 404 and await self._inspect(run_uid) is None:
-                raise Vanished(error.words) from error
+            if error.status in (404, 409):  # 409: it is marked for removal, and so is never started
+                left = await self._inspect(run_uid)
+                if left is None or spec.goes_unstarted(left):
+                    raise Vanished(error.words) from error
             if NEVER_STARTS.search(error.words):
                 raise Refused(Reason.START_FAILED, error.words) from error
             raise

@@ -36,7 +36,8 @@ PHASES = {
     "paused": Phase.RUNNING,
     "restarting": Phase.RUNNING,
     "exited": Phase.ENDED,
-}  # `removing` and `dead` are as good as gone
+}
+LEAVING = ("removing", "dead")  # as good as gone: an engine starts none of them
 
 
 def create_body(
@@ -140,6 +141,11 @@ def _time(text: str | None) -> datetime | None:
     """A time of the engine's; the year 1 is its word for never."""
     moment = datetime.fromisoformat(text) if text else None
     return moment if moment is not None and moment.year > 1 else None
+
+
+def goes_unstarted(inspect: Json) -> bool:
+    """Whether the container is on its way out, and never started."""
+    return inspect["State"]["Status"] in LEAVING and _time(inspect["State"].get("StartedAt")) is None
 
 
 def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> Seen | None:

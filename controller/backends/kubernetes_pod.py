@@ -182,7 +182,10 @@ def _interruption(pod: Json, code: int | None) -> Outcome | None:
         last_resort = pod["spec"].get("activeDeadlineSeconds", END_NOW) != END_NOW
         return Outcome(State.FAILED, Reason.DEADLINE_EXCEEDED, LAST_RESORT, code) if last_resort else killed(code)
     if reason or disruption:
-        return Outcome(State.FAILED, Reason.EVICTED, _words(pod, "its node put it out"), code)
+        words = _words(pod, "its node put it out")
+        if code is None:  # a kubelet that restarts turns away what it no longer knows, also what had ended
+            return Outcome(State.LOST, Reason.EVICTED, f"{words}; whether it had ended by then, and how, is not known")
+        return Outcome(State.FAILED, Reason.EVICTED, words, code)
     if is_being_deleted(pod):
         return Outcome(State.FAILED, Reason.DELETED, "its Job or pod was deleted by somebody else while it ran", code)
     return None

@@ -643,6 +643,50 @@ def test_the_state_file_is_sent_once_even_where_the_answer_is_lost(
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("seen_first", [True, False])
+def test_a_run_that_is_removed_as_it_is_released_is_known_never_to_have_started(
+    seen_first: bool, tmp_path: Path
+) -> None:
+    key, installation, run_uid = Key(uuid4(), 1), uuid4(), "ab" * 32
+    state = {"Status": "removing" if seen_first else "created", "StartedAt": "0001-01-01T00:00:00Z"}
+    inspected = {
+        "Id": run_uid,
+        "Name": f"/{key.name}",
+        "Config": {"Labels": labels(key, str(installation))},
+        "State": state,
+    }
+
+    async def info(request: web.Request) -> web.Response:
+        return web.json_response({"ID": "one", "MemoryLimit": True, "CpuCfsQuota": True, "PidsLimit": True})
+
+    async def inspect(request: web.Request) -> web.Response:
+        return web.json_response(inspected)
+
+    async def start(request: web.Request) -> web.Response:
+        state["Status"] = "dead"
+        words = "container is marked for removal and cannot be started"
+        return web.json_response({"message": words}, status=409)
+
+    async def test() -> None:
+        app = web.Application()
+        app.router.add_get("/info", info)
+        app.router.add_get(f"/containers/{run_uid}/json", inspect)
+        app.router.add_post(f"/containers/{run_uid}/start", start)
+        runner = web.AppRunner(app, shutdown_timeout=0)
+        await runner.setup()
+        await web.UnixSite(runner, str(tmp_path / "docker.sock")).start()
+        backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
+        try:
+            await backend.open(installation)
+            with pytest.raises(Vanished):
+                await backend.release(key, run_uid)
+        finally:
+            await backend.close()
+            await runner.cleanup()
+
+    asyncio.run(test())
+
+
 def test_a_ping_tells_an_engine_that_is_away_and_one_that_is_another(tmp_path: Path) -> None:
     said = {"ID": "one", "Name": "host", "MemoryLimit": True, "CpuCfsQuota": True, "PidsLimit": True}
 

@@ -345,6 +345,17 @@ def test_phases() -> None:
     assert spec.seen(KEY, inspect("removing"), None, "node") is None
 
 
+def test_only_what_is_on_its_way_out_without_a_start_can_never_have_run() -> None:
+    for status in ("removing", "dead"):
+        started = inspect(status)
+        assert not spec.goes_unstarted(started)
+        started["State"]["StartedAt"] = "0001-01-01T00:00:00Z"
+        assert spec.goes_unstarted(started)
+    unstarted = inspect("created")
+    unstarted["State"]["StartedAt"] = "0001-01-01T00:00:00Z"
+    assert not spec.goes_unstarted(unstarted)
+
+
 def frame(line: bytes) -> bytes:
     return struct.pack(">BxxxL", 1, len(line)) + line
 

@@ -37,10 +37,16 @@ class Means:
     words: str = ""
     stuck: Reason | None = None
     hopeless: bool = False
+    state: State | None = None  # None: the one that its reason stands for
 
 
 def ended(reason: Reason, code: int | None, words: str = "") -> Means:
     return Means(Phase.ENDED, reason, code, words)
+
+
+def forgotten(reason: Reason, words: str) -> Means:
+    """Its node ended it, and whether it had ended before nobody can tell."""
+    return Means(Phase.ENDED, reason, None, words, state=State.LOST)
 
 
 def waits(words: str, stuck: Reason | None, *, hopeless: bool = False) -> Means:
@@ -79,11 +85,11 @@ SEEN = {
     "unschedulable_pod_deleted": never(),
     "image_absent_ended_by_our_kill": never(NO_IMAGE, PULL, hopeless=True),
     "create_container_config_error_ended_by_our_kill": never('secret "absent" not found', Reason.START_FAILED),
-    "node_had_no_room": ended(Reason.EVICTED, None, "OutOfcpu"),
-    "made_up_node_shutdown_before_start": ended(Reason.EVICTED, None, "the node is shutting down"),
+    "node_had_no_room": forgotten(Reason.EVICTED, "OutOfcpu"),
+    "made_up_node_shutdown_before_start": forgotten(Reason.EVICTED, "the node is shutting down"),
     # over, its start not known of or failed
     "image_not_pulled_pod_deleted": ended(Reason.DELETED, None, "deleted by somebody else"),
-    "image_not_pulled_eviction_api": ended(Reason.EVICTED, None, "Eviction API: evicting"),
+    "image_not_pulled_eviction_api": forgotten(Reason.EVICTED, "Eviction API: evicting"),
     "image_without_shell": ended(Reason.START_FAILED, None, "stat /bin/sh: no such file"),
     "node_gone_before_start": ended(Reason.NODE_LOST, None, GONE_NODE),
     "node_gone_before_start_deleted": ended(Reason.NODE_LOST, None, GONE_NODE),
@@ -170,7 +176,7 @@ def check(found: Seen, means: Means) -> None:
         return
     assert outcome is not None
     assert (outcome.reason, outcome.exit_code) == (means.reason, means.code)
-    assert outcome.state is STATES.get(means.reason, State.FAILED)
+    assert outcome.state is (means.state or STATES.get(means.reason, State.FAILED))
     assert means.words in (outcome.message or "")
 
 
