@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import pulumi
 import pulumi_docker as docker
 
+from controller.tools.image_context import stage
+from infra.errors import PreflightError
+
+CHECKOUT = Path("..")  # Pulumi runs the program in its own directory; an absolute path would differ between checkouts
 ENTRYPOINT = ["python", "-m", "controller"]  # said to every engine: an app image of another make may have its own
 HTTP_PORT = 3000  # on which the controller listens
 STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
@@ -36,14 +41,14 @@ class Images(pulumi.ComponentResource):
     def __init__(self, name: str, args: ImagesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Images", name, None, opts)
         self._args = args
-        self.app = self._image("app", args.app_image, "..", "../images/app/Dockerfile")
-        self.sandbox = self._image("sandbox", args.sandbox_image, "../images/sandbox", "../images/sandbox/Dockerfile")
+        self.app = self._image("app", args.app_image)
+        self.sandbox = self._image("sandbox", args.sandbox_image)
         self.register_outputs({"app": self.app, "sandbox": self.sandbox})
 
-    def _image(self, what: str, prebuilt: str | None, context: str, dockerfile: str) -> pulumi.Output[str]:
+    def _image(self, what: str, prebuilt: str | None) -> pulumi.Output[str]:
         if prebuilt is not None:
             return pulumi.Output.from_input(prebuilt)
-        args = self._args
+        args, context = self._args, _context(what)
         repository = f"ci-fixer-sandbox-{what}"
         name = f"{repository}:{args.stack}" if args.registry is None else f"{args.registry}/{repository}:{args.stack}"
         built = docker.Image(
@@ -51,7 +56,7 @@ class Images(pulumi.ComponentResource):
             image_name=name,
             build=docker.DockerBuildArgs(
                 context=context,
-                dockerfile=dockerfile,
+                dockerfile=f"{context}/Dockerfile",
                 platform=_platform() if args.registry is None else "linux/amd64",
             ),
             registry=self._login(),
@@ -73,6 +78,15 @@ class Images(pulumi.ComponentResource):
         if registry is None or pulled_from is None:
             return digest
         return pulled_from + digest.removeprefix(registry)
+
+
+def _context(what: str) -> str:
+    """Where what the image is built from has been put. The provider hashes every file there, with its mode."""
+    try:
+        return str(stage(what, CHECKOUT))
+    except OSError as error:
+        words = "mend the checkout, or give prebuilt images (appImage, sandboxImage)"
+        raise PreflightError(f"the {what} image cannot be built: {error}; {words}") from error
 
 
 def _platform() -> str:

@@ -29,8 +29,9 @@ from controller.text import encodable, visible
 from controller.tools import terminal
 from controller.tools.demo_cases import Case, Run, cases, faults
 from controller.tools.explain import WIDTH, screen
+from controller.tools.image_context import stage
 
-IMAGE, IMAGE_DIRECTORY = "ci-fixer-sandbox:dev", Path(__file__).parents[2] / "images" / "sandbox"
+IMAGE, CHECKOUT = "ci-fixer-sandbox:dev", Path(__file__).parents[2]
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CHECK_SECONDS, BUILD_SECONDS, RUN_SECONDS, STOP_SECONDS = 5, 300, 30, 15
 READY_SECONDS = {"process": 4, "docker": 8}  # within which the first attempt of the retry has surely begun
@@ -170,10 +171,11 @@ def _prepare_docker() -> None:
             await backend.close()
 
     asyncio.run(reach())
-    if not (IMAGE_DIRECTORY / "Dockerfile").exists():
-        raise BackendUnavailable(f"there is no {IMAGE_DIRECTORY}/Dockerfile to build {IMAGE} from")
     _say(f"building the image {IMAGE} from images/sandbox (at most {BUILD_SECONDS} s)")
-    build = ["docker", "build", "--quiet", "--tag", IMAGE, str(IMAGE_DIRECTORY)]
+    try:
+        build = ["docker", "build", "--quiet", "--tag", IMAGE, str(stage("sandbox", CHECKOUT))]
+    except OSError as error:
+        raise BackendUnavailable(f"{IMAGE} cannot be built: {error}") from error
     try:
         subprocess.run(
             build, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=BUILD_SECONDS

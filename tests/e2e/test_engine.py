@@ -78,7 +78,7 @@ def made(name: str, directory: Path, debug: str) -> auto.Stack:
     for file in ("Pulumi.yaml", ".dockerignore"):
         shutil.copy(ROOT / file, directory)
     (directory / "infra").mkdir()
-    for part in ("images", "controller"):
+    for part in ("images", "controller", "requirements-app.lock"):
         (directory / part).symlink_to(ROOT / part)
     (directory / "state").mkdir()
     variables = environment(directory / "state") | {

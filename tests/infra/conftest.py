@@ -117,6 +117,7 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
         return recorded
 
     monkeypatch.setenv("PULUMI_ERROR_OUTPUT_STRING", "1")
+    monkeypatch.chdir(ROOT / "infra")  # where Pulumi runs it
     monkeypatch.setattr(program, "preflight", fake_preflight)
     yield run
     assert all(recorded.asked for recorded in made), "this test deploys and looks at nothing of it"

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from infra.errors import MigrationFailed
+from infra.errors import MigrationFailed, PreflightError
 from infra.policy.wire import plain
-from tests.infra.conftest import Deploy, Recorded
+from tests.infra.conftest import ROOT, Deploy, Recorded
 from tests.support.provider_answers import DIGEST, answers
 
 CONTAINER = "docker:index/container:Container"
@@ -92,6 +92,21 @@ def test_prebuilt_images_are_taken_and_nothing_is_built(dev: Deploy) -> None:
     assert recorded.names("docker:index/image:Image") == []
     assert recorded.one(CONTAINER, "app")["image"] == "r.example/app:1"
     assert recorded.output("sandbox_image") == "r.example/box:1"
+
+
+def test_an_image_is_built_from_a_place_that_is_the_same_in_every_checkout(dev: Deploy) -> None:
+    for _, name, inputs in dev().all("docker:index/image:Image"):
+        context = f"../.work/images/{name.removesuffix('-image')}"
+        assert (inputs["build"]["context"], inputs["build"]["dockerfile"]) == (context, f"{context}/Dockerfile")
+        assert (ROOT / "infra" / context / "Dockerfile").is_file()
+
+
+def test_a_checkout_that_lacks_what_an_image_is_built_from_is_one_clear_error(
+    dev: Deploy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PreflightError, match=r"app image cannot be built: there is no ../images/app/Dockerfile; mend"):
+        dev()
 
 
 def test_names_begin_with_project_and_stack_and_ports_are_the_configured_ones(dev: Deploy) -> None:

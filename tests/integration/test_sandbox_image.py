@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from controller.model import State
-from controller.tools.demo import IMAGE, IMAGE_DIRECTORY
+from controller.tools.demo import CHECKOUT, IMAGE
+from controller.tools.image_context import stage
 from tests.support.engines import Engine, make_engine
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sandbox_image.md"
@@ -73,7 +74,8 @@ EXPECTED = {
 def built() -> None:
     """The image, as `make demo` and the stacks build it; it stays, as theirs does."""
     make_engine("docker", Path())
-    done = subprocess.run(["docker", "build", "-q", "-t", IMAGE, str(IMAGE_DIRECTORY)], capture_output=True, text=True)
+    build = ["docker", "build", "-q", "-t", IMAGE, str(stage("sandbox", CHECKOUT))]
+    done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
