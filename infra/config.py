@@ -25,6 +25,7 @@ ONLY_KUBERNETES = (
     "namespace",
     "sandboxNamespace",
     "createNamespaces",
+    "createLimits",
     "replicas",
     "quotaCpu",
     "quotaMemory",
@@ -35,6 +36,7 @@ ONLY_KUBERNETES = (
     "egressCidrs",
     "jobOptions",
 )
+OF_LIMITS = ("quotaCpu", "quotaMemory", "quotaPods")
 OF_OWN_DATABASE = ("databasePassword", "postgresImage", "storageClass", "storageSize")
 ANYWHERE = ("0.0.0.0/0",)
 ANYWHERE_BY_NAME = (*ANYWHERE, values.RESOLVER)
@@ -74,6 +76,7 @@ class Config:
     namespace: str
     sandbox_namespace: str
     create_namespaces: bool
+    create_limits: bool | None  # None: if the context's user may
     replicas: int
     quota_cpu: str
     quota_memory: str
@@ -134,6 +137,7 @@ def _read(reader: Reader) -> Config:
         namespace=get("namespace", values.label, name),
         sandbox_namespace=get("sandboxNamespace", values.label, f"{name}-sandboxes"),
         create_namespaces=get("createNamespaces", values.boolean, False),
+        create_limits=_create_limits(reader),
         replicas=get("replicas", values.whole(0, 100), 0),
         quota_cpu=get("quotaCpu", values.quantity, ""),
         quota_memory=get("quotaMemory", values.quantity, ""),
@@ -170,6 +174,17 @@ def _together(reader: Reader, config: Config) -> None:
             _names(reader, config)
             _registry(reader, config)
             _database(reader, config)
+
+
+def _create_limits(reader: Reader) -> bool | None:
+    """Limits that are configured, or that are of the stack's own namespace, are not left out silently."""
+    asked = reader.get("createLimits", values.optional(values.boolean), None)
+    if asked is False:
+        for key in filter(reader.has, OF_LIMITS):
+            reader.fault(key, "is for the ResourceQuota, and createLimits is false")
+    if asked is None and (any(map(reader.has, OF_LIMITS)) or reader.get("createNamespaces", values.boolean, False)):
+        return True
+    return asked
 
 
 def _engine(reader: Reader, config: Config) -> None:

@@ -17,14 +17,15 @@ from infra.images import Images, ImagesArgs
 from infra.passwords import Passwords
 
 
-def dev(config: Config) -> dict[str, pulumi.Input[Any]]:
-    """Makes it all; returns the stack's outputs."""
-    images = Images("images", ImagesArgs(config.stack, config.app_image, config.sandbox_image))
-    passwords = Passwords("passwords", config.database_password)
+def dev(config: Config, passed: pulumi.Resource) -> dict[str, pulumi.Input[Any]]:
+    """Makes it all, after what it has to pass; returns the stack's outputs."""
+    after = pulumi.ResourceOptions(depends_on=[passed])
+    images = Images("images", ImagesArgs(config.stack, config.app_image, config.sandbox_image), after)
+    passwords = Passwords("passwords", config.database_password, after)
     args = DockerDatabaseArgs(
         config.name, config.postgres_image, passwords.owner, config.database_port, config.protect_database
     )
-    database = DockerDatabase("database", args)
+    database = DockerDatabase("database", args, after)
 
     app = DockerApp(
         "app",

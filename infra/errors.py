@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import pulumi
 
 
@@ -11,6 +14,11 @@ class ConfigError(pulumi.RunError):
 
 class PreflightError(pulumi.RunError):
     """Something that the stack needs is not there; the message says what, and what to do."""
+
+    @classmethod
+    def of(cls, faults: Sequence[str]) -> Self:
+        """One fault, or all of them, a line each."""
+        return cls(faults[0] if len(faults) == 1 else "\n  ".join(["the stack cannot come up:", *faults]))
 
 
 class MigrationFailed(pulumi.RunError):

@@ -13,6 +13,12 @@ import yaml
 from infra.kubernetes_pods import CONTROLLER, Place, name_of
 
 
+def controller_rules() -> list[Any]:
+    """Those of the Role that the controller ships."""
+    rules: list[Any] = yaml.safe_load((files("controller.backends") / "kubernetes_role.yaml").read_text())["rules"]
+    return rules
+
+
 @dataclass(frozen=True)
 class AccessArgs:
     """Where the account is, and where it has rights."""
@@ -36,10 +42,11 @@ class Access(pulumi.ComponentResource):
             automount_service_account_token=False,  # the controller's pods ask for it
             opts=child,
         )
-        written = yaml.safe_load((files("controller.backends") / "kubernetes_role.yaml").read_text())
         in_sandboxes = args.place.metadata(CONTROLLER, args.sandbox_namespace, args.place.name)
-        role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=written["rules"], opts=child)
-        role_name = name_of(role)
+        role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=controller_rules(), opts=child)
+        # By its id, which a preview does not know before the Role is there: the API server would look the Role up, for
+        # whoever has no right to bind any.
+        role_name = role.id.apply(lambda known: known.rpartition("/")[2])
         rights: Any = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role_name}
         who: Any = {"kind": "ServiceAccount", "name": args.place.name, "namespace": args.namespace}
         k8s.rbac.v1.RoleBinding(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.errors import PreflightError
 from infra.kubernetes_pods import CONTROLLER, Place, name_of
 
 RESTRICTED = {
@@ -18,13 +20,16 @@ RESTRICTED = {
 
 @dataclass(frozen=True)
 class NamespacesArgs:
-    """Their names; `create` false: they are there, and stay as they are. `protect`: the app's holds the database."""
+    """Their names; `create` false: they are there, and stay as they are. `protect`: the app's holds the database.
+    `left`: what to say of one that is to be made and is there.
+    """
 
     place: Place
     app: str
     sandboxes: str
     create: bool
     protect: bool
+    left: Mapping[str, str]
 
 
 class Namespaces(pulumi.ComponentResource):
@@ -46,6 +51,17 @@ class Namespaces(pulumi.ComponentResource):
         made = k8s.core.v1.Namespace(
             resource,
             metadata={"name": name, "labels": {**self._args.place.labels(CONTROLLER), **RESTRICTED}},
-            opts=pulumi.ResourceOptions(parent=self, protect=protect),
+            opts=pulumi.ResourceOptions(parent=self, protect=protect, hooks=self._unless_left(name)),
         )
         return name_of(made)
+
+    def _unless_left(self, name: str) -> pulumi.ResourceHookBinding | None:
+        """The provider would let the preview pass, and `up` fail."""
+        if name not in self._args.left:
+            return None
+
+        def check(args: pulumi.ResourceHookArgs) -> None:
+            raise PreflightError(self._args.left[name])
+
+        hook = pulumi.ResourceHook(f"namespace-{name}", check, pulumi.ResourceHookOptions(on_dry_run=True))
+        return pulumi.ResourceHookBinding(before_create=[hook])

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from infra.config import Config
+from infra.errors import PreflightError
 from infra.preflight_cluster import Cluster, find_cluster
 from infra.preflight_engine import check_engine
 
 
 def preflight(config: Config) -> Cluster | None:
-    """Asks the Docker engine, where one is needed, and the cluster; which cluster it is. Raises PreflightError."""
+    """Asks the Docker engine, where one is needed, and the cluster; which cluster it is. Raises PreflightError.
+
+    Where something of the stack is there already, its faults are left to the gate: they keep nobody from destroying it.
+    """
     if config.target == "docker" or config.builds:
         check_engine(config)
-    return find_cluster(config) if config.target == "kubernetes" else None
+    if config.target != "kubernetes":
+        return None
+    cluster = find_cluster(config)
+    if cluster.faults and cluster.empty:
+        raise PreflightError.of(cluster.faults)
+    return cluster

@@ -1,35 +1,68 @@
-"""Which cluster the stack goes to, whether it answers, and what must be there already."""
+"""Which cluster the stack goes to, whether it answers, and whether the stack can come up there."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import urllib3
 import yaml
 from kubernetes import client
 from kubernetes import config as kubeconfig
 
 from infra.config import Config
 from infra.errors import PreflightError
-from infra.kubernetes_pods import CONTROLLER, Place
+from infra.kubernetes_rights import LIMITS, Right, rights
+from infra.preflight_classes import api_server_faults, class_faults, node_warnings, secret_faults
+from infra.preflight_database import database_faults
+from infra.preflight_namespaces import given_namespaces, made_namespaces
+from infra.preflight_reader import Hidden, Reader
+from infra.preflight_rights import AT_ONCE, in_words, lacking
 
-SECONDS = 10  # for an answer
 IDENTITY = "kube-system"  # the namespace whose uid tells a cluster from another (OpenTelemetry's k8s.cluster.uid)
+LEAST = 30  # minor version of Kubernetes 1
+SECTION = "docs/stacks.md, Rights"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster, whatever its contexts are called: `uid` stays when they are renamed."""
+    """One cluster, whatever its contexts are called: `uid` stays when they are renamed.
+
+    `faults` stop an `up` before anything is made, and nothing else; `warnings` are said. `empty`: nothing of the stack
+    is there. `limits`: a LimitRange and a ResourceQuota are made. `left`: what to say of a namespace that would be made
+    and is there.
+    """
 
     context: str
     uid: str
+    faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    empty: bool = False
+    limits: bool = True
+    left: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_cluster(config: Config) -> Cluster:
-    """The cluster, which has all that the configuration says is there. Raises PreflightError."""
+    """The cluster, and all that is wrong with it. Raises PreflightError where it cannot be asked."""
+    context, reader = _reached(config)
+    uid = _uid(reader)
+    limits, missing, warnings = _rights(reader, config)
+    namespaces, left = made_namespaces(reader, config)
+    faults = [
+        *_version_faults(reader),
+        *missing,
+        *namespaces,
+        *given_namespaces(reader, config),
+        *secret_faults(reader, config),
+        *database_faults(reader, config),
+        *class_faults(reader, config),
+        *api_server_faults(reader, config),
+    ]
+    said = (*warnings, *node_warnings(reader, config))
+    return Cluster(context, uid, tuple(faults), said, not left and _empty(reader, config), limits, left)
+
+
+def _reached(config: Config) -> tuple[str, Reader]:
     if config.kube_context is None and os.pathsep in os.environ.get("KUBECONFIG", ""):
         words = "is missing: KUBECONFIG names several files, and programs differ on whose current context counts"
         raise PreflightError(f"{config.project}:kubeContext {words}")
@@ -37,55 +70,71 @@ def find_cluster(config: Config) -> Cluster:
         context = config.kube_context or kubeconfig.list_kube_config_contexts()[1]["name"]
         settings = client.Configuration()
         settings.retries = False
+        settings.connection_pool_maxsize = AT_ONCE
         api = kubeconfig.new_client_from_config(context=context, client_configuration=settings)
     except (kubeconfig.ConfigException, yaml.YAMLError, OSError, TypeError, ValueError, KeyError) as error:
         advice = f"set KUBECONFIG to a kubeconfig, and {config.project}:kubeContext to a context of it"
         raise PreflightError(f"no cluster is configured: {' '.join(str(error).split())}; {advice}") from error
-    asked = _Asked(client.CoreV1Api(api), f"the cluster at {api.configuration.host} (context {context})")
-    uid = asked.namespace(IDENTITY).metadata.uid
-    if not config.create_namespaces:
-        for namespace in (config.namespace, config.sandbox_namespace):
-            _not_ours(config, asked.namespace(namespace))
-    for namespace in config.requester_namespaces:
-        asked.namespace(namespace)
-    if config.image_pull_secret is not None:
-        for namespace in (config.namespace, config.sandbox_namespace):
-            asked.secret(config.image_pull_secret, namespace)
-    return Cluster(context, uid)
+    return context, Reader(api, f"the cluster at {api.configuration.host} (context {context})")
 
 
-def _not_ours(config: Config, namespace: Any) -> None:
-    """To stop making a namespace is to delete it, with the database or the sandboxes in it."""
-    made = Place(config.project, config.stack).labels(CONTROLLER)
-    if made.items() <= (namespace.metadata.labels or {}).items():
-        name, key = namespace.metadata.name, f"{config.project}:createNamespaces"
-        raise PreflightError(f"namespace {name} is this stack's own, and would go with all in it: {key} stays true")
+def _uid(reader: Reader) -> str:
+    try:
+        found = reader.get(f"/api/v1/namespaces/{IDENTITY}")
+    except Hidden as error:
+        needs = f"the context's user needs `get` on it, by which a stack knows its cluster ({SECTION})"
+        raise PreflightError(f"{reader.where} does not show the namespace {IDENTITY}: {needs}") from error
+    if found is None:
+        raise PreflightError(f"{reader.where} has no namespace {IDENTITY}: is it a Kubernetes cluster?")
+    return str(found["metadata"]["uid"])
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What a cluster says; `where` names it in errors."""
+def _empty(reader: Reader, config: Config) -> bool:
+    """Whether nothing of the stack is in a namespace that is given to it."""
+    try:
+        account = f"/api/v1/namespaces/{config.namespace}/serviceaccounts/{config.name}"
+        return config.create_namespaces or reader.get(account) is None
+    except Hidden:
+        return True  # for somebody who may do nothing there
 
-    core: client.CoreV1Api
-    where: str
 
-    def namespace(self, name: str) -> Any:
-        return self._ask(f"namespace {name}", lambda: self.core.read_namespace(name, _request_timeout=SECONDS))
+def _version_faults(reader: Reader) -> Sequence[str]:
+    version = reader.get("/version") or {}
+    minor = "".join(filter(str.isdigit, str(version.get("minor", ""))))
+    if version.get("major") == "1" and minor and int(minor) < LEAST:
+        return [f"{reader.where} is Kubernetes 1.{minor}: the stack needs 1.{LEAST} or newer"]
+    return []
 
-    def secret(self, name: str, namespace: str) -> None:
-        thing = f"secret {name} in namespace {namespace}, which imagePullSecret names"
-        self._ask(thing, lambda: self.core.read_namespaced_secret(name, namespace, _request_timeout=SECONDS))
 
-    def _ask(self, thing: str, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except client.ApiException as error:
-            if error.status != 404:
-                raise PreflightError(
-                    f"{self.where} does not show the {thing} ({error.reason}): the context's user needs `get` on it"
-                ) from error
-            raise PreflightError(f"{self.where} has no {thing}: create it first") from error
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise PreflightError(
-                f"{self.where} does not answer: {error}; start it, or name another kubeContext"
-            ) from error
+def _rights(reader: Reader, config: Config) -> tuple[bool, Sequence[str], Sequence[str]]:
+    """Whether limits are made; a line for each place where rights are missing; what is done without one."""
+    missing = lacking(reader, rights(config))
+    others = [one for one in missing if not _of_limits(one)]
+    if config.create_limits is not None or len(others) == len(missing):
+        return config.create_limits is not False, _told(config, missing), ()
+    if _limited(reader, config):
+        return True, _told(config, others), ()
+    warning = (
+        f"no LimitRange and no ResourceQuota is made in namespace {config.sandbox_namespace}, where the context's user"
+        f" may not: what the platform sets there holds. {config.project}:createLimits false says that it is meant"
+    )
+    return False, _told(config, others), [warning]
+
+
+def _limited(reader: Reader, config: Config) -> bool:
+    """Whether somebody who may has made them; to leave them out would be to delete them."""
+    try:
+        return reader.get(f"/api/v1/namespaces/{config.sandbox_namespace}/resourcequotas/{config.name}") is not None
+    except Hidden:
+        return False
+
+
+def _of_limits(right: Right) -> bool:
+    return right.kind in LIMITS
+
+
+def _told(config: Config, missing: Sequence[Right]) -> Sequence[str]:
+    words = list(in_words(missing))
+    if any(_of_limits(one) for one in missing):
+        words.append(f"if the platform sets the limits, {config.project}:createLimits false leaves them to it")
+    return [*words, f"what to ask for is written in {SECTION}"] if words else []

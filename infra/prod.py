@@ -49,24 +49,32 @@ class Reach:
     example: str
 
 
-def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
-    """Makes it all; returns the stack's outputs."""
+def prod(config: Config, cluster: Cluster, passed: pulumi.Resource) -> dict[str, pulumi.Input[Any]]:
+    """Makes it all, after what it has to pass; returns the stack's outputs."""
     if config.kube_context is None:
         words = f"the cluster of the context in use, {cluster.context}, is taken for this stack's"
         pulumi.log.warn(f"{config.project}:kubeContext is not set: {words}")
-    inside = pulumi.ResourceOptions(providers=[cluster_provider(cluster, config.stack)])
+    for words in cluster.warnings:
+        pulumi.log.warn(words)
+    after = pulumi.ResourceOptions(depends_on=[passed])
+    inside = _after(pulumi.ResourceOptions(providers=[cluster_provider(cluster, config.stack)]), passed)
     place = Place(config.project, config.stack)
     pull = config.image_pull_secret
 
-    images = Images("images", _images(config))
+    images = Images("images", _images(config), after)
     spaces = Namespaces(
         "namespaces",
         NamespacesArgs(
-            place, config.namespace, config.sandbox_namespace, config.create_namespaces, config.protect_database
+            place,
+            config.namespace,
+            config.sandbox_namespace,
+            config.create_namespaces,
+            config.protect_database,
+            cluster.left,
         ),
         inside,
     )
-    passwords = Passwords("passwords", config.database_password)
+    passwords = Passwords("passwords", config.database_password, after)
     if config.database_url is not None:
         reach = _existing(config.database_url, passwords, config.stack)
     else:
@@ -78,11 +86,7 @@ def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
         _credentials(config, place, spaces, reach, passwords),
         inside,
     )
-    limits = Limits(
-        "limits",
-        LimitsArgs(place, spaces.sandboxes, config.quota_cpu, config.quota_memory, config.quota_pods),
-        inside,
-    )
+    limits = [_limits(config, place, spaces, inside)] if cluster.limits else []
     access = Access("access", AccessArgs(place, spaces.app, spaces.sandboxes), inside)
     migration = Migration(
         "migration",
@@ -101,7 +105,7 @@ def prod(config: Config, cluster: Cluster) -> dict[str, pulumi.Input[Any]]:
             settings=_settings(config, spaces, images),
             image_pull_secret=pull,
         ),
-        _after(inside, migration, access, limits),
+        _after(inside, migration, access, *limits),
     )
     return {
         "database_url": reach.owner,
@@ -161,6 +165,11 @@ def _settings(config: Config, spaces: Namespaces, images: Images) -> dict[str, p
         "SANDBOX_MAX_RUNNING": str(config.max_running),
         "SANDBOX_NAMESPACE": spaces.sandboxes,
     }
+
+
+def _limits(config: Config, place: Place, spaces: Namespaces, opts: pulumi.ResourceOptions) -> Limits:
+    args = LimitsArgs(place, spaces.sandboxes, config.quota_cpu, config.quota_memory, config.quota_pods)
+    return Limits("limits", args, opts)
 
 
 def _network(config: Config, place: Place, spaces: Namespaces, reach: Reach) -> NetworkArgs:

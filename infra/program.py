@@ -7,6 +7,7 @@ from typing import Any
 import pulumi
 
 from infra.config import Config
+from infra.gate import gate
 from infra.preflight import preflight
 from infra.preflight_cluster import Cluster
 
@@ -14,16 +15,18 @@ from infra.preflight_cluster import Cluster
 def main() -> None:
     """Makes everything, and exports the outputs. Raises ConfigError or PreflightError before it makes anything."""
     config = Config.read()
-    for name, value in _stack(config, preflight(config)).items():
+    cluster = preflight(config)
+    passed = gate(config, cluster.faults if cluster else ())
+    for name, value in _stack(config, cluster, passed).items():
         pulumi.export(name, value)
 
 
-def _stack(config: Config, cluster: Cluster | None) -> dict[str, pulumi.Input[Any]]:
+def _stack(config: Config, cluster: Cluster | None, passed: pulumi.Resource) -> dict[str, pulumi.Input[Any]]:
     """Makes the stack, on the cluster or, without one, on the engine; each provider is loaded only where it is used."""
     if cluster is None:
         from infra.dev import dev
 
-        return dev(config)
+        return dev(config, passed)
     from infra.prod import prod
 
-    return prod(config, cluster)
+    return prod(config, cluster, passed)

@@ -13,6 +13,7 @@ import pulumi.automation as auto
 import pytest
 
 from infra import program
+from infra.config import Config
 from infra.preflight_cluster import Cluster
 from tests.support.config_keys import SECRETS, every_key
 from tests.support.engines import missing
@@ -47,6 +48,7 @@ KEYS: dict[str, dict[str, str]] = {
         "namespace": "app",
         "sandboxNamespace": "boxes",
         "createNamespaces": "false",
+        "createLimits": "true",
         "replicas": "3",
         "quotaCpu": "8",
         "quotaMemory": "16Gi",
@@ -62,6 +64,9 @@ CHANGED = {  # what follows from another `maxRunning`
     "dev": {("create", "Container app"), ("delete", "Container app")},
     "prod": {("create", "ConfigMap settings"), ("update", "Deployment controller"), ("delete", "ConfigMap settings")},
 }
+
+
+APP = "ci-fixer-sandbox-prod"
 
 
 @pytest.fixture
@@ -143,6 +148,61 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
 
         stack.destroy(run_program=True)
         assert left_of(stack.export_stack().deployment) == []
+
+
+def test_what_a_preflight_finds_stops_an_up_before_anything_is_made_and_keeps_nobody_from_destroying(
+    tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, debug = providers
+    faults: list[str] = ["the cluster has no StorageClass fast", "the context's user may not create pods"]
+    left: dict[str, str] = {}
+
+    def found(config: Config) -> Cluster:
+        return Cluster("it", "uid-1", faults=tuple(faults), left=left)
+
+    monkeypatch.setattr(program, "preflight", found)
+    with untidy():
+        stack = made("prod", tmp_path, debug)
+        for act in (stack.preview, stack.up):
+            with pytest.raises(auto.CommandError) as raised:
+                act()
+            assert [fault for fault in faults if fault not in str(raised.value)] == []
+        assert provider.done == []
+        faults.clear()
+        left[APP] = f"namespace {APP} exists, and the state does not know it"
+        with pytest.raises(auto.CommandError, match=left[APP]):
+            stack.preview()
+        left.clear()
+        stack.up()
+        left[APP] = "never said: the state knows it"
+        assert changes(stack.up()) == {}
+        provider.done.clear()
+        faults.append("the database's volume has the class slow, which cannot change")
+        with pytest.raises(auto.CommandError, match=faults[0]):
+            stack.up()
+        assert provider.done == []
+        stack.refresh(run_program=True)
+        stack.destroy(run_program=True)
+        assert left_of(stack.export_stack().deployment) == []
+
+
+def test_a_change_that_would_delete_rows_is_said_in_the_preview_and_another_target_is_refused(
+    tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "preflight", fake_preflight)
+    with untidy():
+        stack = made("prod", tmp_path, providers[1])
+        stack.up()
+        stack.set_config("ci-fixer-sandbox:namespace", auto.ConfigValue("elsewhere"))
+        said = stack.preview().stdout
+        assert f"ci-fixer-sandbox:namespace changes from {APP} to elsewhere" in said
+        assert "the database in it is deleted with its rows" in said
+        for key, value in (("target", "docker"), ("dockerSocketGroup", "0")):
+            stack.set_config(f"ci-fixer-sandbox:{key}", auto.ConfigValue(value))
+        for key in ("registry", "kubeContext", "namespace"):
+            stack.remove_config(f"ci-fixer-sandbox:{key}")
+        with pytest.raises(auto.CommandError, match="target cannot become docker: stack prod is up on kubernetes"):
+            stack.preview()
 
 
 def test_every_key_is_taken_as_the_command_sets_it(

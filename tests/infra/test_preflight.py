@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,13 @@ from kubernetes.config import kube_config
 from infra.config import Config
 from infra.errors import PreflightError
 from infra.kubernetes_pods import CONTROLLER, Place
+from infra.kubernetes_rights import Rule, rights, rules
 from infra.preflight import preflight
-from infra.preflight_cluster import Cluster, find_cluster
-from tests.infra.conftest import configure
+from infra.preflight_cluster import find_cluster
+from infra.preflight_database import major_faults
+from tests.infra.conftest import ROOT, configure
+from tests.support.cluster import NAMESPACES, Admin
+from tests.support.deployer import Deployer, deployer, documented_roles
 from tests.support.engines import need_cluster
 from tests.support.kubeconfig import kubeconfig
 from tests.support.ports import free_ports
@@ -160,7 +167,8 @@ def namespaces() -> Iterator[list[str]]:
         core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=name, labels=labels)))
     yield names
     for name in names:
-        core.delete_namespace(name)
+        with suppress(client.ApiException):  # a test has deleted it
+            core.delete_namespace(name)
 
 
 def test_a_cluster_is_the_same_by_whatever_context_it_is_reached(
@@ -172,27 +180,263 @@ def test_a_cluster_is_the_same_by_whatever_context_it_is_reached(
     renamed = yaml.safe_load(file.read_text())
     renamed["contexts"] = [one | {"name": "another"} for one in renamed["contexts"] if one["name"] == found.context]
     use_kubeconfig(monkeypatch, tmp_path / "config", yaml.safe_dump(renamed))
-    assert find_cluster(config(**PREBUILT, kubeContext="another")) == Cluster("another", found.uid)
+    assert find_cluster(config(**PREBUILT, kubeContext="another")) == replace(found, context="another")
 
 
-def test_what_the_configuration_says_is_in_the_cluster_is_looked_for(config: Configured, namespaces: list[str]) -> None:
+def given(namespaces: list[str]) -> dict[str, Any]:
+    """A stack in these, that are there already."""
+    return {**PREBUILT, "createNamespaces": False, "namespace": namespaces[0], "sandboxNamespace": namespaces[1]}
+
+
+def test_what_the_configuration_names_and_the_cluster_has_not_is_told_all_at_once(
+    config: Configured, namespaces: list[str]
+) -> None:
     app, boxes = namespaces
-    theirs: dict[str, Any] = {**PREBUILT, "createNamespaces": False, "namespace": app, "sandboxNamespace": boxes}
-    assert find_cluster(replace(config(**theirs), stack="another")).uid
-    missing: list[tuple[dict[str, Any], str]] = [
-        ({"namespace": "nowhere-1"}, "has no namespace nowhere-1: create it first"),
-        ({"requesterNamespaces": ["nowhere-2"]}, "has no namespace nowhere-2: create it first"),
-        ({"imagePullSecret": "login"}, f"has no secret login in namespace {app}, which imagePullSecret names: create"),
+    options = {"runtimeClassName": "rc-1", "priorityClassName": "pc-1", "imagePullSecrets": ["s-1"]}
+    keys = {
+        "requesterNamespaces": ["nowhere-2"],
+        "imagePullSecret": "login",
+        "storageClass": "sc-1",
+        "jobOptions": {**options, "nodeSelector": {"disk": "golden"}},
+        "apiServerCidrs": ["192.0.2.0/24"],
+    }
+    theirs = given(namespaces)
+    assert find_cluster(replace(config(**theirs), stack="another")).faults == ()
+    found = find_cluster(replace(config(**theirs | keys), stack="another"))
+    wanted = [
+        "has no namespace nowhere-2: create it first",
+        f"has no secret login in namespace {app}, which imagePullSecret names: create it first",
+        f"has no secret login in namespace {boxes}, which imagePullSecret names: create it first",
+        f"has no secret s-1 in namespace {boxes}, which imagePullSecrets of jobOptions names: create it first",
+        "has no StorageClass sc-1, which ci-fixer-sandbox:storageClass names; there are: ",
+        "has no RuntimeClass rc-1, which runtimeClassName of ci-fixer-sandbox:jobOptions names; there are: ",
+        "has no PriorityClass pc-1, which priorityClassName of ci-fixer-sandbox:jobOptions names; there are: system-",
+        "ci-fixer-sandbox:apiServerCidrs holds no address of the API server",
     ]
-    for keys, words in missing:
-        with pytest.raises(PreflightError, match=words):
-            find_cluster(replace(config(**theirs | keys), stack="another"))
+    assert len(found.faults) == len(wanted)
+    with pytest.raises(PreflightError, match=r"(?s)the stack cannot come up:\n  .*nowhere-2.*sc-1"):
+        preflight(replace(config(**theirs | keys), stack="another"))
+    assert [words for words, fault in zip(wanted, found.faults, strict=True) if words not in fault] == []
+    waits = "no node has the labels disk=golden of jobOptions' nodeSelector: sandboxes wait until one has"
+    assert found.warnings == (waits,)
+
+
+def test_a_namespace_that_is_not_there_is_named(config: Configured, namespaces: list[str]) -> None:
+    found = find_cluster(replace(config(**given(["nowhere-1", namespaces[1]])), stack="another"))
+    assert [fault.partition(" has ")[2] for fault in found.faults] == ["no namespace nowhere-1: create it first"]
 
 
 def test_a_namespace_that_the_stack_made_cannot_be_given_up_with_all_in_it(
     config: Configured, namespaces: list[str]
 ) -> None:
+    found = find_cluster(config(**given(namespaces)))
+    words = [f"namespace {name} is this stack's own, and would go with all in it" for name in namespaces]
+    assert [fault.partition(":")[0] for fault in found.faults] == words
+
+
+def test_a_namespace_of_somebody_else_is_not_made_into_the_stacks_own(
+    config: Configured, namespaces: list[str]
+) -> None:
     app, boxes = namespaces
-    found = config(**PREBUILT, createNamespaces=False, namespace=app, sandboxNamespace=boxes)
-    with pytest.raises(PreflightError, match=f"namespace {app} is this stack's own, and would go with all in it"):
-        find_cluster(found)
+    keys = {**PREBUILT, "namespace": app, "sandboxNamespace": boxes}
+    found = find_cluster(replace(config(**keys), stack="another"))
+    assert [fault.partition(": ")[0] for fault in found.faults] == [
+        f"namespace {name} exists, and is not this stack's" for name in namespaces
+    ]
+    ours = preflight(config(**keys, storageClass="sc-1"))  # made by an `up`: its end is not refused
+    assert ours is not None
+    assert len(ours.faults) == 1
+    assert "the stack's state does not know it" in ours.left[app]
+    assert f"kubectl delete namespace {boxes}" in ours.left[boxes]
+
+
+def test_a_namespace_that_is_being_deleted_is_told_with_what_holds_it(
+    config: Configured, namespaces: list[str]
+) -> None:
+    app, admin = namespaces[0], Admin()
+    maps = f"{NAMESPACES}/{app}/configmaps"
+    admin.call("POST", maps, {"metadata": {"name": "kept", "finalizers": ["example.org/kept"]}})
+    admin.call("DELETE", f"{NAMESPACES}/{app}")
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            (fault,) = find_cluster(config(**PREBUILT, namespace=app)).faults
+            if "example.org/kept" in fault:
+                break
+            assert time.monotonic() < deadline, fault
+        assert fault.startswith(f"namespace {app} is being deleted, held by: ")
+    finally:
+        merge = "application/merge-patch+json"
+        admin.call("PATCH", f"{maps}/kept", {"metadata": {"finalizers": None}}, merge)
+
+
+@pytest.fixture
+def claim(namespaces: list[str]) -> dict[str, Any]:
+    """The volume of a stack's database that is up, of a class that does not let it grow."""
+    admin = Admin()
+    every = admin.call("GET", "/apis/storage.k8s.io/v1/storageclasses")["items"]
+    classes = [str(one["metadata"]["name"]) for one in every if not one.get("allowVolumeExpansion")]
+    if not classes:
+        pytest.skip("every StorageClass of this cluster lets volumes grow")
+    spec = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": min(classes),
+        "resources": {"requests": {"storage": "2Gi"}},
+    }
+    body = {"metadata": {"name": "ci-fixer-sandbox-another-database"}, "spec": spec}
+    admin.call("POST", f"{NAMESPACES}/{namespaces[0]}/persistentvolumeclaims", body)
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"storageClass": "other"}, "storageClass is other, and the database's volume .* has the class CLASS, which"),
+        ({"storageSize": "1Gi"}, "storageSize is 1Gi, and the database's volume .* has 2Gi: it cannot shrink"),
+        ({"storageSize": "3Gi"}, "storageSize is 3Gi, and .* has 2Gi of the StorageClass CLASS, which does not allow"),
+        ({"storageSize": "2048Mi"}, None),
+        ({"storageClass": "CLASS", "storageSize": "2Gi"}, None),
+    ],
+)
+def test_a_volume_that_is_there_keeps_its_class_and_does_not_shrink(
+    config: Configured, namespaces: list[str], claim: dict[str, Any], keys: dict[str, str], words: str | None
+) -> None:
+    named = {key: value.replace("CLASS", claim["storageClassName"]) for key, value in keys.items()}
+    faults = find_cluster(replace(config(**given(namespaces) | {"storageSize": "2Gi"} | named), stack="another")).faults
+    if words is None:
+        assert faults == ()
+    else:
+        (fault,) = faults
+        assert re.search(words.replace("CLASS", claim["storageClassName"]), fault)
+
+
+@pytest.mark.parametrize(
+    ("running", "asked", "words"),
+    [
+        ("postgres:15.14-bookworm", "postgres:16.1", "files of Postgres 15 .*, which Postgres 16 cannot read"),
+        ("localhost:5000/postgres:15", "mirror:5000/postgres:15.3", None),
+        ("timescale/timescaledb:2.14.2-pg15", "timescale/timescaledb:2.15.0-pg16", "files of Postgres 15"),
+        ("postgres@sha256:" + "0" * 64, "postgres:16.1", None),  # nobody knows
+    ],
+)
+def test_another_major_version_of_postgres_is_refused_where_the_old_one_runs(
+    config: Configured, running: str, asked: str, words: str | None
+) -> None:
+    found = list(major_faults(config(**PREBUILT, postgresImage=asked), running))
+    assert bool(found) == bool(words)
+    assert all(re.search(str(words), fault) for fault in found)
+
+
+@pytest.fixture
+def somebody() -> Iterator[Deployer]:
+    """A login with no right yet, and two namespaces."""
+    need_cluster()
+    with deployer() as made:
+        yield made
+
+
+def of(one: Deployer) -> dict[str, Any]:
+    """A stack in the login's namespaces."""
+    return given([one.app, one.boxes])
+
+
+def test_every_right_that_is_missing_is_told_at_once_with_where_to_look(
+    config: Configured, somebody: Deployer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_kubeconfig(monkeypatch, tmp_path / "config", somebody.kubeconfig())
+    keys = config(**of(somebody), createLimits=True)
+    with pytest.raises(PreflightError, match=r"does not show the namespace kube-system: .*docs/stacks.md, Rights"):
+        find_cluster(keys)
+    somebody.may([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}])
+    somebody.bind("ClusterRole", "view", somebody.app)
+    found = find_cluster(keys).faults
+    in_app, in_boxes, limits, section = found
+    assert in_app.startswith(
+        f"the context's user may not, in namespace {somebody.app}: create, patch, delete configmaps"
+    )
+    assert "get, list, watch, create, patch, delete secrets" in in_app
+    assert "create, patch, delete deployments.apps" in in_app
+    assert "get pods" not in in_app
+    assert in_boxes.startswith(f"the context's user may not, in namespace {somebody.boxes}: ")
+    assert "create, patch, delete limitranges" in in_boxes.replace("get, list, watch, ", "")
+    assert "createLimits false leaves them to it" in limits
+    assert section == "what to ask for is written in docs/stacks.md, Rights"
+
+
+def test_an_admin_of_two_namespaces_needs_no_more(
+    config: Configured, somebody: Deployer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_kubeconfig(monkeypatch, tmp_path / "config", somebody.kubeconfig())
+    names = ["kube-system"]
+    somebody.may([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"], "resourceNames": names}])
+    for namespace in (somebody.app, somebody.boxes):
+        somebody.bind("ClusterRole", "admin", namespace)
+    found = find_cluster(config(**of(somebody), jobOptions={"priorityClassName": "not-for-us-to-see"}))
+    assert (found.faults, found.limits) == ((), False)
+    (warning,) = found.warnings
+    assert warning.startswith(f"no LimitRange and no ResourceQuota is made in namespace {somebody.boxes}, where")
+    meant = find_cluster(config(**of(somebody), createLimits=False))
+    assert (meant.faults, meant.limits, meant.warnings) == ((), False, ())
+    wanted = find_cluster(config(**of(somebody), quotaPods=20))  # a key without effect is a fault
+    assert [fault for fault in wanted.faults if "resourcequotas" in fault] != []
+    quota = {"metadata": {"name": "ci-fixer-sandbox-it"}, "spec": {"hard": {"pods": "9"}}}
+    somebody.admin.call("POST", f"/api/v1/namespaces/{somebody.boxes}/resourcequotas", quota)
+    kept = find_cluster(config(**of(somebody)))  # made by somebody who may
+    assert (kept.faults, kept.limits, kept.warnings) == ((), True, ())
+
+
+def test_a_cluster_that_never_answers_is_given_up_in_seconds(
+    config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.preflight_reader.SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        silent = kubeconfig("it", {"server": f"http://127.0.0.1:{server.getsockname()[1]}"}, "t")
+        use_kubeconfig(monkeypatch, tmp_path / "config", yaml.safe_dump(silent))
+        with pytest.raises(PreflightError, match="does not answer"):
+            find_cluster(config(**PREBUILT))
+
+
+def test_rights_are_asked_for_what_the_stack_makes_and_nothing_else(config: Configured) -> None:
+    whole = set(rights(config(**PREBUILT)))
+    existing: Any = object()  # an output that nobody waits for
+    less = whole - set(rights(replace(config(**PREBUILT), database_url=existing)))
+    assert {one.kind for one in less} == {"statefulsets", "persistentvolumeclaims"}
+    assert {one.kind for one in less if one.verb == "list"} == {"statefulsets"}  # a Deployment's wait lists claims
+    without = whole - set(rights(config(**PREBUILT, createLimits=False)))
+    assert {one.kind for one in without} == {"limitranges", "resourcequotas"}
+    more = set(rights(config(**PREBUILT, requesterNamespaces=["apps"]))) - whole
+    assert {one.namespace for one in more if one.kind == "secrets"} == {"apps"}
+
+
+@pytest.mark.parametrize(("create", "kinds"), [(False, ["ClusterRole", "Role", "Role"]), (True, ["ClusterRole"])])
+def test_the_documents_roles_give_what_a_stack_needs_and_no_more(
+    config: Configured, create: bool, kinds: list[str]
+) -> None:
+    found = documented_roles(ROOT / "docs" / "stacks.md")[create]
+    assert [one["kind"] for one in found] == kinds
+    names = {"namespace": "ci-fixer-sandbox-prod", "sandboxNamespace": "ci-fixer-sandbox-prod-sandboxes"}
+    needed = rules(config(**PREBUILT, createNamespaces=create, **names))
+    given = [(role["metadata"].get("namespace"), rule) for role in found for rule in role["rules"]]
+    assert not any("*" in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]] for _, rule in given)
+    documented = {
+        (place, group, kind, verb)
+        for place, rule in given
+        for group in rule["apiGroups"]
+        for kind in rule["resources"]
+        for verb in rule["verbs"]
+        if kind not in LOOKED_UP
+    }
+    assert documented == set(flat(needed, everywhere=create))
+    named = {name for place, rule in given if place is None for name in rule.get("resourceNames", ())}
+    assert named == {name for rule in needed if rule.namespace is None for name in rule.names if not create}
+
+
+LOOKED_UP = {"nodes", "persistentvolumes", "priorityclasses", "runtimeclasses", "storageclasses"}
+
+
+def flat(needed: Sequence[Rule], *, everywhere: bool) -> Iterator[tuple[str | None, str, str, str]]:
+    """Namespace, group, kind and verb of each right; without the namespace where it is `everywhere`."""
+    for rule in needed:
+        for kind in rule.kinds:
+            for verb in rule.verbs:
+                yield None if everywhere else rule.namespace, rule.group, kind, verb

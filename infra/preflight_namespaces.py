@@ -1,0 +1,87 @@
+"""Whether the stack's namespaces can be used, or made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from infra.config import Config
+from infra.kubernetes_pods import CONTROLLER, Place
+from infra.preflight_reader import Hidden, Object, Reader
+
+
+def given_namespaces(reader: Reader, config: Config) -> Iterator[str]:
+    """What is wrong with those that the configuration says are there."""
+    own = () if config.create_namespaces else (config.namespace, config.sandbox_namespace)
+    for name in (*own, *config.requester_namespaces):
+        found = _namespace(reader, name)
+        if found is None:
+            yield f"{reader.where} has no namespace {name}: create it first"
+        elif _ends(found):
+            yield ending(found)
+        elif name in own and _ours(config, found):
+            key = f"{config.project}:createNamespaces"
+            yield f"namespace {name} is this stack's own, and would go with all in it: {key} stays true"
+
+
+def made_namespaces(reader: Reader, config: Config) -> tuple[Sequence[str], Mapping[str, str]]:
+    """What keeps those that the stack makes from being made; and, of those that bear its labels, what to say of each
+    if its state does not know it.
+    """
+    faults: list[str] = []
+    left: dict[str, str] = {}
+    if not config.create_namespaces:
+        return faults, left
+    for key, name in (("namespace", config.namespace), ("sandboxNamespace", config.sandbox_namespace)):
+        found = _namespace(reader, name)
+        if found is None:
+            continue
+        if _ends(found):
+            faults.append(ending(found))
+        elif _ours(config, found):
+            left[name] = (
+                f"namespace {name} exists with this stack's labels, and the stack's state does not know it"
+                f" (an `up` was killed, or a state was lost): {_way_on(reader, name)}"
+            )
+        else:
+            faults.append(
+                f"namespace {name} exists, and is not this stack's: name another by {config.project}:{key},"
+                f" or set {config.project}:createNamespaces to false to use it as it is"
+            )
+    return faults, left
+
+
+def _way_on(reader: Reader, name: str) -> str:
+    try:
+        claims = reader.items(f"/api/v1/namespaces/{name}/persistentvolumeclaims")
+    except Hidden:
+        return f"if no volume is in it, kubectl delete namespace {name}, and `up` again"
+    if held := ", ".join(one["metadata"]["name"] for one in claims):
+        return f"it holds a volume ({held}), so keep it, and bring the state back (pulumi stack import)"
+    return f"it holds no volume: kubectl delete namespace {name}, and `up` again"
+
+
+def ending(namespace: Object) -> str:
+    """That it is being deleted, and what holds it."""
+    why = [
+        one["message"]
+        for one in namespace["status"].get("conditions", ())
+        if one["status"] == "True" and one["type"].endswith(("Remaining", "Failure"))
+    ]
+    held = f", held by: {' '.join(why)}" if why else ""
+    return f"namespace {namespace['metadata']['name']} is being deleted{held}; wait until it is gone, or name another"
+
+
+def _namespace(reader: Reader, name: str) -> Object | None:
+    try:
+        return reader.get(f"/api/v1/namespaces/{name}")
+    except Hidden:
+        return None  # that the right to see it is missing is told with the others
+
+
+def _ends(namespace: Object) -> bool:
+    return "deletionTimestamp" in namespace["metadata"]
+
+
+def _ours(config: Config, namespace: Object) -> bool:
+    made = Place(config.project, config.stack).labels(CONTROLLER)
+    return bool(made.items() <= namespace["metadata"].get("labels", {}).items())
