@@ -58,6 +58,7 @@ class Standing:
     killed: bool = False  # it was told to end, a moment ago
     doomed: bool = False  # it was told to end, however long ago
     waiting: str | None = None  # why it does not run yet
+    unreleased: bool = False  # this controller bound its run, under this lease, and has not released it
 
 
 WAIT = Step(Do.WAIT)
@@ -82,6 +83,8 @@ def _active(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
             if other is not run and other.phase is not Phase.GONE:
                 return Step(Do.DISCARD, other)
     if run is None or run.phase is Phase.GONE:
+        if run is not None and standing.unreleased:
+            return _never_started(row, run, standing)
         return _absent(row, run, standing)
     if run.phase is Phase.INERT:
         return _inert(row, run, standing)

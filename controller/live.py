@@ -24,7 +24,7 @@ class Live:
     launch: Launch | None = None  # until it is bound
     look: bool = False  # its object may be there already
     created: bool = False
-    fresh: bool = False  # bound by us, for the first time, and no release of ours went unanswered
+    fresh: bool = False  # bound by us, for the first time, and no release of ours was answered or went unanswered
     runs: dict[str, Seen] = field(default_factory=dict)
     waiting: str | None = None
     told: str | None = None  # the last `waiting` that the row was given
@@ -79,6 +79,7 @@ class Lives:
             overdue=row.claimed_age is not None and row.claimed_age + since > self._start_deadline,
             overrun=row.started_age is not None and row.started_age + since > row.timeout_seconds + KILL_MARGIN,
             missing=live.missing,
+            unreleased=live.fresh,
             killed=live.killed_at is not None and now - live.killed_at < KILL_AGAIN,
             doomed=live.killed_at is not None,
             waiting=live.waiting,

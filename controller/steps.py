@@ -74,7 +74,10 @@ class Steps:
         except ImageAway as error:
             return await self._put_back(live, error)
         live.created, live.missing, live.waiting = True, False, None
-        if seen is not None:
+        if seen is not None:  # an inert other is what a listing from before still shows, removed by this very call
+            live.runs = {
+                uid: run for uid, run in live.runs.items() if run.phase is not Phase.INERT or uid == seen.run_uid
+            }
             live.runs.setdefault(seen.run_uid, seen)
         return None
 

@@ -98,7 +98,15 @@ def next_step(hand: Hand, overdue: bool, max_attempts: int) -> Step:
         for run in hand.view
     ]
     killed = any(run.ending for run in hand.view)
-    standing = Standing(hand.mine, hand.created, overdue, missing=hand.missing, killed=killed, doomed=hand.doomed)
+    standing = Standing(
+        hand.mine,
+        hand.created,
+        overdue,
+        missing=hand.missing,
+        unreleased=hand.fresh,
+        killed=killed,
+        doomed=hand.doomed,
+    )
     return decide(real, seen, standing)
 
 
@@ -118,6 +126,10 @@ def moves(world: World, max_attempts: int, faults: int) -> Iterator[tuple[str, W
         else:
             ours = (hand.row.attempt, hand.row.epoch) == (world.row.attempt, world.row.epoch)
             yield "look", _put(world, who, _look(world, hand) if ours else None)
+            believed = any(run.uid == hand.row.bound and run.phase is not Phase.GONE for run in hand.view)
+            if believed and not any(run.uid == hand.row.bound for run in world.runs):
+                told = replace(_believe(hand, hand.row.bound, Phase.GONE), missing=True)
+                yield "told of a removal", _put(world, who, told)
             yield from _act(world, who, hand, max_attempts)
     if world.faults < faults:
         worse = replace(world, faults=world.faults + 1)

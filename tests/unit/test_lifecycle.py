@@ -107,6 +107,12 @@ CASES: dict[str, tuple[Row, list[Seen], Standing, Do]] = {
     "no trace, once": (RUNNING, [], OTHERS, Do.WAIT),
     "no trace, twice over a grace": (RUNNING, [], Standing(mine=False, missing=True), Do.RECORD),
     "removed by somebody, once": (RUNNING, [GONE], OTHERS, Do.WAIT),
+    "removed before its holder released it": (
+        BOUND,
+        [GONE],
+        Standing(mine=True, missing=True, unreleased=True),
+        Do.AGAIN,
+    ),
     "removed by somebody, twice": (RUNNING, [GONE], Standing(mine=False, missing=True), Do.RECORD),
     # 7: not started, retry
     "never started: replace it": (BOUND, [NEVER], OTHERS, Do.AGAIN),
@@ -271,8 +277,8 @@ def test_retries_back_off_up_to_a_minute() -> None:
 NO_IMAGE = Reason.IMAGE_PULL_FAILED
 ENDINGS = (exit_outcome(0), exit_outcome(1), KILLED, LOST)
 STANDINGS = [
-    Standing(mine, created, overdue, overrun, missing, killed, doomed)
-    for mine, created, overdue, overrun, missing, killed, doomed in product((False, True), repeat=7)
+    Standing(mine, created, overdue, overrun, missing, killed, doomed, unreleased=unreleased)
+    for mine, created, overdue, overrun, missing, killed, doomed, unreleased in product((False, True), repeat=8)
     if doomed or not killed
 ]
 
@@ -348,13 +354,14 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
         case Do.AGAIN:
             assert outcome is not None
             none_started = bool(there) and all(one.phase is Phase.NEVER for one in there)
+            removed_unreleased = unreleased(there, own, standing)
             if row.cancelled or not (alone or (row.run_uid is None and none_started)):
                 return False
             if step.counted:
                 ended = own is not None and own.phase is Phase.ENDED
                 return ended and outcome.reason in RETRYABLE and row.runs + 1 < row.max_attempts
-            never = all(one.phase is Phase.NEVER for one in there) and bool(there)
-            hopeless = all(one.hopeless for one in there if own is None or one is own)
+            never = none_started or removed_unreleased
+            hopeless = all(one.hopeless for one in [*there, own] if one is not None and own in (None, one))
             untried = row.state is State.LAUNCHING and not standing.overdue and not hopeless
             return never and outcome.reason is Reason.NOT_STARTED and untried
         case Do.RECORD:
@@ -362,6 +369,7 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
             ended = own is not None and own.phase is Phase.ENDED
             never = bool(there) and all(one.phase is Phase.NEVER for one in there)
             hopeless = never and outcome.reason is NO_IMAGE and any(one.hopeless for one in there)
+            never |= unreleased(there, own, standing)
             return (
                 outcome.state.terminal
                 and alone_or_never(row, there, own)
@@ -381,6 +389,11 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
             return False
 
 
+def unreleased(there: list[Seen], own: Seen | None, standing: Standing) -> bool:
+    """Its one run was removed, and the only controller that could have released it had not."""
+    return not there and own is not None and own.phase is Phase.GONE and standing.unreleased
+
+
 def alone_or_never(row: Row, there: list[Seen], own: Seen | None) -> bool:
     """No run is forgotten: others were discarded before."""
     return not there or there == [own] or (row.run_uid is None and {run.phase for run in there} == {Phase.NEVER})
@@ -390,7 +403,7 @@ def may_wait(row: Row, there: list[Seen], own: Seen | None, standing: Standing) 
     """Something else must be able to move it on: a holder, the engine, the clock or the next look."""
     if own is None or own.phase is Phase.GONE:
         if row.run_uid is not None:
-            return not standing.missing
+            return not standing.missing and (own is None or not standing.unreleased)
         inert = any(run.phase is Phase.INERT for run in there)
         return not standing.mine or (not inert and standing.created and not standing.missing)
     if own.phase is Phase.INERT:

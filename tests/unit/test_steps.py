@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import UUID
@@ -10,15 +11,16 @@ from uuid import UUID
 import pytest
 
 from controller.errors import NotNow, Vanished
-from controller.lifecycle import Do, Step
+from controller.lifecycle import Do, Step, decide
 from controller.live import Live, Lives
 from controller.metrics import Metrics
-from controller.model import Key, Outcome, Phase, Reason, Row, Seen, State
+from controller.model import Key, Launch, Outcome, Phase, Reason, Row, Seen, State
 from controller.queue.store import Bind, Ended
 from controller.steps import Steps
 
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
 INERT = Seen(Key(ROW.id, 1), "a", Phase.INERT)
+LAUNCH = Launch(INERT.key, "true", 60)
 NEVER = Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, "never started"))
 
 
@@ -30,6 +32,9 @@ class World:
     row: Row | None = None
     takes: bool = True
     written: list[Ended] = field(default_factory=list)
+
+    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+        return replace(INERT, run_uid="made")
 
     async def bind(self, item: Bind) -> bool:
         return True
@@ -53,7 +58,7 @@ class World:
 def in_hand(world: World) -> tuple[Steps, Lives, Live]:
     lives = Lives(600)
     either = cast(Any, world)
-    live = lives.by_id[ROW.id] = Live(replace(ROW), 0.0, lease_end=1e12, runs={"a": INERT})
+    live = lives.by_id[ROW.id] = Live(replace(ROW), time.monotonic(), lease_end=1e12, runs={"a": INERT})
     return Steps(either, either, lives, Metrics(), output_bytes=1024, at_once=1), lives, live
 
 
@@ -92,6 +97,42 @@ def test_what_vanished_after_a_release_may_have_started() -> None:
 @pytest.mark.parametrize("answer", [None, NotNow()], ids=["answered", "without answer"])
 def test_what_is_discarded_after_a_release_may_have_started(answer: Exception | None) -> None:
     assert phase_after(World([answer]), Do.BIND, Do.RELEASE, Do.DISCARD) is Phase.GONE
+
+
+def test_what_was_removed_before_its_first_release_never_started() -> None:
+    async def go() -> None:
+        steps, lives, live = in_hand(World([None]))
+        await steps.take(live, Step(Do.BIND, INERT))
+        lives.saw(replace(INERT, phase=Phase.GONE))
+        assert decide(live.row, live.runs.values(), lives.standing(live)).do is Do.AGAIN
+        live.runs["a"], live.missing = INERT, False
+        await steps.take(live, Step(Do.RELEASE, INERT))
+        lives.saw(replace(INERT, phase=Phase.GONE))
+        step = decide(live.row, live.runs.values(), lives.standing(live))
+        assert (step.do, step.outcome and step.outcome.state) == (Do.RECORD, State.LOST)
+
+    asyncio.run(go())
+
+
+def test_what_was_just_made_is_bound_and_not_what_a_listing_from_before_still_shows() -> None:
+    async def go() -> None:
+        steps, lives, live = in_hand(World())  # "a" was half made, and the call that made another removed it
+        live.launch = LAUNCH
+        await steps.take(live, Step(Do.CREATE))
+        step = decide(live.row, live.runs.values(), lives.standing(live))
+        assert (step.do, step.run and step.run.run_uid) == (Do.BIND, "made")
+
+    asyncio.run(go())
+
+
+def test_what_went_past_its_gate_stays_known_when_another_is_made() -> None:
+    async def go() -> None:
+        steps, _, live = in_hand(World())
+        live.launch, live.runs["a"] = LAUNCH, replace(INERT, phase=Phase.RUNNING)
+        await steps.take(live, Step(Do.CREATE))
+        assert live.runs["a"].phase is Phase.RUNNING
+
+    asyncio.run(go())
 
 
 def test_that_it_never_started_is_said_only_under_the_lease() -> None:
