@@ -67,11 +67,23 @@ CHANGED = {  # what follows from another `maxRunning`
 
 
 APP = "ci-fixer-sandbox-prod"
+NEW_SECRETS = {"Secret migration-credentials", "Job migration"}
+ROTATED: dict[str, dict[str, tuple[set[str], set[str]]]] = {  # what another password makes anew, and what it changes
+    "dev": {
+        "requester": ({"Container migration"}, set()),
+        "controller": ({"Container migration", "Container app"}, set()),
+    },
+    "prod": {
+        "requester": (NEW_SECRETS | {"Secret requester-credentials"}, set()),
+        "controller": (NEW_SECRETS | {"Secret controller-credentials"}, {"Deployment controller"}),
+    },
+}
 
 
 @pytest.fixture
-def providers() -> Iterator[tuple[FakeProvider, str]]:
+def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeProvider, str]]:
     """One that stands for all."""
+    monkeypatch.chdir(ROOT / "infra")  # where Pulumi runs the program
     if shutil.which("pulumi") is None:
         missing("pulumi", "the command pulumi is not there (https://www.pulumi.com/docs/install/)")
     with serving("docker", "kubernetes", "random") as served:
@@ -80,12 +92,9 @@ def providers() -> Iterator[tuple[FakeProvider, str]]:
 
 def made(name: str, directory: Path, debug: str) -> auto.Stack:
     """A stack of that name with its own state, and the program as it is."""
-    for file in ("Pulumi.yaml", ".dockerignore"):
-        shutil.copy(ROOT / file, directory)
-    (directory / "infra").mkdir()
-    for part in ("images", "controller", "requirements-app.lock"):
-        (directory / part).symlink_to(ROOT / part)
-    (directory / "state").mkdir()
+    shutil.copy(ROOT / "Pulumi.yaml", directory)
+    for part in ("infra", "state"):
+        (directory / part).mkdir()
     variables = environment(directory / "state") | {
         "PULUMI_DEBUG_PROVIDERS": debug,
         "PULUMI_AUTOMATION_API_SKIP_VERSION_CHECK": "true",
@@ -135,6 +144,18 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
         stack.set_config("ci-fixer-sandbox:maxRunning", auto.ConfigValue("7"))
         stack.up()
         assert set(provider.done) == CHANGED[name]
+
+        for login, (anew, changed) in ROTATED[name].items():  # as docs/stacks.md says
+            provider.done.clear()
+            stack.up(replace=[f"**{login}-password"])
+            anew = anew | {f"RandomPassword {login}-password"}
+            assert set(provider.done) == {
+                *((step, thing) for thing in anew for step in ("create", "delete")),
+                *(("update", thing) for thing in changed),
+            }
+            order = [thing for step, thing in provider.done if step != "delete"]
+            assert order[-1] in {"Job migration", "Container migration", "Container app", "Deployment controller"}
+        assert changes(stack.up()) == {}
 
         if name == "prod":  # a context of that name is another cluster now
             provider.done.clear()

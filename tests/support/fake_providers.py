@@ -63,7 +63,7 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
             self.done.append(("create", called(request.urn)))
         added = answers(token, name, in_clear(request.properties), self._count)
         if "result" in added:
-            added["result"] = {SIGNATURE: SECRET, "value": added["result"]}
+            added["result"] = {SIGNATURE: SECRET, "value": f"{added['result']}-{self._count}"}  # each is another
         properties = json_format.MessageToDict(request.properties) | added
         return provider_pb2.CreateResponse(id=f"{name}-{self._count}", properties=structure(properties))
 
