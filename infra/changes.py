@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.config import Config
+from infra.values import postgres_major
 
 Remembered = Mapping[str, Any]
 
@@ -20,38 +21,71 @@ class Meaning:
 
 
 def remembered(config: Config) -> Remembered:
-    """What is kept of a configuration, to know a change by: nothing that is secret."""
-    if config.target == "docker":
-        return {"target": config.target}
-    return {
+    """What is kept of a configuration, to know a change by; secrets stay secret, and what is not there is empty."""
+    kept: dict[str, Any] = {
         "target": config.target,
-        "namespace": config.namespace,
-        "sandboxNamespace": config.sandbox_namespace,
-        "database": "existing" if config.database_url is not None else "own",
+        "databasePassword": config.database_password,
+        "postgresMajor": postgres_major(config.postgres_image),
     }
+    if config.target == "docker":
+        kept |= {"dockerSocket": config.docker_socket}
+    else:
+        kept |= {
+            "namespace": config.namespace,
+            "sandboxNamespace": config.sandbox_namespace,
+            "databaseUrl": config.database_url,
+        }
+    return {key: "" if value is None else value for key, value in kept.items()}
 
 
-def meaning(project: str, stack: str, before: Remembered, after: Remembered) -> Meaning:
-    """Of a change from one to the other."""
-    if before.get("target") != after["target"]:
-        other = "make another stack for it, or destroy this one first (with the former target)"
-        words = f"cannot become {after['target']}: stack {stack} is up on {before.get('target')}, with its database"
-        return Meaning([f"{project}:target {words}; {other}"])
-    return Meaning(warnings=[f"{project}:{words}" for words in _warnings(stack, before, after)])
+def meaning(config: Config, before: Remembered, after: Remembered) -> Meaning:
+    """Of a change from one to the other, both in clear; a key that was not remembered then has not changed."""
+    changed = {key: (was, after[key]) for key, was in before.items() if key in after and after[key] != was}
+    if "target" in changed:
+        was, now = changed["target"]
+        words = f"cannot become {now}: stack {config.stack} is up on {was}, with its database"
+        return Meaning(
+            [f"{config.project}:target {words}; make another stack, or destroy this one first, with its former target"]
+        )
+    own = not before.get("databaseUrl") and not after.get("databaseUrl")
+    return Meaning(
+        [f"{config.project}:{words}" for words in (_faults(config, changed) if own else ())],
+        [f"{config.project}:{words}" for words in _warnings(changed, own)],
+    )
 
 
-def _warnings(stack: str, before: Remembered, after: Remembered) -> Iterator[str]:
-    own = before.get("database") == "own"
-    if before.get("namespace") != after.get("namespace"):
-        lost = "the database in it is deleted with its rows, and an empty one is made" if own else "with all in it"
-        words = "the old namespace is left, or deleted where the stack made it"
-        yield f"namespace changes from {before.get('namespace')} to {after.get('namespace')}: {words}; {lost}"
-    if before.get("sandboxNamespace") != after.get("sandboxNamespace"):
-        was = before.get("sandboxNamespace")
+def _faults(config: Config, changed: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:
+    was, now = changed.get("postgresMajor", ("", ""))
+    if was and now and int(was) < int(now):  # back to the one before is the way out of a mistake
+        yield (
+            f"postgresImage is {config.postgres_image}, and the database has the files of Postgres {was:.0f}, which"
+            f" Postgres {now:.0f} cannot read: keep the major version; to change it, dump the rows and restore them in"
+            " a new stack"
+        )
+
+
+def _warnings(changed: Mapping[str, tuple[Any, Any]], own: bool) -> Iterator[str]:
+    if "namespace" in changed:
+        was, now = changed["namespace"]
+        lost = (
+            "the database in it is deleted with its rows, and an empty one is made" if own else "nothing else is lost"
+        )
+        yield f"namespace changes from {was} to {now}: all that the stack has in {was} goes; {lost}"
+    if "sandboxNamespace" in changed:
+        was, now = changed["sandboxNamespace"]
         words = f"sandboxes that run in {was} cannot be followed; `drain` first"
-        yield f"sandboxNamespace changes from {was} to {after.get('sandboxNamespace')}: {words}"
-    if before.get("database") != after.get("database"):
-        if own:
+        yield f"sandboxNamespace changes from {was} to {now}: {words}"
+    if "dockerSocket" in changed:
+        yield "dockerSocket changes: sandboxes that run cannot be followed; `drain` first"
+    if "databasePassword" in changed and own:
+        yield (
+            "databasePassword changes, and the database keeps the password that it has: change it there first"
+            " (alter role postgres password '…'), or nothing that this makes can log in"
+        )
+    match changed.get("databaseUrl"):
+        case ("", _):
             yield "databaseUrl is set: the stack's own database is deleted with its rows"
-        else:
-            yield "databaseUrl is gone: the stack makes an empty database of its own, and the rows stay in the other"
+        case (_, ""):
+            yield "databaseUrl is gone: the stack makes an empty database, and the rows stay in the other"
+        case (_, _):
+            yield "databaseUrl changes: rows that are in the former database stay there; `drain` first"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
@@ -10,10 +9,10 @@ from kubernetes.utils.quantity import parse_quantity
 
 from infra.config import Config
 from infra.preflight_reader import Hidden, Object, Reader
+from infra.values import postgres_major
 
 CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
 DEFAULT = "storageclass.kubernetes.io/is-default-class"
-MAJOR = re.compile(r":(?:.*pg)?(\d+)[^/]*$")  # of an image: 15.14-bookworm, 2.14-pg16
 
 
 def database_faults(reader: Reader, config: Config) -> Iterator[str]:
@@ -37,18 +36,13 @@ def database_faults(reader: Reader, config: Config) -> Iterator[str]:
 
 def major_faults(config: Config, running: str) -> Iterator[str]:
     """A database that runs has its image's files, and no other major version reads them."""
-    was, asked = _major(running), _major(config.postgres_image)
+    was, asked = postgres_major(running), postgres_major(config.postgres_image)
     if was is not None and asked is not None and was != asked:
         yield (
             f"{config.project}:postgresImage is {config.postgres_image}, and the database has the files of Postgres"
             f" {was} ({running}), which Postgres {asked} cannot read: keep the major version, and to change it, dump"
             " the rows and restore them in a new stack"
         )
-
-
-def _major(image: str) -> int | None:
-    found = MAJOR.search(image.partition("@")[0])
-    return int(found[1]) if found else None
 
 
 def _claim_faults(reader: Reader, config: Config, claim: Object) -> Iterator[str]:

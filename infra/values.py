@@ -18,6 +18,7 @@ LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123, as Kubern
 SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 QUANTITY = re.compile(r"(\d+(\.\d+)?|\.\d+)(m|k|[KMGTPE]i|[MGTPE]|[eE]\d+)?")
 REGISTRY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d{1,5})?(/[a-z0-9._-]+)*")
+MAJOR = re.compile(r":(?:[^/]*pg)?(\d+)[^/]*$")  # of Postgres, in an image's name
 RESOLVER = "dns"  # among what sandboxes may reach
 IMAGE = re.compile(
     r"(?P<name>[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d{1,5}(?=/))?(/[a-z0-9._-]+)*)"
@@ -91,6 +92,12 @@ def image(value: str) -> str:
     if not found["digest"] and found["tag"] in (None, "latest"):
         raise ValueError("takes an image with a version's tag or a digest: latest may be another one tomorrow")
     return value
+
+
+def postgres_major(name: str) -> int | None:
+    """Of an image by its tag (15.14-bookworm, 2.14-pg16); None where the tag does not say it."""
+    found = MAJOR.search(name.partition("@")[0])
+    return int(found[1]) if found else None
 
 
 def cidr(value: str) -> str:

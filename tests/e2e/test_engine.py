@@ -86,6 +86,7 @@ def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeProvider, s
     monkeypatch.chdir(ROOT / "infra")  # where Pulumi runs the program
     if shutil.which("pulumi") is None:
         missing("pulumi", "the command pulumi is not there (https://www.pulumi.com/docs/install/)")
+    monkeypatch.chdir(ROOT / "infra")  # where Pulumi runs the program
     with serving("docker", "kubernetes", "random") as served:
         yield served
 
@@ -218,6 +219,14 @@ def test_a_change_that_would_delete_rows_is_said_in_the_preview_and_another_targ
         said = stack.preview().stdout
         assert f"ci-fixer-sandbox:namespace changes from {APP} to elsewhere" in said
         assert "the database in it is deleted with its rows" in said
+        assert "databasePassword changes" not in said
+        stack.set_config("ci-fixer-sandbox:databasePassword", auto.ConfigValue("hidden", secret=True))
+        assert "databasePassword changes, and the database keeps the password" in stack.preview().stdout
+        stack.remove_config("ci-fixer-sandbox:databasePassword")
+        stack.set_config("ci-fixer-sandbox:postgresImage", auto.ConfigValue("postgres:16.1"))
+        with pytest.raises(auto.CommandError, match="the files of Postgres 15, which Postgres 16 cannot read"):
+            stack.preview()
+        stack.remove_config("ci-fixer-sandbox:postgresImage")
         for key, value in (("target", "docker"), ("dockerSocketGroup", "0")):
             stack.set_config(f"ci-fixer-sandbox:{key}", auto.ConfigValue(value))
         for key in ("registry", "kubeContext", "namespace"):
