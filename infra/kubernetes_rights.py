@@ -73,12 +73,18 @@ def granted(namespace: str) -> Iterator[Rule]:
         yield Rule(namespace, group, tuple(rule["resources"]), tuple(rule["verbs"]))
 
 
+def instead(namespace: str) -> Sequence[Right]:
+    """What does for `granted`: to grant what one has not."""
+    return [Right(namespace, RBAC, "roles", verb) for verb in ("escalate", "bind")]
+
+
 def rights(config: Config) -> Sequence[Right]:
     """Each right of the rules, once."""
-    return list(dict.fromkeys(_each(rules(config))))
+    return list(dict.fromkeys(each(rules(config))))
 
 
-def _each(found: Iterable[Rule]) -> Iterator[Right]:
+def each(found: Iterable[Rule]) -> Iterator[Right]:
+    """The rights of these rules."""
     for rule in found:
         for kind in rule.kinds:
             for verb in rule.verbs:

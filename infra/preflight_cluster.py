@@ -12,7 +12,7 @@ from kubernetes import config as kubeconfig
 
 from infra.config import Config
 from infra.errors import PreflightError
-from infra.kubernetes_rights import LIMITS, Right, rights
+from infra.kubernetes_rights import LIMITS, Right, each, granted, instead, rights
 from infra.preflight_classes import api_server_faults, class_faults, node_warnings, secret_faults
 from infra.preflight_database import database_faults
 from infra.preflight_namespaces import given_namespaces, made_namespaces
@@ -109,6 +109,9 @@ def _version_faults(reader: Reader) -> Sequence[str]:
 def _rights(reader: Reader, config: Config) -> tuple[bool, Sequence[str], Sequence[str]]:
     """Whether limits are made; a line for each place where rights are missing; what is done without one."""
     missing = lacking(reader, rights(config))
+    held = set(each(granted(config.sandbox_namespace)))
+    if not held.isdisjoint(missing) and not lacking(reader, instead(config.sandbox_namespace)):
+        missing = [one for one in missing if one not in held]
     others = [one for one in missing if not _of_limits(one)]
     if config.create_limits is not None or len(others) == len(missing):
         return config.create_limits is not False, _told(config, missing), ()

@@ -23,7 +23,7 @@ from kubernetes.config import kube_config
 from infra.config import Config
 from infra.errors import PreflightError
 from infra.kubernetes_pods import CONTROLLER, Place
-from infra.kubernetes_rights import Rule, rights, rules
+from infra.kubernetes_rights import RBAC, Rule, rights, rules
 from infra.preflight import preflight
 from infra.preflight_cluster import find_cluster
 from infra.preflight_database import major_faults
@@ -361,6 +361,21 @@ def test_every_right_that_is_missing_is_told_at_once_with_where_to_look(
     assert "create, patch, delete limitranges" in in_boxes.replace("get, list, watch, ", "")
     assert "createLimits false leaves them to it" in limits
     assert section == "what to ask for is written in docs/stacks.md, Rights"
+
+
+def test_whoever_may_grant_what_he_has_not_needs_no_rights_on_sandboxes(
+    config: Configured, somebody: Deployer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_kubeconfig(monkeypatch, tmp_path / "config", somebody.kubeconfig())
+    somebody.may([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}])
+    somebody.bind("ClusterRole", "admin", somebody.app)
+    every = ["get", "list", "watch", "create", "patch", "delete"]
+    kinds = {"": ["limitranges", "resourcequotas"], "networking.k8s.io": ["networkpolicies"], RBAC: ["rolebindings"]}
+    own = [{"apiGroups": [group], "resources": of_group, "verbs": every} for group, of_group in kinds.items()]
+    somebody.may([*own, {"apiGroups": [RBAC], "resources": ["roles"], "verbs": every}], somebody.boxes)
+    assert "create, get, list, watch, delete, patch jobs.batch" in find_cluster(config(**of(somebody))).faults[0]
+    somebody.may([{"apiGroups": [RBAC], "resources": ["roles"], "verbs": ["escalate", "bind"]}], somebody.boxes)
+    assert find_cluster(config(**of(somebody))).faults == ()
 
 
 def test_an_admin_of_two_namespaces_needs_no_more(

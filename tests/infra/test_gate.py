@@ -1,0 +1,110 @@
+"""What stops an `up` runs before anything is made or changed, and in no other command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pulumi
+import pytest
+
+from infra import program
+from infra.config import Config
+from infra.errors import PreflightError
+from infra.preflight_cluster import Cluster
+from tests.infra.conftest import Deploy
+
+Hooks = dict[str, Callable[[pulumi.ResourceHookArgs], Any]]
+APP = "ci-fixer-sandbox-prod"
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> Hooks:
+    """What the program asks the engine to call, by name; the engine of the mocks calls nothing."""
+    found: Hooks = {}
+    made = pulumi.ResourceHook.__init__
+
+    def noted(self: Any, name: str, func: Any, opts: Any = None) -> None:
+        assert opts.on_dry_run  # a preview is where it is read
+        found[name] = func
+        made(self, name, func, opts)
+
+    monkeypatch.setattr(pulumi.ResourceHook, "__init__", noted)
+    return found
+
+
+def step(before: dict[str, Any] | None, after: dict[str, Any]) -> pulumi.ResourceHookArgs:
+    """A step of the Stash, as a hook sees it."""
+    old = None if before is None else {"input": before}
+    return pulumi.ResourceHookArgs("urn", "id", "configuration", "Stash", new_inputs={"input": after}, old_inputs=old)
+
+
+def finding(monkeypatch: pytest.MonkeyPatch, *faults: str, **found: Any) -> None:
+    """Makes this the preflight's answer."""
+
+    def answer(config: Config) -> Cluster:
+        return Cluster("it", "uid-1", faults=faults, **found)
+
+    monkeypatch.setattr(program, "preflight", answer)
+
+
+def test_faults_stop_the_first_step_and_a_later_one(
+    prod: Deploy, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding(monkeypatch, "one", "two")
+    kept = prod().one("Stash", "configuration")["input"]
+    assert kept["faults"] == ["one", "two"]
+    for before in (None, {**kept, "faults": []}):
+        with pytest.raises(PreflightError, match="the stack cannot come up:\n  one\n  two"):
+            asyncio.run(hooks["preflight"](step(before, kept)))
+
+
+def test_without_a_fault_a_change_goes_on_with_what_follows_from_it(
+    prod: Deploy, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    kept = prod().one("Stash", "configuration")["input"]
+    monkeypatch.setattr(pulumi.log, "warn", said.append)
+    asyncio.run(hooks["preflight"](step(None, kept)))
+    assert said == []
+    asyncio.run(hooks["preflight"](step({**kept, "sandboxNamespace": "former"}, kept)))
+    assert [words.partition(":")[2].partition(" changes")[0] for words in said] == ["sandboxNamespace"]
+
+
+def test_everything_waits_for_the_gate(prod: Deploy, dev: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: dict[str, bool] = {}
+    made = pulumi.ComponentResource.__init__
+
+    def noted(self: Any, t: str, name: str, props: Any = None, opts: Any = None, remote: bool = False) -> None:
+        after = opts.depends_on if opts and opts.depends_on else []
+        if t != "pulumi:pulumi:Stack":
+            waited[name] = any(isinstance(one, pulumi.Stash) for one in after)
+        made(self, t, name, props, opts, remote)
+
+    monkeypatch.setattr(pulumi.ComponentResource, "__init__", noted)
+    for deploy, later in ((prod, set[str]()), (dev, {"app"})):  # dev's app takes the database's network
+        waited.clear()
+        assert deploy().names("Stash")
+        assert {name for name, waits in waited.items() if not waits} == later
+
+
+def test_a_namespace_that_is_there_is_made_by_nobody(
+    prod: Deploy, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding(monkeypatch, left={APP: f"namespace {APP} exists"})
+    assert prod().names("v1:Namespace") == ["app-namespace", "sandbox-namespace"]
+    with pytest.raises(PreflightError, match=f"namespace {APP} exists"):
+        hooks[f"namespace-{APP}"](step(None, {}))
+    assert len(hooks) == 2
+
+
+def test_limits_are_left_out_and_warnings_said_where_the_preflight_says_so(
+    prod: Deploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    finding(monkeypatch, limits=False, warnings=("a word",))
+    monkeypatch.setattr(pulumi.log, "warn", said.append)
+    recorded = prod()
+    assert recorded.names("LimitRange") == recorded.names("ResourceQuota") == []
+    assert said == ["a word"]
