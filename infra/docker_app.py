@@ -72,7 +72,9 @@ class DockerApp(pulumi.ComponentResource):
 
         def succeeded(code: float | None) -> int:
             if code:
-                again = f"mend it, then: docker rm {name} && pulumi up --stack {pulumi.get_stack()} --refresh"
+                again = (
+                    f"mend it, then: docker rm {name} && pulumi up --stack {pulumi.get_stack()} --refresh --run-program"
+                )
                 raise MigrationFailed(
                     f"the migration failed (exit code {int(code)}): docker logs {name} says why; {again}"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ from infra.kubernetes_pods import (
 
 @dataclass(frozen=True)
 class AppArgs:
-    """`settings` are the controller's; `secret` names the one with its DATABASE_URL."""
+    """`settings` are the controller's; `secret` names the one with its DATABASE_URL, and `secret_digest` tells what
+    it holds from what it held. All waits for `after`."""
 
     place: Place
     namespace: pulumi.Input[str]
@@ -34,8 +35,10 @@ class AppArgs:
     replicas: int
     account: pulumi.Input[str]
     secret: pulumi.Input[str]
+    secret_digest: pulumi.Input[str]
     settings: Mapping[str, pulumi.Input[str]]
     image_pull_secret: str | None
+    after: Sequence[pulumi.Resource]
 
 
 class App(pulumi.ComponentResource):
@@ -46,20 +49,20 @@ class App(pulumi.ComponentResource):
     def __init__(self, name: str, args: AppArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:App", name, None, opts)
         self._args = args
-        child = pulumi.ResourceOptions(parent=self)
+        child = pulumi.ResourceOptions(parent=self, depends_on=args.after)
         metadata = args.place.metadata(CONTROLLER, args.namespace, args.place.name)
-        # Without a name of its own: changed settings are a new object under a new name, and so new pods.
-        settings = k8s.core.v1.ConfigMap(
-            "settings", metadata=args.place.metadata(CONTROLLER, args.namespace), data=args.settings, opts=child
-        )
         chosen = {"matchLabels": args.place.selector(CONTROLLER)}
         deployed: Any = {
             "replicas": args.replicas,
             "selector": chosen,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
-                "metadata": {"labels": args.place.labels(CONTROLLER)},
-                "spec": self._pod(name_of(settings)),
+                "metadata": {
+                    "labels": args.place.labels(CONTROLLER),
+                    # Other credentials are the same secret's: pods take them when they start.
+                    "annotations": {f"{args.place.project}/credentials": args.secret_digest},
+                },
+                "spec": self._pod(),
             },
         }
         k8s.apps.v1.Deployment(
@@ -82,7 +85,7 @@ class App(pulumi.ComponentResource):
         self.host = pulumi.Output.concat(name_of(service), ".", args.namespace, f".svc:{HTTP_PORT}")
         self.register_outputs({"host": self.host})
 
-    def _pod(self, settings: pulumi.Output[str]) -> dict[str, Any]:
+    def _pod(self) -> dict[str, Any]:
         args = self._args
         health, ready = (
             {"httpGet": {"path": path, "port": HTTP_PORT}, "timeoutSeconds": 8} for path in ("/healthz", "/readyz")
@@ -92,8 +95,11 @@ class App(pulumi.ComponentResource):
             "image": args.image,
             "command": ENTRYPOINT,
             "args": ["run"],
-            "envFrom": [{"configMapRef": {"name": settings}}],
-            "env": [from_secret("DATABASE_URL", args.secret)],
+            # Here, and in no ConfigMap: `kubectl rollout undo` finds all that an earlier revision needs.
+            "env": [
+                from_secret("DATABASE_URL", args.secret),
+                *({"name": name, "value": value} for name, value in sorted(args.settings.items())),
+            ],
             "ports": [{"name": "http", "containerPort": HTTP_PORT}],
             "startupProbe": {**health, "periodSeconds": 1, "failureThreshold": 60},
             "livenessProbe": {**health, "periodSeconds": 10, "failureThreshold": 6},

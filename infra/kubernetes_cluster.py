@@ -18,9 +18,11 @@ def cluster_provider(cluster: Cluster, stack: str) -> k8s.Provider:
         kubeconfig="",  # whatever kubectl takes; None would record the file's path on this machine
         context=cluster.context,
         cluster_identifier=uid,
-        # Said outright, since a shell's variables may say otherwise: changed settings are new objects, and so new pods.
-        enable_config_map_mutable=False,
-        enable_secret_mutable=False,
+        # Said outright, since a shell's variables may say otherwise.
+        enable_patch_force=True,  # takes back what was changed by hand; else each such field is a conflict
+        enable_secret_mutable=True,  # a secret keeps its name: earlier revisions of what uses it can still start
+        # Whatever an earlier version gave: with another one Pulumi would make everything anew, volumes too.
+        opts=pulumi.ResourceOptions(ignore_changes=["clusterIdentifier"]),
     )
 
 

@@ -4,46 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.kubernetes_pods import CONTROLLER, MIGRATION, Place, name_of
+from infra.kubernetes_pods import CONTROLLER, Place, name_of
 
 URL = "DATABASE_URL"
 
 
 @dataclass(frozen=True)
 class CredentialsArgs:
-    """`owner_url` is for the migration alone; the requester's goes to `requester_namespaces` too."""
+    """The requester's go to `requester_namespaces` too. All waits for `after`, which makes the database take them."""
 
     place: Place
     namespace: pulumi.Input[str]
-    owner_url: pulumi.Input[str]
-    controller_url: pulumi.Input[str]
+    controller_url: pulumi.Output[str]
     requester_url: pulumi.Input[str]
-    controller_password: pulumi.Input[str]
-    requester_password: pulumi.Input[str]
     requester_namespaces: Sequence[str]
+    after: Sequence[pulumi.Resource]
 
 
 class Credentials(pulumi.ComponentResource):
-    """The names of the secrets. Those of controller and migration change with what they hold."""
+    """The names of the secrets, which stay; `controller_digest` is another one for other credentials."""
 
     controller: pulumi.Output[str]
-    migration: pulumi.Output[str]
+    controller_digest: pulumi.Output[str]
     requester: pulumi.Output[str]
 
     def __init__(self, name: str, args: CredentialsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Credentials", name, None, opts)
         self._args = args
         self.controller = self._secret("controller-credentials", CONTROLLER, {URL: args.controller_url})
-        migration = {
-            URL: args.owner_url,
-            "SANDBOX_CONTROLLER_PASSWORD": args.controller_password,
-            "SANDBOX_REQUESTER_PASSWORD": args.requester_password,
-        }
-        self.migration = self._secret("migration-credentials", MIGRATION, migration)
+        # In clear: nobody finds the generated password by its digest.
+        self.controller_digest = pulumi.Output.unsecret(args.controller_url.apply(_digest))
         asked, fixed = {URL: args.requester_url}, f"{args.place.name}-requester"
         self.requester = self._secret("requester-credentials", "requester", asked, fixed)
         for namespace in args.requester_namespaces:
@@ -64,6 +59,12 @@ class Credentials(pulumi.ComponentResource):
             resource,
             metadata=args.place.metadata(component, where, name),
             string_data=content,
-            opts=pulumi.ResourceOptions(parent=self, additional_secret_outputs=["stringData", "data"]),
+            opts=pulumi.ResourceOptions(
+                parent=self, depends_on=args.after, additional_secret_outputs=["stringData", "data"]
+            ),
         )
         return name_of(made)
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from infra.kubernetes_pods import (
     REPLACE_UNREADY,
     Place,
     container_security,
+    name_of,
     pod_security,
     pull_secrets,
     resources,
@@ -23,13 +25,16 @@ from infra.kubernetes_pods import (
 
 @dataclass(frozen=True)
 class MigrationArgs:
-    """`secret` names the one whose keys are the variables; a new image or secret is a new migration."""
+    """A new image, URL or password is a new migration. It waits for `after`."""
 
     place: Place
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
-    secret: pulumi.Input[str]
+    owner_url: pulumi.Input[str]
+    controller_password: pulumi.Input[str]
+    requester_password: pulumi.Input[str]
     image_pull_secret: str | None
+    after: Sequence[pulumi.Resource]
 
 
 class Migration(pulumi.ComponentResource):
@@ -37,12 +42,23 @@ class Migration(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: MigrationArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Migration", name, None, opts)
+        secret = k8s.core.v1.Secret(
+            "migration-credentials",
+            metadata=args.place.metadata(MIGRATION, args.namespace),
+            string_data={
+                "DATABASE_URL": args.owner_url,
+                "SANDBOX_CONTROLLER_PASSWORD": args.controller_password,
+                "SANDBOX_REQUESTER_PASSWORD": args.requester_password,
+            },
+            immutable=True,  # other content is another secret, and so another Job
+            opts=pulumi.ResourceOptions(parent=self, additional_secret_outputs=["stringData", "data"]),
+        )
         container = {
             "name": MIGRATION,
             "image": args.image,
             "command": ENTRYPOINT,
             "args": ["migrate"],
-            "envFrom": [{"secretRef": {"name": args.secret}}],
+            "envFrom": [{"secretRef": {"name": name_of(secret)}}],
             "resources": resources("50m", "64Mi", "500m", "256Mi"),
             "terminationMessagePolicy": "FallbackToLogsOnError",  # the pod says what the migration said
             "securityContext": container_security(),
@@ -64,6 +80,6 @@ class Migration(pulumi.ComponentResource):
             MIGRATION,
             metadata=args.place.metadata(MIGRATION, args.namespace, annotations=REPLACE_UNREADY),
             spec=spec,
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=args.after),
         )
         self.register_outputs({})

@@ -57,7 +57,8 @@ def prod(config: Config, cluster: Cluster, passed: pulumi.Resource) -> dict[str,
     for words in cluster.warnings:
         pulumi.log.warn(words)
     after = pulumi.ResourceOptions(depends_on=[passed])
-    inside = _after(pulumi.ResourceOptions(providers=[cluster_provider(cluster, config.stack)]), passed)
+    provider = cluster_provider(cluster, config.stack)
+    inside = pulumi.ResourceOptions(providers=[provider], depends_on=[passed])
     place = Place(config.project, config.stack)
     pull = config.image_pull_secret
 
@@ -81,17 +82,28 @@ def prod(config: Config, cluster: Cluster, passed: pulumi.Resource) -> dict[str,
         database = _database(config, place, spaces, passwords, inside)
         reach = _own(config, cluster.context, database, passwords)
     network = Network("network", _network(config, place, spaces, reach), inside)
-    secrets = Credentials(
-        "credentials",
-        _credentials(config, place, spaces, reach, passwords),
-        inside,
-    )
     limits = [_limits(config, place, spaces, inside)] if cluster.limits else []
     access = Access("access", AccessArgs(place, spaces.app, spaces.sandboxes), inside)
     migration = Migration(
         "migration",
-        MigrationArgs(place, spaces.app, images.app, secrets.migration, pull),
-        _after(inside, network),
+        MigrationArgs(
+            place,
+            spaces.app,
+            images.app,
+            reach.owner,
+            passwords.controller,
+            passwords.requester,
+            pull,
+            after=[network],
+        ),
+        inside,
+    )
+    secrets = Credentials(
+        "credentials",
+        CredentialsArgs(
+            place, spaces.app, reach.controller, reach.requester, config.requester_namespaces, after=[migration]
+        ),
+        inside,
     )
     app = App(
         "app",
@@ -102,10 +114,12 @@ def prod(config: Config, cluster: Cluster, passed: pulumi.Resource) -> dict[str,
             replicas=config.replicas,
             account=access.account,
             secret=secrets.controller,
+            secret_digest=secrets.controller_digest,
             settings=_settings(config, spaces, images),
             image_pull_secret=pull,
+            after=[migration, access, *limits],
         ),
-        _after(inside, migration, access, *limits),
+        inside,
     )
     return {
         "database_url": reach.owner,
@@ -122,10 +136,6 @@ def prod(config: Config, cluster: Cluster, passed: pulumi.Resource) -> dict[str,
     }
 
 
-def _after(opts: pulumi.ResourceOptions, *others: pulumi.Resource) -> pulumi.ResourceOptions:
-    return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=list(others)))
-
-
 def _images(config: Config) -> ImagesArgs:
     return ImagesArgs(
         config.stack,
@@ -135,21 +145,6 @@ def _images(config: Config) -> ImagesArgs:
         config.pull_registry,
         config.registry_username,
         config.registry_password,
-    )
-
-
-def _credentials(
-    config: Config, place: Place, spaces: Namespaces, reach: Reach, passwords: Passwords
-) -> CredentialsArgs:
-    return CredentialsArgs(
-        place=place,
-        namespace=spaces.app,
-        owner_url=reach.owner,
-        controller_url=reach.controller,
-        requester_url=reach.requester,
-        controller_password=passwords.controller,
-        requester_password=passwords.requester,
-        requester_namespaces=config.requester_namespaces,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.policy.containers import CONTAINER
 from infra.policy.pods import containers_of, pod_of
-from infra.policy.wire import at
+from infra.policy.wire import objects
 
 OURS = "ci-fixer-sandbox"  # in the repository of every image that this project builds
 DIGEST = re.compile(r"(^|@)sha256:[0-9a-f]{64}$")
@@ -17,10 +17,15 @@ FULL_VERSION = re.compile(r"^v?\d+\.\d+")
 
 def images_of(kind: str, properties: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Every image that a resource names, with who uses it."""
-    found = {name: container.get("image") for name, container in containers_of(pod_of(kind, properties) or {})}
-    if kind == "kubernetes:core/v1:ConfigMap":
-        found["SANDBOX_IMAGE"] = at(properties, "data", "SANDBOX_IMAGE")
-    elif kind == CONTAINER:
+    containers = containers_of(pod_of(kind, properties) or {})
+    found = {name: container.get("image") for name, container in containers}
+    found |= {
+        f"{name}'s SANDBOX_IMAGE": one.get("value")
+        for name, container in containers
+        for one in objects(container, "env")
+        if one.get("name") == "SANDBOX_IMAGE"
+    }
+    if kind == CONTAINER:
         found[f"container {properties.get('name')}"] = properties.get("image")
     return [(name, str(image)) for name, image in found.items() if image]
 

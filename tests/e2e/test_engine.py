@@ -62,7 +62,30 @@ KEYS: dict[str, dict[str, str]] = {
 }
 CHANGED = {  # what follows from another `maxRunning`
     "dev": {("create", "Container app"), ("delete", "Container app")},
-    "prod": {("create", "ConfigMap settings"), ("update", "Deployment controller"), ("delete", "ConfigMap settings")},
+    "prod": {("update", "Deployment controller")},
+}
+DELETED = {  # by hand: one of each component that makes objects
+    "dev": {
+        "Container app",
+        "Container migration",
+        "Container database",
+        "Network network",
+        "RemoteImage database-image",
+    },
+    "prod": {
+        "Namespace sandbox-namespace",
+        "NetworkPolicy sandboxes-deny-all",
+        "NetworkPolicy database",
+        "Role controller-role",
+        "ServiceAccount controller-account",
+        "ResourceQuota sandbox-quota",
+        "LimitRange sandbox-defaults",
+        "StatefulSet database",
+        "Service controller-service",
+        "Secret controller-credentials",
+        "Secret migration-credentials",
+        "Deployment controller",
+    },
 }
 
 
@@ -161,7 +184,12 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
         if name == "prod":  # a context of that name is another cluster now
             provider.done.clear()
             monkeypatch.setattr(program, "preflight", lambda config: Cluster("it", "uid-2"))
-            for act in (stack.up, lambda: stack.refresh(run_program=True), lambda: stack.destroy(run_program=True)):
+            for act in (
+                stack.up,
+                lambda: stack.up(refresh=True, run_program=True),
+                lambda: stack.refresh(run_program=True),
+                lambda: stack.destroy(run_program=True),
+            ):
                 with pytest.raises(auto.CommandError, match="stack prod belongs to the cluster whose kube-system"):
                     act()
             kinds = {thing.partition(" ")[0] for _, thing in provider.done}
@@ -248,3 +276,43 @@ def test_every_key_is_taken_as_the_command_sets_it(
             for key, value in keys.items():
                 stack.set_config(f"ci-fixer-sandbox:{key}", auto.ConfigValue(value, secret=key in SECRETS))
             assert {str(kind) for kind in stack.preview().change_summary} == {"create"}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_what_was_deleted_by_hand_is_made_again(
+    name: str, tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "preflight", fake_preflight)
+    provider, debug = providers
+    with untidy():
+        stack = made(name, tmp_path, debug)
+        stack.up()
+        for mend in (
+            lambda: stack.up(refresh=True, run_program=True),
+            lambda: (stack.refresh(run_program=True), stack.up()),
+        ):
+            provider.gone, provider.done = set(DELETED[name]), []
+            mend()
+            assert provider.gone == set()
+            assert DELETED[name] <= {thing for deed, thing in provider.done if deed == "create"}
+            assert changes(stack.up()) == {}
+
+
+def test_another_password_is_the_databases_before_it_is_the_controllers(
+    tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "preflight", fake_preflight)
+    provider, debug = providers
+    with untidy():
+        stack = made("prod", tmp_path, debug)
+        stack.up()
+        provider.done.clear()
+        stack.up(replace=["**controller-password"])
+    wanted = [
+        ("create", "Secret migration-credentials"),
+        ("create", "Job migration"),
+        ("update", "Secret controller-credentials"),  # the same: an earlier revision of the Deployment finds it
+        ("update", "Deployment controller"),
+    ]
+    assert [one for one in provider.done if one in wanted] == wanted
+    assert ("update", "StatefulSet database") not in provider.done

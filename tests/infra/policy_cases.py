@@ -222,9 +222,9 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [  # each with one fault, and t
         deployment(container(image="postgres:15")),
     ),
     (
-        f"exact_images: SANDBOX_IMAGE: the image {OURS}:1 needs a digest",
-        "kubernetes:core/v1:ConfigMap",
-        {"data": {"SANDBOX_IMAGE": f"{OURS}:1"}},
+        f"exact_images: container it's SANDBOX_IMAGE: the image {OURS}:1 needs a digest",
+        DEPLOYMENT,
+        deployment(container(env=[{"name": "SANDBOX_IMAGE", "value": f"{OURS}:1"}])),
     ),
     *(
         (f"no_wildcards: rule 0: {part} may not be *", ROLE, role(**{part: ["*"]}))

@@ -69,7 +69,7 @@ def test_a_failed_migration_says_where_its_words_are_and_how_to_go_on(
         dev()
     assert str(raised.value) == (
         "the migration failed (exit code 3): docker logs ci-fixer-sandbox-dev-migration says why; mend it, then: "
-        "docker rm ci-fixer-sandbox-dev-migration && pulumi up --stack dev --refresh"
+        "docker rm ci-fixer-sandbox-dev-migration && pulumi up --stack dev --refresh --run-program"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import Any
 
 import yaml
@@ -151,11 +152,17 @@ def test_the_role_is_the_controllers_own(prod: Deploy) -> None:
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": APP, "namespace": APP}]
 
 
-def test_a_changed_setting_is_a_new_object_and_so_new_pods(prod: Deploy) -> None:
+def settings_of(recorded: Recorded) -> dict[str, str]:
+    """The controllers' variables but for those from secrets."""
+    container = recorded.one(DEPLOYMENT)["spec"]["template"]["spec"]["containers"][0]
+    assert "envFrom" not in container
+    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+
+
+def test_a_revision_of_the_deployment_has_its_settings_in_itself(prod: Deploy) -> None:
     recorded = prod(maxRunning=7, jobOptions={"queue": "small"})
-    settings = recorded.one("kubernetes:core/v1:ConfigMap")
-    assert "name" not in settings["metadata"]  # the provider names it by its content
-    assert settings["data"] == {
+    assert recorded.names("kubernetes:core/v1:ConfigMap") == []
+    assert settings_of(recorded) == {
         "HTTP_PORT": "3000",
         "SANDBOX_BACKEND": "kubernetes",
         "SANDBOX_IMAGE": f"registry.example/team/ci-fixer-sandbox-sandbox@{DIGEST}",
@@ -163,8 +170,21 @@ def test_a_changed_setting_is_a_new_object_and_so_new_pods(prod: Deploy) -> None
         "SANDBOX_MAX_RUNNING": "7",
         "SANDBOX_NAMESPACE": BOXES,
     }
-    pod = recorded.one(DEPLOYMENT)["spec"]["template"]["spec"]
-    assert pod["containers"][0]["envFrom"] == [{"configMapRef": {"name": "settings-1234567"}}]
+
+
+def test_what_was_changed_by_hand_is_taken_back_and_secrets_keep_their_names(prod: Deploy) -> None:
+    provider = prod().one("pulumi:providers:kubernetes")
+    assert provider["enablePatchForce"] == provider["enableSecretMutable"] == "true"
+
+
+def test_other_credentials_are_new_pods_and_a_new_migration(prod: Deploy) -> None:
+    recorded = prod()
+    told = recorded.one(DEPLOYMENT)["spec"]["template"]["metadata"]["annotations"]
+    url = recorded.one("kubernetes:core/v1:Secret", "controller-credentials")["stringData"]["DATABASE_URL"]
+    assert told == {"ci-fixer-sandbox/credentials": sha256(url.encode()).hexdigest()[:16]}
+    migrations = recorded.one("kubernetes:core/v1:Secret", "migration-credentials")
+    assert migrations["immutable"]
+    assert "name" not in migrations["metadata"]  # the provider gives each content a name
 
 
 def test_only_the_migration_is_the_owner(prod: Deploy) -> None:
@@ -172,7 +192,7 @@ def test_only_the_migration_is_the_owner(prod: Deploy) -> None:
     migrating, running = (recorded.one(kind)["spec"]["template"]["spec"]["containers"][0] for kind in (JOB, DEPLOYMENT))
     assert migrating["envFrom"] == [{"secretRef": {"name": "migration-credentials-1234567"}}]
     from_controllers = {"name": "controller-credentials-1234567", "key": "DATABASE_URL"}
-    assert running["env"] == [{"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": from_controllers}}]
+    assert running["env"][0] == {"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": from_controllers}}
     for name, login in (("migration", "postgres"), ("controller", "sandbox_controller")):
         held = recorded.one("kubernetes:core/v1:Secret", f"{name}-credentials")["stringData"]
         assert held["DATABASE_URL"].startswith(f"postgresql://{login}:")
@@ -231,8 +251,7 @@ def test_a_pull_secret_is_given_to_every_pod(prod: Deploy) -> None:
     recorded = prod(imagePullSecret="login")
     for kind in (JOB, DEPLOYMENT, "kubernetes:apps/v1:StatefulSet"):
         assert recorded.one(kind)["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "login"}]
-    settings = recorded.one("kubernetes:core/v1:ConfigMap")["data"]
-    assert json.loads(settings["SANDBOX_JOB_OPTIONS"]) == {"imagePullSecrets": ["login"]}
+    assert json.loads(settings_of(recorded)["SANDBOX_JOB_OPTIONS"]) == {"imagePullSecrets": ["login"]}
 
 
 def test_quota_and_replicas_are_the_configured_ones(prod: Deploy) -> None:

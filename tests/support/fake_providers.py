@@ -16,17 +16,19 @@ from tests.support.provider_answers import answers
 
 REPLACING = {  # what the real providers cannot change in place, as far as the tests look at it
     "docker:index/container:Container": {"image", "envs", "command", "ports"},
-    "kubernetes:core/v1:ConfigMap": {"data"},
-    "kubernetes:core/v1:Secret": {"stringData"},
     "kubernetes:batch/v1:Job": {"spec"},
 }
 
 
 class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
-    """Takes all that it is given, and remembers what was done to what: `create`, `ConfigMap settings`."""
+    """Takes all that it is given, and remembers what was done to what: `create`, `Deployment controller`.
+
+    `gone` is what somebody deleted by hand.
+    """
 
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []
+        self.gone: set[str] = set()
         self._count = 0
 
     def Attach(self, request: Any, context: Any) -> Any:
@@ -52,8 +54,9 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
         changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
         kind = provider_pb2.DiffResponse.DIFF_SOME if changed else provider_pb2.DiffResponse.DIFF_NONE
         token, _ = token_and_name(request.urn)
+        replacing = {"stringData"} if after.get("immutable") else REPLACING.get(token, ())
         return provider_pb2.DiffResponse(
-            changes=kind, diffs=changed, replaces=[key for key in changed if key in REPLACING.get(token, ())]
+            changes=kind, diffs=changed, replaces=[key for key in changed if key in replacing]
         )
 
     def Create(self, request: Any, context: Any) -> Any:
@@ -61,6 +64,7 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
         if not request.preview:
             self._count += 1
             self.done.append(("create", called(request.urn)))
+            self.gone.discard(called(request.urn))
         added = answers(token, name, in_clear(request.properties), self._count)
         if "result" in added:
             added["result"] = {SIGNATURE: SECRET, "value": f"{added['result']}-{self._count}"}  # each is another
@@ -69,6 +73,8 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
 
     def Read(self, request: Any, context: Any) -> Any:
         self.done.append(("read", called(request.urn)))
+        if called(request.urn) in self.gone:
+            return provider_pb2.ReadResponse()
         return provider_pb2.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
 
     def Update(self, request: Any, context: Any) -> Any:

@@ -25,13 +25,7 @@ class Older:
     """That version's code in a directory of its own."""
 
     def __init__(self, directory: Path) -> None:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), "archive", COMMIT, "controller"], capture_output=True, check=False
-        )
-        if done.returncode:
-            pytest.skip(f"the history with {COMMIT} is not here: {done.stderr.decode().strip()[:200]}")
-        with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
-            archive.extractall(directory, filter="data")
+        extract(COMMIT, directory, "controller")
         self.directory = directory
         text = (directory / "controller" / "sql" / "queue.sql").read_text()
         blocks = re.split(r"^-- (\w+) --$", text, flags=re.MULTILINE)
@@ -44,6 +38,15 @@ class Older:
     def verb(self, url: str, *words: str) -> subprocess.CompletedProcess[str]:
         """`python -m controller …` of that version, to its end."""
         return run_verb(self.directory, url, *words)
+
+
+def extract(commit: str, directory: Path, *paths: str) -> None:
+    """Puts these files and directories (or all) of a commit there."""
+    done = subprocess.run(["git", "-C", str(ROOT), "archive", commit, *paths], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"the history with {commit} is not here: {done.stderr.decode().strip()[:200]}")
+    with tarfile.open(fileobj=BytesIO(done.stdout)) as archive:
+        archive.extractall(directory, filter="data")
 
 
 def run_verb(directory: Path, url: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -66,17 +66,25 @@ class Stack:
     directory: Path
 
     @classmethod
-    def make(cls, name: str, directory: Path, config: dict[str, str]) -> Stack:
+    def make(cls, name: str, directory: Path, config: dict[str, str], program: Path = ROOT) -> Stack:
         """A new stack with this configuration and nothing in it."""
-        project = directory / "project"
-        shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(*LEFT_OUT, "Pulumi.*.yaml"))
-        (project / ".venv").symlink_to(ROOT / ".venv")
         (directory / "state").mkdir()
-        stack = cls(name, project)
+        stack = cls(name, directory / "project")
+        stack.takes(program)
         stack.run("stack", "init", name)
         for key, value in config.items():
             stack.set(key, value)
         return stack
+
+    def takes(self, program: Path) -> None:
+        """Has a copy of that project, as it stands, from now on; its state and configuration stay."""
+        own = Path(f"Pulumi.{self.name}.yaml")
+        kept = (self.directory / own).read_text() if (self.directory / own).exists() else None
+        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.copytree(program, self.directory, ignore=shutil.ignore_patterns(*LEFT_OUT, "Pulumi.*.yaml"))
+        (self.directory / ".venv").symlink_to(ROOT / ".venv")
+        if kept is not None:
+            (self.directory / own).write_text(kept)
 
     def run(self, *words: str, fails: bool = False) -> str:
         """What the command writes, which succeeds (or `fails`)."""
@@ -117,7 +125,10 @@ class Stack:
 
     @property
     def _environment(self) -> dict[str, str]:
-        return os.environ | environment(self.directory.parent / "state")
+        own = {
+            "PYTHONPATH": str(self.directory)
+        }  # the copy's modules, and not those that the environment has installed
+        return os.environ | environment(self.directory.parent / "state") | own
 
     def shell(self, line: str) -> str:
         """What a line of shell writes in the project's directory, which succeeds."""
