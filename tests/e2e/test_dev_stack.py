@@ -56,8 +56,20 @@ def until(url: str, sandbox: str, state: str) -> dict[str, Any]:
             time.sleep(0.1)
 
 
+def rotated(stack: Stack, url: str) -> str:
+    """The requester's URL, once each login has a new password, as docs/stacks.md gives it one."""
+    alter, owners = "alter role postgres password 'new'", f"ci-fixer-sandbox-{stack.name}-database"
+    docker("exec", owners, "psql", "--username", "postgres", "--dbname", "sandbox", "--command", alter)
+    stack.run("config", "set", "--secret", "databasePassword", "new")
+    stack.up("--replace", "**controller-password", "--replace", "**requester-password")
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(url)
+    return str(stack.outputs()["requester_database_url"])
+
+
 @pytest.mark.timeout(600)
 def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_nothing(stack: Stack) -> None:
+    stack.umask(0o077)
     stack.up()
     outputs = stack.outputs()
     url = outputs["requester_database_url"]
@@ -68,6 +80,7 @@ def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_not
     logs = "".join(docker("logs", f"ci-fixer-sandbox-{stack.name}-{one}") for one in ("app", "migration", "database"))
     assert logs
     assert [password for password in passwords if password in logs] == []
+    stack.umask(0o002)
     stack.up("--expect-no-changes")
 
     before = docker("inspect", "--format", "{{.Id}}", outputs["app_container"])
@@ -79,6 +92,9 @@ def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_not
     with psycopg.connect(url, autocommit=True) as connection:
         asked = connection.execute("insert into sandboxes (command) values ('sleep 600') returning id").fetchone()
     assert asked is not None
+    until(url, asked[0], "running")
+    url = rotated(stack, url)
+    assert until(url, stack.request(), "succeeded")["output"] == "hello\n"
     until(url, asked[0], "running")
     assert "nothing is left" in docker("exec", outputs["app_container"], "python", "-m", "controller", "drain")
     assert until(url, asked[0], "cancelled")["reason"] == "Cancelled"

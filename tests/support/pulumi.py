@@ -104,6 +104,12 @@ class Stack:
         """Brings it up."""
         return self.run("up", "--yes", "--skip-preview", *flags)
 
+    def umask(self, mask: int) -> None:
+        """Gives the files that images are built from the modes of a checkout with this umask."""
+        for part in ("controller", "images"):
+            for path in (self.directory / part).rglob("*"):
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
     def outputs(self) -> dict[str, Any]:
         """All outputs, secrets in clear."""
         found: dict[str, Any] = json.loads(self.run("stack", "output", "--json", "--show-secrets"))
