@@ -47,7 +47,7 @@ def rules(config: Config) -> Sequence[Rule]:
         Rule(None, "", ("namespaces",), ("get",), ("kube-system",)),
         # Asked as the API server asks itself: a Role in a namespace can show it.
         *(Rule(one, "", ("namespaces",), ("get",), (one,)) for one in given),
-        Rule(app, "", ("configmaps", "secrets", "serviceaccounts", "services"), KEPT),
+        Rule(app, "", ("secrets", "serviceaccounts", "services"), KEPT),
         Rule(app, "", ("endpoints", "pods"), SEEN),
         Rule(app, "apps", ("deployments",), KEPT),
         Rule(app, "apps", ("replicasets",), SEEN),
@@ -57,6 +57,12 @@ def rules(config: Config) -> Sequence[Rule]:
         # A Deployment's wait looks at claims, whether a pod mounts one or not.
         Rule(app, "", ("persistentvolumeclaims",), KEPT if own else SEEN),
         *([Rule(app, "apps", ("statefulsets",), KEPT)] if own else []),
+        # What tells why a wait takes long, and what ends the sandboxes when the stack ends.
+        Rule(app, "", ("events",), ("list",)),
+        Rule(app, "", ("pods/log", "pods/status"), ("get",)),
+        Rule(app, "", ("pods",), ("create", "delete")),
+        Rule(app, "apps", ("deployments/scale",), ("patch",)),
+        Rule(boxes, "batch", ("jobs",), ("deletecollection",)),
         Rule(boxes, RBAC, ("rolebindings", "roles"), KEPT),
         Rule(boxes, "networking.k8s.io", ("networkpolicies",), KEPT),
         *([Rule(boxes, "", LIMITS, KEPT)] if config.create_limits is not False else []),

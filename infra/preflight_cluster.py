@@ -49,7 +49,7 @@ def find_cluster(config: Config) -> Cluster:
     limits, missing, warnings = _rights(reader, config)
     namespaces, left = made_namespaces(reader, config)
     faults = [
-        *_version_faults(reader),
+        *version_faults(reader),
         *missing,
         *namespaces,
         *given_namespaces(reader, config),
@@ -98,7 +98,8 @@ def _empty(reader: Reader, config: Config) -> bool:
         return True  # for somebody who may do nothing there
 
 
-def _version_faults(reader: Reader) -> Sequence[str]:
+def version_faults(reader: Reader) -> Sequence[str]:
+    """That the cluster is too old."""
     version = reader.get("/version") or {}
     minor = "".join(filter(str.isdigit, str(version.get("minor", ""))))
     if version.get("major") == "1" and minor and int(minor) < LEAST:

@@ -13,7 +13,10 @@ def given_namespaces(reader: Reader, config: Config) -> Iterator[str]:
     """What is wrong with those that the configuration says are there."""
     own = () if config.create_namespaces else (config.namespace, config.sandbox_namespace)
     for name in (*own, *config.requester_namespaces):
-        found = _namespace(reader, name)
+        try:
+            found = reader.get(f"/api/v1/namespaces/{name}")
+        except Hidden:
+            continue  # that the right to see it is missing is told with the others
         if found is None:
             yield f"{reader.where} has no namespace {name}: create it first"
         elif _ends(found):
@@ -32,7 +35,10 @@ def made_namespaces(reader: Reader, config: Config) -> tuple[Sequence[str], Mapp
     if not config.create_namespaces:
         return faults, left
     for key, name in (("namespace", config.namespace), ("sandboxNamespace", config.sandbox_namespace)):
-        found = _namespace(reader, name)
+        try:
+            found = reader.get(f"/api/v1/namespaces/{name}")
+        except Hidden:
+            continue
         if found is None:
             continue
         if _ends(found):
@@ -69,13 +75,6 @@ def ending(namespace: Object) -> str:
     ]
     held = f", held by: {' '.join(why)}" if why else ""
     return f"namespace {namespace['metadata']['name']} is being deleted{held}; wait until it is gone, or name another"
-
-
-def _namespace(reader: Reader, name: str) -> Object | None:
-    try:
-        return reader.get(f"/api/v1/namespaces/{name}")
-    except Hidden:
-        return None  # that the right to see it is missing is told with the others
 
 
 def _ends(namespace: Object) -> bool:

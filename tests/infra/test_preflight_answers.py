@@ -1,0 +1,172 @@
+"""What a preflight makes of a cluster's answers that the tests' own cluster does not give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pytest
+
+from infra.config import Config
+from infra.errors import PreflightError
+from infra.preflight_classes import api_server_faults, class_faults, node_warnings, secret_faults
+from infra.preflight_cluster import version_faults
+from infra.preflight_database import database_faults
+from infra.preflight_namespaces import given_namespaces, made_namespaces
+from infra.preflight_reader import Hidden, Reader
+from tests.infra.conftest import configure
+
+PREBUILT = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}
+CLASSES, VOLUMES = "/apis/storage.k8s.io/v1/storageclasses", "/api/v1/persistentvolumes"
+CLAIM = "/api/v1/namespaces/ci-fixer-sandbox-it/persistentvolumeclaims/ci-fixer-sandbox-it-database"
+PODS = "/apis/apps/v1/namespaces/ci-fixer-sandbox-it/statefulsets/ci-fixer-sandbox-it-database"
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+SERVICE = "/api/v1/namespaces/default/services/kubernetes"
+
+
+@dataclass(frozen=True)
+class Answers(Reader):
+    """A cluster that has these objects, by path; a list stands for all of a kind, and what is None is not shown."""
+
+    objects: Mapping[str, Any] = None  # type: ignore[assignment]
+
+    def get(self, path: str) -> Any:
+        found = self.objects.get(path.partition("?")[0], {})
+        if found is None:
+            raise Hidden
+        return {"items": found} if isinstance(found, list) else found or None
+
+
+def cluster(**objects: Any) -> Answers:
+    """One that is called `it`."""
+    return Answers(None, "it", objects=objects)  # type: ignore[arg-type]
+
+
+def answers(objects: Mapping[str, Any]) -> Answers:
+    """The same, of paths."""
+    return cluster(**objects)
+
+
+@pytest.fixture
+def config() -> Iterator[Any]:
+    """The configuration that the program reads, with these keys."""
+
+    def read(**keys: Any) -> Config:
+        configure(PREBUILT | keys, "it", ())
+        return Config.read()
+
+    yield read
+    pulumi.runtime.reset_options()
+
+
+def storage(name: str, *, default: bool = False, grows: bool = False) -> Mapping[str, Any]:
+    """A StorageClass."""
+    marks = {"storageclass.kubernetes.io/is-default-class": "true"} if default else {}
+    return {"metadata": {"name": name, "annotations": marks}, "allowVolumeExpansion": grows}
+
+
+def volume(of: str, phase: str = "Available") -> Mapping[str, Any]:
+    """A volume that somebody made by hand."""
+    return {"metadata": {"name": "by-hand"}, "spec": {"storageClassName": of}, "status": {"phase": phase}}
+
+
+@pytest.mark.parametrize(
+    ("objects", "keys", "words"),
+    [
+        ({CLASSES: [storage("a"), storage("b")]}, {}, "it has no default StorageClass .* there are: a, b"),
+        ({}, {}, "it has no default StorageClass .* there are: none"),
+        ({CLASSES: [storage("a", default=True)]}, {}, None),
+        ({CLASSES: [storage("a", default=True)]}, {"storageClass": "b"}, "it has no StorageClass b, .* there are: a"),
+        ({CLASSES: [storage("b")]}, {"storageClass": "b"}, None),
+        ({VOLUMES: [volume("b")]}, {"storageClass": "b"}, None),  # bound by name alone
+        ({VOLUMES: [volume("b", "Bound")]}, {"storageClass": "b"}, "it has no StorageClass b"),
+        ({VOLUMES: [volume("")]}, {}, None),
+        ({CLASSES: None}, {"storageClass": "b"}, None),  # the user may not look
+        ({VOLUMES: None}, {"storageClass": "b"}, None),
+    ],
+)
+def test_a_new_volume_needs_a_class_or_a_volume_that_waits(
+    config: Any, objects: Mapping[str, Any], keys: dict[str, str], words: str | None
+) -> None:
+    found = list(database_faults(answers(objects), config(**keys)))
+    assert len(found) == bool(words)
+    for fault in found:
+        with pytest.raises(PreflightError, match=str(words)):
+            raise PreflightError(fault)
+
+
+def claim(**capacity: str) -> Mapping[str, Any]:
+    """One of 2 GiB."""
+    spec = {"storageClassName": "b", "resources": {"requests": {"storage": "2Gi"}}}
+    return {"metadata": {"name": "it"}, "spec": spec, "status": {"capacity": capacity}}
+
+
+@pytest.mark.parametrize(
+    ("objects", "size", "refused"),
+    [
+        ({CLASSES + "/b": storage("b", grows=True)}, "3Gi", False),
+        ({CLASSES + "/b": storage("b")}, "3Gi", True),
+        ({CLASSES + "/b": None}, "3Gi", False),  # nobody knows
+        ({CLAIM: claim(storage="1Gi")}, "1536Mi", False),  # back from a growth that did not happen
+        ({CLAIM: claim(storage="2Gi")}, "1536Mi", True),
+        ({CLAIM: claim(storage="4Gi")}, "2Gi", False),  # the class gave more than was asked for
+    ],
+)
+def test_a_volume_that_is_there_changes_its_size_as_its_class_allows(
+    config: Any, objects: Mapping[str, Any], size: str, refused: bool
+) -> None:
+    found = list(database_faults(answers({CLAIM: claim(storage="2Gi"), **objects}), config(storageSize=size)))
+    assert bool(found) == refused
+
+
+def test_a_database_that_runs_keeps_its_major_version_and_one_that_does_not_may_be_mended(config: Any) -> None:
+    image = {"template": {"spec": {"containers": [{"image": "postgres:15.3"}]}}}
+    for ready in (0, 1):
+        pods = {"spec": image, "status": {"readyReplicas": ready}}
+        there = answers({CLAIM: claim(storage="10Gi"), PODS: pods})
+        found = list(database_faults(there, config(postgresImage="postgres:16.1", storageSize="2Gi")))
+        assert len(found) == ready
+
+
+@pytest.mark.parametrize(
+    ("version", "faults"),
+    [
+        ({"major": "1", "minor": "29+"}, ["it is Kubernetes 1.29: the stack needs 1.30 or newer"]),
+        ({"major": "1", "minor": "30"}, []),
+        ({"major": "2", "minor": "0"}, []),
+        ({}, []),
+    ],
+)
+def test_a_cluster_that_is_too_old_is_named(version: Mapping[str, str], faults: list[str]) -> None:
+    assert version_faults(answers({"/version": version})) == faults
+
+
+@pytest.mark.parametrize(
+    ("ends", "ip", "cut_off"),
+    [("10.9.0.1", "10.96.0.1", False), ("192.0.2.1", "10.9.0.2", False), ("192.0.2.1", "", True)],
+)
+def test_ranges_that_hold_no_address_of_the_api_server_are_named(
+    config: Any, ends: str, ip: str, cut_off: bool
+) -> None:
+    there = {SLICES: [{"endpoints": [{"addresses": [ends]}]}], SERVICE: {"spec": {"clusterIPs": [ip] if ip else []}}}
+    keys = config(apiServerCidrs=["10.9.0.0/24"])
+    assert len(list(api_server_faults(answers(there), keys))) == cut_off
+    assert list(api_server_faults(answers({SLICES: None}), keys)) == []
+    assert list(api_server_faults(answers({SLICES: []}), keys)) == []
+    assert list(api_server_faults(answers(there), config(apiServerCidrs=[]))) == []  # that policy is written elsewhere
+
+
+def test_what_the_user_may_not_look_up_holds_nobody_up(config: Any) -> None:
+    class Nothing(Answers):
+        def get(self, path: str) -> Any:
+            raise Hidden
+
+    options = {"priorityClassName": "a", "runtimeClassName": "b", "nodeSelector": {"a": "b"}, "imagePullSecrets": ["s"]}
+    keys = config(jobOptions=options, imagePullSecret="login", requesterNamespaces=["apps"])
+    nothing = Nothing(None, "it", objects={})  # type: ignore[arg-type]
+    looks = (class_faults, secret_faults, node_warnings, database_faults)
+    assert [fault for look in looks for fault in look(nothing, keys)] == []
+    assert made_namespaces(nothing, keys) == ([], {})
+    assert list(given_namespaces(nothing, keys)) == []
