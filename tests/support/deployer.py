@@ -52,18 +52,16 @@ class Deployer:
         }
         self.admin.call("POST", f"{place}/{binding}", body)
 
-    def kubeconfig(self, server: str | None = None) -> str:
+    def kubeconfig(self) -> str:
         """The same as a file's text."""
-        return yaml.safe_dump(self.kubeconfig_object(server))
+        return yaml.safe_dump(self.kubeconfig_object())
 
-    def kubeconfig_object(self, server: str | None = None) -> dict[str, Any]:
-        """What the login reaches the cluster with, in a context of its name; perhaps by way of another server."""
+    def kubeconfig_object(self) -> dict[str, Any]:
+        """What the login reaches the cluster with, in a context of its name."""
         token = self.admin.call(
             "POST", f"{NAMESPACES}/{self.home}/serviceaccounts/{LOGIN}/token", {"spec": {"expirationSeconds": 7200}}
         )["status"]["token"]
         known = self.admin.configuration
-        if server is not None:
-            return kubeconfig(LOGIN, {"server": server}, token)
         authority = base64.b64encode(Path(str(known.ssl_ca_cert)).read_bytes()).decode()
         cluster = {"server": known.host, "certificate-authority-data": authority}
         return kubeconfig(LOGIN, cluster, token)
