@@ -15,15 +15,16 @@ from infra.docker_containers import LOOPBACK
 from infra.docker_database import DockerDatabase, DockerDatabaseArgs
 from infra.images import Images, ImagesArgs
 from infra.passwords import Passwords
+from infra.waiting_engine import EngineWaits
 
 
-def dev(config: Config, passed: pulumi.Resource) -> dict[str, pulumi.Input[Any]]:
+def dev(config: Config, passed: pulumi.Resource, waits: EngineWaits) -> dict[str, pulumi.Input[Any]]:
     """Makes it all, after what it has to pass; returns the stack's outputs."""
     after = pulumi.ResourceOptions(depends_on=[passed])
     images = Images("images", ImagesArgs(config.stack, config.app_image, config.sandbox_image), after)
     passwords = Passwords("passwords", config.database_password, after)
     args = DockerDatabaseArgs(
-        config.name, config.postgres_image, passwords.owner, config.database_port, config.protect_database
+        config.name, config.postgres_image, passwords.owner, config.database_port, config.protect_database, waits
     )
     database = DockerDatabase("database", args, after)
 
@@ -41,6 +42,7 @@ def dev(config: Config, passed: pulumi.Resource) -> dict[str, pulumi.Input[Any]]
             socket=config.docker_socket,
             socket_group=_group(config),
             settings=_settings(config, images.sandbox),
+            waits=waits,
         ),
     )
     return {

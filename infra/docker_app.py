@@ -10,12 +10,21 @@ import pulumi
 import pulumi_docker as docker
 
 from infra.docker_containers import LOGGED, LOOPBACK, bounded
-from infra.errors import MigrationFailed
 from infra.images import ENTRYPOINT, HTTP_PORT, STOP_SECONDS
 from infra.passwords import secret
+from infra.waiting import once_ready
+from infra.waiting_engine import EngineWaits
 
 SOCKET = "/var/run/docker.sock"  # inside, where the controller looks
-READY = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{HTTP_PORT}/readyz', timeout=8)"
+READY = f"""
+import sys, urllib.error, urllib.request
+try:
+    urllib.request.urlopen("http://127.0.0.1:{HTTP_PORT}/readyz", timeout=8)
+except urllib.error.HTTPError as answer:
+    sys.exit(answer.read().decode())
+except OSError as error:
+    sys.exit(str(error))
+"""  # the check's output is the controller's own words
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class DockerAppArgs:
     socket: str | None
     socket_group: int
     settings: Mapping[str, pulumi.Input[str]]
+    waits: EngineWaits
 
 
 class DockerApp(pulumi.ComponentResource):
@@ -43,17 +53,20 @@ class DockerApp(pulumi.ComponentResource):
     def __init__(self, name: str, args: DockerAppArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:DockerApp", name, None, opts)
         self._args = args
-        migrated = self._migration()
-        self.container = self._app(migrated).name
+        self._child = pulumi.ResourceOptions(parent=self)
+        migration = self._migration()
+        made = {"name": migration.name, "id": migration.id}
+        migrated = once_ready("migration", made, args.waits.ended_well, self._child)
+        app = self._app(migrated)
+        ready = once_ready("app", {"name": app.name, "id": app.id}, args.waits.healthy, self._child)
+        self.container = pulumi.Output.all(app.name, ready.id).apply(lambda known: str(known[0]))
         self.register_outputs({"container": self.container})
 
-    def _migration(self) -> pulumi.Output[int]:
-        """Runs to its end while the stack comes up; its exit code, which is 0."""
+    def _migration(self) -> docker.Container:
         args = self._args
-        name = f"{args.name}-migration"
-        migration = docker.Container(
+        return docker.Container(
             "migration",
-            name=name,
+            name=f"{args.name}-migration",
             image=args.image,
             entrypoints=ENTRYPOINT,
             command=["migrate"],
@@ -63,29 +76,14 @@ class DockerApp(pulumi.ComponentResource):
                 secret("SANDBOX_REQUESTER_PASSWORD=", args.requester_password),
             ],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],
-            attach=True,
             must_run=False,
             restart="no",
             **_hardened(),
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=self._child,
         )
 
-        def succeeded(code: float | None) -> int:
-            if code:
-                again = (
-                    f"mend it, then: docker rm {name} && pulumi up --stack {pulumi.get_stack()} --refresh --run-program"
-                )
-                raise MigrationFailed(
-                    f"the migration failed (exit code {int(code)}): docker logs {name} says why; {again}"
-                )
-            return 0
-
-        return migration.exit_code.apply(succeeded)
-
-    def _app(self, migrated: pulumi.Output[int]) -> docker.Container:
+    def _app(self, migrated: pulumi.Resource) -> docker.Container:
         args = self._args
-        # The URL waits for the exit code: depends_on would start the app after a migration that failed.
-        url = pulumi.Output.all(args.controller_url, migrated).apply(lambda both: str(both[0]))
         settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(args.settings.items())]
         return docker.Container(
             "app",
@@ -93,7 +91,7 @@ class DockerApp(pulumi.ComponentResource):
             image=args.image,
             entrypoints=ENTRYPOINT,
             command=["run"],
-            envs=[secret("DATABASE_URL=", url), *settings],
+            envs=[secret("DATABASE_URL=", args.controller_url), *settings],
             ports=[docker.ContainerPortArgs(internal=HTTP_PORT, external=args.port, ip=LOOPBACK)],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],
             volumes=self._volumes(),
@@ -101,13 +99,11 @@ class DockerApp(pulumi.ComponentResource):
             healthcheck=docker.ContainerHealthcheckArgs(
                 tests=["CMD", "python", "-c", READY], interval="5s", timeout="10s", retries=12, start_period="15s"
             ),
-            wait=True,
-            wait_timeout=120,
             restart="unless-stopped",
             stop_timeout=STOP_SECONDS,
             destroy_grace_seconds=STOP_SECONDS,
             **_hardened(),
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=pulumi.ResourceOptions.merge(self._child, pulumi.ResourceOptions(depends_on=[migrated])),
         )
 
     def _volumes(self) -> Sequence[docker.ContainerVolumeArgs]:

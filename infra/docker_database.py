@@ -10,6 +10,8 @@ import pulumi_docker as docker
 from infra.database_urls import DATABASE_NAME, OWNER, PORT, READY
 from infra.docker_containers import LOGGED, LOOPBACK, bounded
 from infra.passwords import secret
+from infra.waiting import once_ready
+from infra.waiting_engine import EngineWaits
 
 DATA = "/var/lib/postgresql/data"
 STOP_SECONDS = 30  # without it the provider kills at once
@@ -24,6 +26,7 @@ class DockerDatabaseArgs:
     password: pulumi.Input[str]
     port: int
     protect: bool
+    waits: EngineWaits
 
 
 class DockerDatabase(pulumi.ComponentResource):
@@ -62,8 +65,6 @@ class DockerDatabase(pulumi.ComponentResource):
                 retries=30,
                 start_period="0s",
             ),
-            wait=True,
-            wait_timeout=120,
             restart="unless-stopped",
             shm_size=256,
             stop_signal="SIGINT",  # a fast shutdown; SIGTERM would wait for clients to leave
@@ -73,6 +74,7 @@ class DockerDatabase(pulumi.ComponentResource):
             opts=child,
         )
         self.network = network.name
-        self.host = container.name.apply(lambda _: "database")  # known once it answers
+        ready = once_ready("database", {"name": container.name, "id": container.id}, args.waits.healthy, child)
+        self.host = ready.id.apply(lambda _: "database")  # known once it answers
         self.container = container.name
         self.register_outputs({"network": self.network, "host": self.host})

@@ -21,5 +21,5 @@ class PreflightError(pulumi.RunError):
         return cls(faults[0] if len(faults) == 1 else "\n  ".join(["the stack cannot come up:", *faults]))
 
 
-class MigrationFailed(pulumi.RunError):
-    """The migration ended with an error; the message says where its words are, and how to go on."""
+class NotReady(pulumi.RunError):
+    """What was made does not come up; the message says why, in its own words or those of the engine or cluster."""

@@ -13,6 +13,7 @@ from infra.images import ENTRYPOINT, HTTP_PORT, STOP_SECONDS
 from infra.kubernetes_pods import (
     CONTROLLER,
     CONTROLLER_USER,
+    MADE_IS_ENOUGH,
     SKIP_AWAIT,
     Place,
     container_security,
@@ -21,7 +22,10 @@ from infra.kubernetes_pods import (
     pod_security,
     pull_secrets,
     resources,
+    revision_of,
 )
+from infra.waiting import once_ready
+from infra.waiting_cluster import ClusterWaits
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class AppArgs:
     settings: Mapping[str, pulumi.Input[str]]
     image_pull_secret: str | None
     after: Sequence[pulumi.Resource]
+    waits: ClusterWaits
 
 
 class App(pulumi.ComponentResource):
@@ -65,24 +70,25 @@ class App(pulumi.ComponentResource):
                 "spec": self._pod(),
             },
         }
-        k8s.apps.v1.Deployment(
+        controllers = k8s.apps.v1.Deployment(
             "controller",
-            metadata=metadata,
+            metadata=args.place.metadata(CONTROLLER, args.namespace, args.place.name, MADE_IS_ENOUGH),
             spec=deployed,
             opts=child,
         )
+        ready = once_ready("controller", revision_of(controllers), args.waits.ready, child)
         budget: Any = {"maxUnavailable": 1, "selector": chosen}
         k8s.policy.v1.PodDisruptionBudget("controller-budget", metadata=metadata, spec=budget, opts=child)
         port = {"name": "http", "port": HTTP_PORT, "targetPort": HTTP_PORT}
         exposed: Any = {"selector": args.place.selector(CONTROLLER), "ports": [port]}
-        waits = None if args.replicas else SKIP_AWAIT  # nobody will be ready
         service = k8s.core.v1.Service(
             "controller-service",
-            metadata=args.place.metadata(CONTROLLER, args.namespace, args.place.name, waits),
+            metadata=args.place.metadata(CONTROLLER, args.namespace, args.place.name, SKIP_AWAIT),
             spec=exposed,
             opts=child,
         )
-        self.host = pulumi.Output.concat(name_of(service), ".", args.namespace, f".svc:{HTTP_PORT}")
+        named = pulumi.Output.all(name_of(service), args.namespace, ready.id)
+        self.host = named.apply(lambda known: f"{known[0]}.{known[1]}.svc:{HTTP_PORT}")
         self.register_outputs({"host": self.host})
 
     def _pod(self) -> dict[str, Any]:

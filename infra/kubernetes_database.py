@@ -11,6 +11,7 @@ import pulumi_kubernetes as k8s
 from infra.database_urls import DATABASE_NAME, OWNER, PORT, READY
 from infra.kubernetes_pods import (
     DATABASE,
+    MADE_IS_ENOUGH,
     SKIP_AWAIT,
     Place,
     container_security,
@@ -19,7 +20,10 @@ from infra.kubernetes_pods import (
     pod_security,
     pull_secrets,
     resources,
+    revision_of,
 )
+from infra.waiting import once_ready
+from infra.waiting_cluster import ClusterWaits
 
 USER = 999  # postgres in the image
 VOLUME = "/var/lib/postgresql/data"
@@ -38,6 +42,7 @@ class DatabaseArgs:
     storage_size: str
     protect: bool
     image_pull_secret: str | None
+    waits: ClusterWaits
 
 
 class Database(pulumi.ComponentResource):
@@ -49,7 +54,6 @@ class Database(pulumi.ComponentResource):
         super().__init__("ci-fixer-sandbox:infra:Database", name, None, opts)
         self._args = args
         fixed = f"{args.place.name}-database"
-        metadata = args.place.metadata(DATABASE, args.namespace, fixed)
         child = pulumi.ResourceOptions(parent=self)
         secret = k8s.core.v1.Secret(
             "database-password",
@@ -62,7 +66,7 @@ class Database(pulumi.ComponentResource):
             kept["storageClassName"] = args.storage_class
         claim = k8s.core.v1.PersistentVolumeClaim(
             "database-volume",
-            # Not awaited: many classes bind at the first pod alone, and the StatefulSet's own wait says what is wrong.
+            # Not awaited: many classes bind at the first pod alone, and the wait for the pod says what is wrong.
             metadata=args.place.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
             spec=kept,
             opts=pulumi.ResourceOptions(
@@ -83,7 +87,7 @@ class Database(pulumi.ComponentResource):
         }
         pods = k8s.apps.v1.StatefulSet(
             "database",
-            metadata=metadata,
+            metadata=args.place.metadata(DATABASE, args.namespace, fixed, MADE_IS_ENOUGH),
             spec=stateful,
             opts=child,
         )
@@ -91,12 +95,12 @@ class Database(pulumi.ComponentResource):
         exposed: Any = {"selector": args.place.selector(DATABASE), "ports": [port]}
         service = k8s.core.v1.Service(
             "database-service",
-            metadata=metadata,
+            metadata=args.place.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
             spec=exposed,
             opts=child,
         )
-        # Known once a pod is ready behind the service.
-        self.host = pulumi.Output.all(name_of(service), args.namespace, pods.id).apply(
+        ready = once_ready("database", revision_of(pods), args.waits.ready, child)
+        self.host = pulumi.Output.all(name_of(service), args.namespace, ready.id).apply(  # known once a pod is ready
             lambda known: f"{known[0]}.{known[1]}.svc"
         )
         self.register_outputs({"host": self.host})

@@ -12,6 +12,7 @@ import pulumi_kubernetes as k8s
 from infra.images import ENTRYPOINT
 from infra.kubernetes_pods import (
     CONTROLLER_USER,
+    MADE_IS_ENOUGH,
     MIGRATION,
     REPLACE_UNREADY,
     Place,
@@ -20,7 +21,10 @@ from infra.kubernetes_pods import (
     pod_security,
     pull_secrets,
     resources,
+    revision_of,
 )
+from infra.waiting import once_ready
+from infra.waiting_cluster import ClusterWaits
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class MigrationArgs:
     requester_password: pulumi.Input[str]
     image_pull_secret: str | None
     after: Sequence[pulumi.Resource]
+    waits: ClusterWaits
 
 
 class Migration(pulumi.ComponentResource):
@@ -72,14 +77,15 @@ class Migration(pulumi.ComponentResource):
             "containers": [container],
         }
         spec: Any = {
-            "backoffLimit": 4,  # network policies and names may take a moment to reach a new pod: 150 s of trials
+            "backoffLimit": 2,  # network policies and names may take a moment to reach a new pod: 30 s of trials
             "activeDeadlineSeconds": 300,
             "template": {"metadata": {"labels": args.place.labels(MIGRATION)}, "spec": pod},
         }
-        k8s.batch.v1.Job(
+        job = k8s.batch.v1.Job(
             MIGRATION,
-            metadata=args.place.metadata(MIGRATION, args.namespace, annotations=REPLACE_UNREADY),
+            metadata=args.place.metadata(MIGRATION, args.namespace, annotations={**REPLACE_UNREADY, **MADE_IS_ENOUGH}),
             spec=spec,
             opts=pulumi.ResourceOptions(parent=self, depends_on=args.after),
         )
+        once_ready("migration", revision_of(job), args.waits.ready, pulumi.ResourceOptions(parent=self))
         self.register_outputs({})

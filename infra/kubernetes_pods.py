@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pulumi
@@ -12,9 +13,12 @@ NAME = "app.kubernetes.io/name"
 INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
 CONTROLLER, DATABASE, MIGRATION = "controller", "database", "migration"
+REVISION = ("namespace", "name", "uid", "generation")  # of a workload's metadata: they change with what it is to be
 CONTROLLER_USER = 10001  # of images/app
 REPLACE_UNREADY = {"pulumi.com/replaceUnready": "true"}  # an annotation: one that failed is made anew
 SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}  # an annotation: made is enough
+# An annotation: made is enough, and yet a delete waits for the pods to end, which SKIP_AWAIT would not.
+MADE_IS_ENOUGH = {"pulumi.com/waitFor": "jsonpath={.metadata.uid}"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,16 @@ def name_of(made: Any) -> pulumi.Output[str]:
     """An object's name, known once it is there."""
     found: pulumi.Output[str] = made.metadata.apply(lambda metadata: str(metadata.name))
     return found
+
+
+def revision_of(made: Any) -> dict[str, Any]:
+    """Which workload is meant, and at which revision: what a wait takes."""
+    found: dict[str, Any] = {key: made.metadata.apply(partial(_field, key)) for key in REVISION}
+    return {"kind": made.kind, **found}
+
+
+def _field(key: str, metadata: Any) -> Any:
+    return getattr(metadata, key)
 
 
 def pod_security(user: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from infra.kubernetes_network import Network, NetworkArgs
 from infra.kubernetes_pods import Place
 from infra.passwords import Passwords
 from infra.preflight_cluster import Cluster
+from infra.waiting_cluster import ClusterWaits
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Reach:
     example: str
 
 
-def prod(config: Config, cluster: Cluster, passed: pulumi.Resource) -> dict[str, pulumi.Input[Any]]:
+def prod(
+    config: Config, cluster: Cluster, passed: pulumi.Resource, waits: ClusterWaits
+) -> dict[str, pulumi.Input[Any]]:
     """Makes it all, after what it has to pass; returns the stack's outputs."""
     if config.kube_context is None:
         words = f"the cluster of the context in use, {cluster.context}, is taken for this stack's"
@@ -79,7 +82,7 @@ def prod(config: Config, cluster: Cluster, passed: pulumi.Resource) -> dict[str,
     if config.database_url is not None:
         reach = _existing(config.database_url, passwords, config.stack)
     else:
-        database = _database(config, place, spaces, passwords, inside)
+        database = _database(config, place, spaces, passwords, waits, inside)
         reach = _own(config, cluster.context, database, passwords)
     network = Network("network", _network(config, place, spaces, reach), inside)
     limits = [_limits(config, place, spaces, inside)] if cluster.limits else []
@@ -95,6 +98,7 @@ def prod(config: Config, cluster: Cluster, passed: pulumi.Resource) -> dict[str,
             passwords.requester,
             pull,
             after=[network],
+            waits=waits,
         ),
         inside,
     )
@@ -118,6 +122,7 @@ def prod(config: Config, cluster: Cluster, passed: pulumi.Resource) -> dict[str,
             settings=_settings(config, spaces, images),
             image_pull_secret=pull,
             after=[migration, access, *limits],
+            waits=waits,
         ),
         inside,
     )
@@ -182,7 +187,12 @@ def _network(config: Config, place: Place, spaces: Namespaces, reach: Reach) -> 
 
 
 def _database(
-    config: Config, place: Place, spaces: Namespaces, passwords: Passwords, opts: pulumi.ResourceOptions
+    config: Config,
+    place: Place,
+    spaces: Namespaces,
+    passwords: Passwords,
+    waits: ClusterWaits,
+    opts: pulumi.ResourceOptions,
 ) -> Database:
     args = DatabaseArgs(
         place=place,
@@ -193,6 +203,7 @@ def _database(
         storage_size=config.storage_size,
         protect=config.protect_database,
         image_pull_secret=config.image_pull_secret,
+        waits=waits,
     )
     return Database("database", args, opts)
 

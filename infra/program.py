@@ -10,6 +10,8 @@ from infra.config import Config
 from infra.gate import gate
 from infra.preflight import preflight
 from infra.preflight_cluster import Cluster
+from infra.waiting_cluster import ClusterWaits
+from infra.waiting_engine import EngineWaits
 
 
 def main() -> None:
@@ -26,7 +28,7 @@ def _stack(config: Config, cluster: Cluster | None, passed: pulumi.Resource) -> 
     if cluster is None:
         from infra.dev import dev
 
-        return dev(config, passed)
+        return dev(config, passed, EngineWaits())
     from infra.prod import prod
 
-    return prod(config, cluster, passed)
+    return prod(config, cluster, passed, ClusterWaits(cluster.context))

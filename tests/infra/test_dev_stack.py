@@ -6,16 +6,14 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from infra.errors import MigrationFailed, PreflightError
+from infra.errors import PreflightError
 from infra.policy.wire import plain
 from tests.infra.conftest import ROOT, Deploy, Recorded
-from tests.support.provider_answers import DIGEST, answers
+from tests.support.provider_answers import DIGEST
 
 CONTAINER = "docker:index/container:Container"
 
@@ -56,21 +54,6 @@ def test_only_the_migration_is_the_owner(dev: Deploy) -> None:
     (running,) = (one for one in recorded.one(CONTAINER, "app")["envs"] if one.startswith("DATABASE_URL="))
     assert migrating == "DATABASE_URL=postgresql://postgres:a%2Fb@database:5432/sandbox"
     assert running.startswith("DATABASE_URL=postgresql://sandbox_controller:generated-controller-password@database")
-
-
-def test_a_failed_migration_says_where_its_words_are_and_how_to_go_on(
-    dev: Deploy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failed(token: str, name: str, inputs: Mapping[str, Any], suffix: object) -> dict[str, Any]:
-        return answers(token, name, inputs, suffix) | ({"exitCode": 3} if name == "migration" else {})
-
-    monkeypatch.setattr("tests.infra.conftest.answers", failed)
-    with pytest.raises(MigrationFailed) as raised:
-        dev()
-    assert str(raised.value) == (
-        "the migration failed (exit code 3): docker logs ci-fixer-sandbox-dev-migration says why; mend it, then: "
-        "docker rm ci-fixer-sandbox-dev-migration && pulumi up --stack dev --refresh --run-program"
-    )
 
 
 def test_no_password_is_in_clear(dev: Deploy) -> None:

@@ -1,0 +1,83 @@
+"""Waiting until what was made is ready: each reason is told as it comes, and one that cannot pass ends it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+
+from infra.errors import NotReady
+
+PAUSE_SECONDS = 0.5  # between two looks
+AGAIN_SECONDS = 15.0  # before other words for the same kind of reason are told: a log may grow with each look
+REMIND_SECONDS = 60.0  # after which what still holds is told again
+
+
+@dataclass(frozen=True)
+class Unready:
+    """Why something is not ready: a kind of reason, and the words for it, which may change while the kind stays.
+
+    Seconds: told once the kind has lasted for `quiet`, given up once it has lasted for `patience`.
+    """
+
+    kind: str
+    words: str
+    patience: float = math.inf
+    quiet: float = 0.0
+
+
+Look = Callable[[], Awaitable[Unready | None]]  # None: it is ready
+Wait = Callable[[Mapping[str, Any]], Awaitable[None]]
+
+
+def once_ready(
+    name: str, made: pulumi.Input[Mapping[str, Any]], wait: Wait, opts: pulumi.ResourceOptions
+) -> pulumi.Stash:
+    """Remembers what was found ready, so that it is there only once it was.
+
+    `made` says what to wait for, and changes with whatever may end its being ready. A hook waits: it runs where `made`
+    is new alone, not in a preview, a refresh or a destroy, and after one that failed it runs again.
+    """
+
+    async def ready(args: pulumi.ResourceHookArgs) -> None:
+        await wait((args.new_inputs or {})["input"])
+
+    hook = pulumi.ResourceHook(f"wait for the {name}", ready)
+    hooks = pulumi.ResourceHookBinding(before_create=[hook], before_update=[hook])
+    merged = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(hooks=hooks))
+    return pulumi.Stash(f"{name}-ready", input=made, opts=merged)
+
+
+async def until_ready(
+    what: str,
+    look: Look,
+    longest: float,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    tell: Callable[[str], None] = pulumi.log.info,
+) -> None:
+    """Looks again and again, for `longest` seconds at most. Raises NotReady with the last reason."""
+    began = since = told_at = now()
+    kind, told = "", ("", "")  # the kind and words that were told last
+    while (found := await look()) is not None:
+        at = now()
+        if found.kind != kind:
+            kind, since = found.kind, at
+        if at - since >= found.patience or at - began >= longest:
+            after = f" after {at - began:.0f} s" if at - began >= REMIND_SECONDS else ""
+            raise NotReady(f"{what} is not ready{after}: {found.words}")
+        if at - since >= found.quiet and _is_news(told, found, at - told_at):
+            tell(f"waiting for {what} ({at - began:.0f} s): {found.words}")
+            told, told_at = (found.kind, found.words), at
+        await pause(PAUSE_SECONDS)
+
+
+def _is_news(told: tuple[str, str], found: Unready, seconds: float) -> bool:
+    kind, words = told
+    return found.kind != kind or seconds >= (REMIND_SECONDS if found.words == words else AGAIN_SECONDS)
