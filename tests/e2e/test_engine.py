@@ -19,6 +19,7 @@ from tests.support.config_keys import SECRETS, every_key
 from tests.support.engines import missing
 from tests.support.fake_preflight import fake_preflight
 from tests.support.fake_providers import FakeProvider, serving
+from tests.support.fake_waits import FakeWaits
 from tests.support.pulumi import ROOT, environment, left_of
 
 STACKS: dict[str, dict[str, str]] = {
@@ -59,6 +60,10 @@ KEYS: dict[str, dict[str, str]] = {
         "egressCidrs": '["203.0.113.0/24", "dns"]',
         "jobOptions": '{"runtimeClassName": "gvisor"}',
     },
+}
+STARTS = {  # in this order, each once what is before it is ready; with the form of the name that is waited for
+    "dev": {"Container database": "-database$", "Container migration": "-migration$", "Container app": "-app$"},
+    "prod": {"StatefulSet database": "-database$", "Job migration": "^migration", "Deployment controller": "-prod$"},
 }
 CHANGED = {  # what follows from another `maxRunning`
     "dev": {("create", "Container app"), ("delete", "Container app")},
@@ -112,6 +117,16 @@ def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeProvider, s
     monkeypatch.chdir(ROOT / "infra")  # where Pulumi runs the program
     with serving("docker", "kubernetes", "random") as served:
         yield served
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> FakeWaits:
+    """What the program waits by."""
+    monkeypatch.chdir(ROOT / "infra")  # as the engine runs it, so that build contexts are found
+    fake = FakeWaits()
+    monkeypatch.setattr(program, "EngineWaits", lambda: fake)
+    monkeypatch.setattr(program, "ClusterWaits", lambda context: fake)
+    return fake
 
 
 def made(name: str, directory: Path, debug: str) -> auto.Stack:
@@ -263,6 +278,42 @@ def test_a_change_that_would_delete_rows_is_said_in_the_preview_and_another_targ
             stack.remove_config(f"ci-fixer-sandbox:{key}")
         with pytest.raises(auto.CommandError, match="target cannot become docker: stack prod is up on kubernetes"):
             stack.preview()
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_what_does_not_get_ready_ends_an_up_there_and_the_next_goes_on(
+    name: str,
+    tmp_path: Path,
+    providers: tuple[FakeProvider, str],
+    waits: FakeWaits,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(program, "preflight", fake_preflight)
+    provider, debug = providers
+    with untidy():
+        stack = made(name, tmp_path, debug)
+        for place, form in enumerate(STARTS[name].values()):
+            waits.broken = form
+            with pytest.raises(
+                auto.CommandError, match=r"is not ready: it ended \(exit code 1\): no such host"
+            ) as raised:
+                stack.up()
+            assert "Traceback" not in str(raised.value)
+            started = [thing for act, thing in provider.done if act == "create" and thing in STARTS[name]]
+            assert started == list(STARTS[name])[: place + 1]
+        stack.preview()
+        waits.broken = None
+        stack.up()
+        waits.waited.clear()
+        assert changes(stack.up()) == {}
+        stack.set_config("ci-fixer-sandbox:maxRunning", auto.ConfigValue("7"))
+        stack.up()
+        assert len(waits.waited) == 1  # what was changed is waited for, and nothing else
+        waits.broken = "."
+        stack.refresh(run_program=True)
+        stack.destroy(run_program=True)
+        assert len(waits.waited) == 1
+        assert left_of(stack.export_stack().deployment) == []
 
 
 def test_every_key_is_taken_as_the_command_sets_it(

@@ -78,9 +78,13 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.ReadResponse(id=request.id, properties=request.properties, inputs=request.inputs)
 
     def Update(self, request: Any, context: Any) -> Any:
+        token, name = token_and_name(request.urn)
         if not request.preview:
+            self._count += 1
             self.done.append(("update", called(request.urn)))
         kept = json_format.MessageToDict(request.olds) | json_format.MessageToDict(request.news)
+        if token.startswith("kubernetes:"):
+            kept |= answers(token, name, in_clear(request.news), self._count)
         return provider_pb2.UpdateResponse(properties=structure(kept))
 
     def Delete(self, request: Any, context: Any) -> Any:

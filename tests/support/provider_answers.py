@@ -16,12 +16,11 @@ def answers(token: str, name: str, inputs: Mapping[str, Any], suffix: object) ->
             return {"repoDigest": DIGEST if inputs.get("skipPush") else f"{repository}@{DIGEST}"}
         case "docker:index/remoteImage:RemoteImage":
             return {"imageId": DIGEST}
-        case "docker:index/container:Container":
-            return {"exitCode": 0}
         case "pulumi:index:Stash":
             return {"output": inputs["input"]}
         case "random:index/randomPassword:RandomPassword":
             return {"result": f"generated-{name}"}
     if token.startswith("kubernetes:") and "metadata" in inputs:
-        return {"metadata": {"name": f"{name}-{suffix}", **inputs["metadata"]}}
+        added = {"name": f"{name}-{suffix}", "uid": f"uid-{name}", "generation": int(str(suffix))}
+        return {"metadata": {**added, **inputs["metadata"]}}
     return {}
