@@ -60,7 +60,7 @@ async def until_ready(
     *,
     now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    tell: Callable[[str], None] = pulumi.log.info,
+    tell: Callable[[str], None] | None = None,
 ) -> None:
     """Looks again and again, for `longest` seconds at most. Raises NotReady with the last reason."""
     began = since = told_at = now()
@@ -73,7 +73,7 @@ async def until_ready(
             after = f" after {at - began:.0f} s" if at - began >= REMIND_SECONDS else ""
             raise NotReady(f"{what} is not ready{after}: {found.words}")
         if at - since >= found.quiet and _is_news(told, found, at - told_at):
-            tell(f"waiting for {what} ({at - began:.0f} s): {found.words}")
+            (tell or pulumi.log.info)(f"waiting for {what} ({at - began:.0f} s): {found.words}")
             told, told_at = (found.kind, found.words), at
         await pause(PAUSE_SECONDS)
 
