@@ -15,6 +15,7 @@ from infra.errors import NotReady
 
 PAUSE_SECONDS = 0.5  # between two looks
 AGAIN_SECONDS = 15.0  # before other words for the same kind of reason are told: a log may grow with each look
+GONE = "it is there no more: `pulumi up --refresh --run-program` makes it anew"
 REMIND_SECONDS = 60.0  # after which what still holds is told again
 
 

@@ -14,7 +14,7 @@ from kubernetes import client
 from kubernetes import config as kubeconfig
 
 from infra.verdict_workload import Json, SeenWorkload, exits, newest_set, of_newest, speaker, verdict
-from infra.waiting import Unready, until_ready
+from infra.waiting import GONE, Unready, until_ready
 
 ANSWER_SECONDS = 10  # for each request
 SILENT_SECONDS = 60.0  # for a cluster to answer again
@@ -47,9 +47,9 @@ class ClusterWaits:
             try:
                 return verdict(await asyncio.to_thread(watched.seen))
             except ApiRefused as error:
-                gone = error.status == 404
-                words = "the cluster has it no more: `pulumi up --refresh --run-program` makes it anew" if gone else str(error)
-                return Unready("no answer", words, patience=0 if gone else SILENT_SECONDS)
+                if error.status == 404:
+                    return Unready("gone", GONE, patience=0)
+                return Unready("no answer", str(error), patience=SILENT_SECONDS)
             except (urllib3.exceptions.HTTPError, client.ApiException, OSError, ValueError) as error:
                 return Unready("no answer", f"the cluster does not answer: {error}", patience=SILENT_SECONDS)
 

@@ -13,7 +13,7 @@ from controller.backends.docker_output import LogTail
 from controller.errors import NotNow
 from infra.preflight_engine import ENGINE
 from infra.verdict_container import SeenContainer, ended_well, healthy
-from infra.waiting import Unready, until_ready
+from infra.waiting import GONE, Unready, until_ready
 
 LONGEST_SECONDS = 300.0
 SILENT_SECONDS = 60.0  # for an engine to answer again
@@ -56,9 +56,9 @@ class EngineWaits:
             try:
                 return judged(await _seen(engine, made["id"]))
             except EngineError as error:
-                gone = error.status == 404
-                words = "the engine has it no more: `pulumi up --refresh --run-program` makes it anew" if gone else str(error)
-                return Unready("no answer", words, patience=0 if gone else SILENT_SECONDS)
+                if error.status == 404:
+                    return Unready("gone", GONE, patience=0)
+                return Unready("no answer", str(error), patience=SILENT_SECONDS)
             except NotNow as error:
                 return Unready("no answer", str(error), patience=SILENT_SECONDS)
 

@@ -26,7 +26,8 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> Hooks:
     made = pulumi.ResourceHook.__init__
 
     def noted(self: Any, name: str, func: Any, opts: Any = None) -> None:
-        assert opts.on_dry_run  # a preview is where it is read
+        if name == "preflight":
+            assert opts.on_dry_run  # a preview is where it is read
         found[name] = func
         made(self, name, func, opts)
 

@@ -88,7 +88,7 @@ def test_a_migration_that_has_ended_well_is_not_started_again(engine: Canned) ->
 
 def test_a_container_that_is_gone_is_said_to_be(engine: Canned) -> None:
     for wait in (EngineWaits().healthy, EngineWaits().ended_well):
-        with pytest.raises(NotReady, match="the engine has it no more: `pulumi up --refresh` makes it anew"):
+        with pytest.raises(NotReady, match="it is there no more: `pulumi up --refresh --run-program`"):
             asyncio.run(wait(CONTAINER))
 
 
@@ -206,7 +206,7 @@ def test_without_a_right_to_events_and_logs_the_rest_is_told(cluster: Canned) ->
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (404, "the cluster has it no more: `pulumi up --refresh` makes it anew"),
+        (404, "it is there no more: `pulumi up --refresh --run-program`"),
         (500, r"the cluster says: status 500 \(500\)"),
         (b"<html>", "the cluster does not answer: "),
     ],
