@@ -117,8 +117,8 @@ def _failed_job(seen: SeenWorkload) -> Unready | None:
         return None
     conditions = (seen.workload.get("status") or {}).get("conditions") or []
     ended = next((one for one in conditions if one["type"] == "Failed" and one["status"] == "True"), None)
-    attempts = [one for pod in seen.pods for one in _statuses(pod) if one["state"].get("terminated")]
-    said = [last_words((one["state"]["terminated"].get("message") or "").splitlines()) for one in attempts]
+    ends = [end for pod in seen.pods for one in _statuses(pod) if (end := one["state"].get("terminated"))]
+    said = [last_words((end.get("message") or "").splitlines()) for end in ends if end["exitCode"]]
     if ended is not None:
         return Unready("failed", said[-1] if said else visible(ended.get("message", ended["reason"])), patience=0)
     if said:

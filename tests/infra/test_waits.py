@@ -350,6 +350,12 @@ WORKLOADS: list[tuple[str, SeenWorkload, str | None, float]] = [
         float("inf"),
     ),
     ("a Job that has succeeded", SeenWorkload(job(succeeded=1), []), None, 0),
+    (
+        "a Job that has ended well, and does not know it yet",
+        SeenWorkload(job(active=1), [pod(**says({"terminated": {"exitCode": 0, "reason": "Completed"}}))]),
+        "it runs",
+        float("inf"),
+    ),
     ("a Job that runs", SeenWorkload(job(active=1), [pod(**says(RUNS, ready=True))]), "it runs", float("inf")),
     (
         "a Job that tries again",
