@@ -17,6 +17,7 @@ Json = dict[str, Any]
 EXITS = 3  # of a container, at once and after a pause: the first may have met a network policy that was not there yet
 PULL_SECONDS = 120.0  # for a registry that does not answer, or is busy
 MENDED_SECONDS = 20.0  # for what a cluster says while its parts have not heard of each other
+ATTEMPTS_SECONDS = 30.0  # from a Job's first failure: names and network policies may take a moment to reach a new pod
 UNREADY_SECONDS = 120.0  # for a container that has started, and says why it is not ready
 PULLS = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed"}
 NO_PULL = {"InvalidImageName", "ErrImageNeverPull"}
@@ -122,7 +123,7 @@ def _failed_job(seen: SeenWorkload) -> Unready | None:
     if ended is not None:
         return Unready("failed", said[-1] if said else visible(ended.get("message", ended["reason"])), patience=0)
     if said:
-        return Unready("attempts", f"attempt {len(said)} failed: {said[-1]}")
+        return Unready("attempts", f"attempt {len(said)} failed: {said[-1]}", patience=ATTEMPTS_SECONDS)
     return None
 
 

@@ -361,7 +361,7 @@ WORKLOADS: list[tuple[str, SeenWorkload, str | None, float]] = [
         "a Job that tries again",
         SeenWorkload(job(active=1), [pod(**says({"terminated": {"exitCode": 1, "message": "migrate: no host\n"}}))]),
         "attempt 1 failed: migrate: no host",
-        float("inf"),
+        30,
     ),
     (
         "a Job that has failed",
