@@ -21,7 +21,7 @@ SILENT_SECONDS = 60.0  # for a cluster to answer again
 LONGEST_SECONDS = 600.0  # a node may have to be made first, and a large image pulled
 SKEW = timedelta(seconds=5)  # of events: those just before the wait count too
 LINES = 6  # of a container's log
-NO_LOG = "unable to retrieve container logs"  # said as if it were the log
+NO_LOG = ("unable to retrieve container logs", "failed to try resolving symlinks")  # said as if it were the log
 PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "Job": "jobs"}
 
 
