@@ -126,3 +126,17 @@ def test_a_bad_configuration_is_one_clear_error_before_anything_is_made(
     stack: Stack, key: str, value: str, words: str
 ) -> None:
     stack.refuses(key, value, words)
+
+
+@pytest.mark.timeout(600)
+def test_a_controller_that_does_not_start_is_told_in_its_own_words_and_the_next_up_goes_on(stack: Stack) -> None:
+    stack.set("dockerSocketGroup", "4242")
+    written = stack.run("up", "--yes", "--skip-preview", fails=True)
+    app = f"ci-fixer-sandbox-{stack.name}-app"
+    assert f"container {app} is not ready" in written
+    assert "no right to use the Docker engine" in written
+    assert "Traceback" not in written
+    stack.run("config", "rm", "dockerSocketGroup")
+    stack.up()
+    assert docker("inspect", "--format", "{{.State.Health.Status}}", app).strip() == "healthy"
+    stack.up("--expect-no-changes")

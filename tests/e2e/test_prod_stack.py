@@ -21,6 +21,7 @@ from tests.support.pulumi import POSTGRES, Stack, need_pulumi
 
 REGISTRY = os.environ.get("TEST_REGISTRY", "localhost:5000")  # that the engine pushes to and the cluster pulls from
 INSERT_SECONDS = 0.2
+CONTROLLERS = "app.kubernetes.io/component=controller"
 
 
 def kubectl(*words: str) -> str:
@@ -148,3 +149,26 @@ def test_a_bad_configuration_is_one_clear_error_before_anything_is_made(
     stack: Stack, key: str, value: str, words: str
 ) -> None:
     stack.refuses(key, value, words)
+
+
+@pytest.mark.timeout(900)
+def test_what_does_not_get_ready_is_told_in_the_clusters_and_the_controllers_words(stack: Stack) -> None:
+    namespace = f"ci-fixer-sandbox-{stack.name}"
+    stack.set("appImage", f"{REGISTRY}/nowhere:1")
+    written = stack.run("up", "--yes", "--skip-preview", fails=True)
+    assert f"cannot pull image {REGISTRY}/nowhere:1" in written
+    assert "not found" in written
+    assert "Traceback" not in written
+
+    stack.run("config", "rm", "appImage")
+    stack.up()
+    before = kubectl("--namespace", namespace, "get", "pods", "--selector", CONTROLLERS, "--output", "name")
+    stack.set("apiServerCidrs", "[]")  # and nobody writes that policy
+    stack.set("maxRunning", "90")
+    written = stack.run("up", "--yes", "--skip-preview", fails=True)
+    assert f"waiting for Deployment {namespace}" in written
+    assert "the Kubernetes API at https://" in written
+    left = kubectl("--namespace", namespace, "get", "pods", "--selector", CONTROLLERS, "--output", "name")
+    assert set(before.split()) <= set(left.split())  # the old ones go on
+    stack.run("config", "rm", "apiServerCidrs")
+    stack.up()
