@@ -7,7 +7,6 @@ import asyncio
 import logging
 import math
 import os
-import shlex
 import signal
 import socket
 import sys
@@ -40,6 +39,7 @@ from controller.queue.store import Queue
 from controller.settings import OwnersSettings, Settings
 from controller.steps import Steps
 from controller.tools import add_verbs, terminal
+from controller.tools.drain import drain
 
 log = logging.getLogger("controller")
 
@@ -79,11 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     give_up = verbs.add_parser("give-up", help="end or queue again every sandbox of an engine that is gone for good")
     give_up.add_argument("engine", metavar="ENGINE", help="as `drain` names it")
     give_up.set_defaults(run=run_give_up)
-    drain = verbs.add_parser("drain", help="cancel everything, wait until it has ended, and clean up")
-    drain.add_argument(
+    draining = verbs.add_parser("drain", help="cancel everything, wait until it has ended, and clean up")
+    draining.add_argument(
         "--timeout", type=_seconds, default=300.0, metavar="SECONDS", help="give up after (default: 300)"
     )
-    drain.set_defaults(run=run_drain)
+    draining.set_defaults(run=run_drain)
     add_verbs(verbs)
     return parser
 
@@ -181,37 +181,9 @@ async def _writes(url: str, stop: asyncio.Event) -> bool:
 
 
 async def _drain(settings: Settings, timeout: float) -> int:
-    async with assemble(settings, connect(settings)) as (controller, queue, _):
-        stop = asyncio.Event()
-        running = asyncio.create_task(controller.run(stop, claim=False))
-        left: dict[str | None, int] = {}
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    await queue.cancel_all()
-                    controller.wake("update")
-                    left = await queue.unfinished()
-                    if not left:
-                        terminal.show("drain: nothing is left")
-                        return 0
-                    await asyncio.sleep(0.2)
-        except TimeoutError:
-            for engine, count in left.items():
-                terminal.say(f"drain: {count} sandboxes are left {_where(engine, queue.engine)}")
-            return 1
-        finally:
-            stop.set()
-            await running
-
-
-def _where(engine: str | None, here: str) -> str:
-    """Where rows are left, and what to do about it."""
-    if engine is None:
-        return "in the queue: another transaction holds them"
-    if engine == here:
-        return "on this engine"
-    words = "if no controller of it will come back, give it up: `python -m controller give-up"
-    return f"on engine {engine}: {words} {shlex.quote(engine)}`"
+    backend = connect(settings)
+    async with assemble(settings, backend) as (controller, queue, _):
+        return await drain(controller, queue, backend, timeout)
 
 
 async def _give_up(settings: Settings, engine: str) -> Counter[str]:

@@ -87,6 +87,7 @@ class Config:
     egress_cidrs: tuple[str, ...]
 
     max_running: int
+    drain_seconds: int
     job_options: Mapping[str, Any]
 
     @property
@@ -147,6 +148,7 @@ def _read(reader: Reader) -> Config:
         api_server_cidrs=get("apiServerCidrs", values.list_of(values.cidr), ANYWHERE),
         egress_cidrs=get("egressCidrs", values.list_of(values.reached), ANYWHERE_BY_NAME),
         max_running=get("maxRunning", values.whole(0, 1_000_000), 0),
+        drain_seconds=get("drainSeconds", values.whole(0, 604_800), 0),
         job_options=get("jobOptions", values.options, {}),
     )
     _together(reader, config)

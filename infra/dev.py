@@ -13,6 +13,7 @@ from infra.database_urls import CONTROLLER, OWNER, REQUESTER, database_url, exam
 from infra.docker_app import DockerApp, DockerAppArgs
 from infra.docker_containers import LOOPBACK
 from infra.docker_database import DockerDatabase, DockerDatabaseArgs
+from infra.ending import Ending, first_deleted
 from infra.images import Images, ImagesArgs
 from infra.passwords import Passwords
 from infra.waiting_engine import EngineWaits
@@ -28,6 +29,7 @@ def dev(config: Config, passed: pulumi.Resource, waits: EngineWaits) -> dict[str
     )
     database = DockerDatabase("database", args, after)
 
+    ending = Ending(config.stack, config.drain_seconds, config.protect_database)
     app = DockerApp(
         "app",
         DockerAppArgs(
@@ -43,8 +45,11 @@ def dev(config: Config, passed: pulumi.Resource, waits: EngineWaits) -> dict[str
             socket_group=_group(config),
             settings=_settings(config, images.sandbox),
             waits=waits,
+            ending=ending,
+            after=[database],
         ),
     )
+    first_deleted(ending, app, app.end.drain)
     return {
         "database_url": database_url(OWNER, passwords.owner, LOOPBACK, config.database_port),
         "requester_database_url": database_url(REQUESTER, passwords.requester, LOOPBACK, config.database_port),

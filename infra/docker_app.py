@@ -10,6 +10,8 @@ import pulumi
 import pulumi_docker as docker
 
 from infra.docker_containers import LOGGED, LOOPBACK, bounded
+from infra.docker_end import DockerEnd
+from infra.ending import Ending, without_controllers
 from infra.images import ENTRYPOINT, HTTP_PORT, STOP_SECONDS
 from infra.passwords import secret
 from infra.waiting import once_ready
@@ -29,7 +31,8 @@ except OSError as error:
 
 @dataclass(frozen=True)
 class DockerAppArgs:
-    """`settings` are the controller's; `socket` None: no engine, and so its own container is where commands run."""
+    """`settings` are the controller's; `socket` None: no engine, and so its own container is where commands run.
+    `after`: what is deleted only when no sandbox runs any more."""
 
     name: str
     image: pulumi.Input[str]
@@ -43,21 +46,26 @@ class DockerAppArgs:
     socket_group: int
     settings: Mapping[str, pulumi.Input[str]]
     waits: EngineWaits
+    ending: Ending
+    after: Sequence[pulumi.Resource]
 
 
 class DockerApp(pulumi.ComponentResource):
-    """A controller that is ready."""
+    """A controller that is ready. `end`: what ends its sandboxes."""
 
     container: pulumi.Output[str]
+    end: DockerEnd
 
     def __init__(self, name: str, args: DockerAppArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:DockerApp", name, None, opts)
         self._args = args
         self._child = pulumi.ResourceOptions(parent=self)
+        self.end = DockerEnd(args.name, args.ending, self._drain())
+        ended = without_controllers(self.end.drain_alone, args.after)
         migration = self._migration()
         made = {"name": migration.name, "id": migration.id}
         migrated = once_ready("migration", made, args.waits.ended_well, self._child)
-        app = self._app(migrated)
+        app = self._app([migrated, ended])
         ready = once_ready("app", {"name": app.name, "id": app.id}, args.waits.healthy, self._child)
         self.container = pulumi.Output.all(app.name, ready.id).apply(lambda known: str(known[0]))
         self.register_outputs({"container": self.container})
@@ -82,7 +90,32 @@ class DockerApp(pulumi.ComponentResource):
             opts=self._child,
         )
 
-    def _app(self, migrated: pulumi.Resource) -> docker.Container:
+    def _drain(self) -> pulumi.Output[Any] | None:
+        """A container that drains, as the engine is asked for it; None: what runs ends with the controller's own."""
+        args = self._args
+        if args.socket is None:
+            return None
+        settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(args.settings.items())]
+        host: dict[str, Any] = {
+            "NetworkMode": args.network,
+            "Binds": [f"{args.socket}:{SOCKET}"],
+            "GroupAdd": [str(args.socket_group)],
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges:true"],
+            "Memory": 512 << 20,
+            "MemorySwap": 512 << 20,
+        }
+        body = {
+            "Image": args.image,
+            "Entrypoint": ENTRYPOINT,
+            "Cmd": ["drain", "--timeout", str(args.ending.seconds)],
+            "Env": [secret("DATABASE_URL=", args.controller_url), *settings],
+            "Tty": True,  # one stream of plain lines
+            "HostConfig": host,
+        }
+        return pulumi.Output.from_input(body)
+
+    def _app(self, after: Sequence[pulumi.Resource]) -> docker.Container:
         args = self._args
         settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(args.settings.items())]
         return docker.Container(
@@ -103,7 +136,7 @@ class DockerApp(pulumi.ComponentResource):
             stop_timeout=STOP_SECONDS,
             destroy_grace_seconds=STOP_SECONDS,
             **_hardened(),
-            opts=pulumi.ResourceOptions.merge(self._child, pulumi.ResourceOptions(depends_on=[migrated])),
+            opts=pulumi.ResourceOptions.merge(self._child, pulumi.ResourceOptions(depends_on=list(after))),
         )
 
     def _volumes(self) -> Sequence[docker.ContainerVolumeArgs]:

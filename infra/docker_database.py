@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import pulumi
 import pulumi_docker as docker
 
 from infra.database_urls import DATABASE_NAME, OWNER, PORT, READY
 from infra.docker_containers import LOGGED, LOOPBACK, bounded
+from infra.docker_end import remove
+from infra.ending import before_deletion, bound_to
 from infra.passwords import secret
 from infra.waiting import once_ready
 from infra.waiting_engine import EngineWaits
@@ -37,10 +40,17 @@ class DockerDatabase(pulumi.ComponentResource):
     host: pulumi.Output[str]
 
     def __init__(self, name: str, args: DockerDatabaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("ci-fixer-sandbox:infra:DockerDatabase", name, None, opts)
+        theirs = partial(remove, *_containers(args.name), networks=[args.name])
+        rest = before_deletion(
+            "leftovers", theirs if args.protect else partial(theirs, volumes=[f"{args.name}-database"])
+        )
+        merged = pulumi.ResourceOptions.merge(opts, bound_to(rest))
+        super().__init__("ci-fixer-sandbox:infra:DockerDatabase", name, None, merged)
+        freed = bound_to(before_deletion("containers", partial(remove, *_containers(args.name))))
         child = pulumi.ResourceOptions(parent=self)
-        kept = pulumi.ResourceOptions(parent=self, protect=args.protect)
-        network = docker.Network("network", name=args.name, opts=child)
+        joined = pulumi.ResourceOptions.merge(child, freed)
+        kept = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(protect=True)) if args.protect else joined
+        network = docker.Network("network", name=args.name, opts=joined)
         volume = docker.Volume("database-volume", name=f"{args.name}-database", opts=kept)
         image = docker.RemoteImage("database-image", name=args.image, keep_locally=True, opts=child)
         container = docker.Container(
@@ -78,3 +88,8 @@ class DockerDatabase(pulumi.ComponentResource):
         self.host = ready.id.apply(lambda _: "database")  # known once it answers
         self.container = container.name
         self.register_outputs({"network": self.network, "host": self.host})
+
+
+def _containers(name: str) -> list[str]:
+    """Of the stack: what an `up` that was killed made last is there, and the state does not know it."""
+    return [f"{name}-{one}" for one in ("app", "migration", "database")]

@@ -23,3 +23,7 @@ class PreflightError(pulumi.RunError):
 
 class NotReady(pulumi.RunError):
     """What was made does not come up; the message says why, in its own words or those of the engine or cluster."""
+
+
+class EndRefused(pulumi.RunError):
+    """The stack cannot end yet; the message says what is in the way, and what to do."""

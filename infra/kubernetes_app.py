@@ -29,19 +29,56 @@ from infra.waiting_cluster import ClusterWaits
 
 
 @dataclass(frozen=True)
-class AppArgs:
-    """`settings` are the controller's; `secret` names the one with its DATABASE_URL, and `secret_digest` tells what
-    it holds from what it held. All waits for `after`."""
+class Pod:
+    """Of a controller: `settings` are its own, `secret` names the one with its DATABASE_URL."""
 
     place: Place
-    namespace: pulumi.Input[str]
     image: pulumi.Input[str]
-    replicas: int
     account: pulumi.Input[str]
     secret: pulumi.Input[str]
-    secret_digest: pulumi.Input[str]
     settings: Mapping[str, pulumi.Input[str]]
     image_pull_secret: str | None
+
+    def spec(self, name: str, words: Sequence[str], **more: Any) -> dict[str, Any]:
+        """Of a pod that runs the controller with these words; `more` is its container's."""
+        container = {
+            "name": name,
+            "image": self.image,
+            "command": ENTRYPOINT,
+            "args": list(words),
+            # Here, and in no ConfigMap: `kubectl rollout undo` finds all that an earlier revision needs.
+            "env": [
+                from_secret("DATABASE_URL", self.secret),
+                *({"name": key, "value": value} for key, value in sorted(self.settings.items())),
+            ],
+            "resources": resources("100m", "128Mi", "1", "512Mi"),
+            "securityContext": container_security(),
+            **more,
+        }
+        return {
+            "serviceAccountName": self.account,
+            "automountServiceAccountToken": True,  # it speaks with the API server
+            "enableServiceLinks": False,
+            "imagePullSecrets": pull_secrets(self.image_pull_secret),
+            "securityContext": pod_security(CONTROLLER_USER),
+            "terminationGracePeriodSeconds": STOP_SECONDS,
+            "containers": [container],
+        }
+
+    def drains(self, seconds: int) -> pulumi.Output[Any]:
+        """The spec of a pod that ends every sandbox: what it takes to look after them, it takes from the controller."""
+        spec = self.spec("drain", ["drain", "--timeout", str(seconds)])
+        return pulumi.Output.from_input({**spec, "restartPolicy": "Never"})
+
+
+@dataclass(frozen=True)
+class AppArgs:
+    """`secret_digest` tells what the pod's secret holds from what it held. All waits for `after`."""
+
+    pod: Pod
+    namespace: pulumi.Input[str]
+    replicas: int
+    secret_digest: pulumi.Input[str]
     after: Sequence[pulumi.Resource]
     waits: ClusterWaits
 
@@ -53,26 +90,26 @@ class App(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: AppArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:App", name, None, opts)
-        self._args = args
+        place = args.pod.place
         child = pulumi.ResourceOptions(parent=self, depends_on=args.after)
-        metadata = args.place.metadata(CONTROLLER, args.namespace, args.place.name)
-        chosen = {"matchLabels": args.place.selector(CONTROLLER)}
+        metadata = place.metadata(CONTROLLER, args.namespace, place.name)
+        chosen = {"matchLabels": place.selector(CONTROLLER)}
         deployed: Any = {
             "replicas": args.replicas,
             "selector": chosen,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
                 "metadata": {
-                    "labels": args.place.labels(CONTROLLER),
+                    "labels": place.labels(CONTROLLER),
                     # Other credentials are the same secret's: pods take them when they start.
-                    "annotations": {f"{args.place.project}/credentials": args.secret_digest},
+                    "annotations": {f"{place.project}/credentials": args.secret_digest},
                 },
-                "spec": self._pod(),
+                "spec": _spec(args.pod),
             },
         }
         controllers = k8s.apps.v1.Deployment(
             "controller",
-            metadata=args.place.metadata(CONTROLLER, args.namespace, args.place.name, MADE_IS_ENOUGH),
+            metadata=place.metadata(CONTROLLER, args.namespace, place.name, MADE_IS_ENOUGH),
             spec=deployed,
             opts=child,
         )
@@ -80,10 +117,10 @@ class App(pulumi.ComponentResource):
         budget: Any = {"maxUnavailable": 1, "selector": chosen}
         k8s.policy.v1.PodDisruptionBudget("controller-budget", metadata=metadata, spec=budget, opts=child)
         port = {"name": "http", "port": HTTP_PORT, "targetPort": HTTP_PORT}
-        exposed: Any = {"selector": args.place.selector(CONTROLLER), "ports": [port]}
+        exposed: Any = {"selector": place.selector(CONTROLLER), "ports": [port]}
         service = k8s.core.v1.Service(
             "controller-service",
-            metadata=args.place.metadata(CONTROLLER, args.namespace, args.place.name, SKIP_AWAIT),
+            metadata=place.metadata(CONTROLLER, args.namespace, place.name, SKIP_AWAIT),
             spec=exposed,
             opts=child,
         )
@@ -91,41 +128,23 @@ class App(pulumi.ComponentResource):
         self.host = named.apply(lambda known: f"{known[0]}.{known[1]}.svc:{HTTP_PORT}")
         self.register_outputs({"host": self.host})
 
-    def _pod(self) -> dict[str, Any]:
-        args = self._args
-        health, ready = (
-            {"httpGet": {"path": path, "port": HTTP_PORT}, "timeoutSeconds": 8} for path in ("/healthz", "/readyz")
-        )
-        container = {
-            "name": CONTROLLER,
-            "image": args.image,
-            "command": ENTRYPOINT,
-            "args": ["run"],
-            # Here, and in no ConfigMap: `kubectl rollout undo` finds all that an earlier revision needs.
-            "env": [
-                from_secret("DATABASE_URL", args.secret),
-                *({"name": name, "value": value} for name, value in sorted(args.settings.items())),
-            ],
-            "ports": [{"name": "http", "containerPort": HTTP_PORT}],
-            "startupProbe": {**health, "periodSeconds": 1, "failureThreshold": 60},
-            "livenessProbe": {**health, "periodSeconds": 10, "failureThreshold": 6},
-            "readinessProbe": {**ready, "periodSeconds": 5, "failureThreshold": 3},
-            "resources": resources("100m", "128Mi", "1", "512Mi"),
-            "securityContext": container_security(),
-        }
-        spread = {
-            "maxSkew": 1,
-            "topologyKey": "kubernetes.io/hostname",
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": args.place.selector(CONTROLLER)},
-        }
-        return {
-            "serviceAccountName": args.account,
-            "automountServiceAccountToken": True,  # it speaks with the API server
-            "enableServiceLinks": False,
-            "imagePullSecrets": pull_secrets(args.image_pull_secret),
-            "securityContext": pod_security(CONTROLLER_USER),
-            "terminationGracePeriodSeconds": STOP_SECONDS,
-            "topologySpreadConstraints": [spread],
-            "containers": [container],
-        }
+
+def _spec(pod: Pod) -> dict[str, Any]:
+    health, ready = (
+        {"httpGet": {"path": path, "port": HTTP_PORT}, "timeoutSeconds": 8} for path in ("/healthz", "/readyz")
+    )
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": pod.place.selector(CONTROLLER)},
+    }
+    spec = pod.spec(
+        CONTROLLER,
+        ["run"],
+        ports=[{"name": "http", "containerPort": HTTP_PORT}],
+        startupProbe={**health, "periodSeconds": 1, "failureThreshold": 60},
+        livenessProbe={**health, "periodSeconds": 10, "failureThreshold": 6},
+        readinessProbe={**ready, "periodSeconds": 5, "failureThreshold": 3},
+    )
+    return {**spec, "topologySpreadConstraints": [spread]}

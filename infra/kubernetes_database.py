@@ -9,6 +9,8 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.database_urls import DATABASE_NAME, OWNER, PORT, READY
+from infra.ending import before_deletion, bound_to
+from infra.kubernetes_end import KubernetesEnd
 from infra.kubernetes_pods import (
     DATABASE,
     MADE_IS_ENOUGH,
@@ -43,6 +45,7 @@ class DatabaseArgs:
     protect: bool
     image_pull_secret: str | None
     waits: ClusterWaits
+    end: KubernetesEnd
 
 
 class Database(pulumi.ComponentResource):
@@ -64,15 +67,19 @@ class Database(pulumi.ComponentResource):
         kept: Any = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": args.storage_size}}}
         if args.storage_class is not None:
             kept["storageClassName"] = args.storage_class
+        freed = bound_to(before_deletion("free-volume", args.end.free_volume))
         claim = k8s.core.v1.PersistentVolumeClaim(
             "database-volume",
             # Not awaited: many classes bind at the first pod alone, and the wait for the pod says what is wrong.
             metadata=args.place.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
             spec=kept,
-            opts=pulumi.ResourceOptions(
-                parent=self,
-                protect=args.protect,
-                ignore_changes=["spec.storageClassName"],  # it cannot change: the volume would be made anew, empty
+            opts=pulumi.ResourceOptions.merge(
+                freed if not args.protect else None,
+                pulumi.ResourceOptions(
+                    parent=self,
+                    protect=args.protect,
+                    ignore_changes=["spec.storageClassName"],  # it cannot change: the volume would be made anew, empty
+                ),
             ),
         )
         stateful: Any = {

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.ending import before_deletion, bound_to
 from infra.errors import PreflightError
+from infra.kubernetes_end import Deletion
 from infra.kubernetes_pods import CONTROLLER, Place, name_of
 
 RESTRICTED = {
@@ -30,6 +32,7 @@ class NamespacesArgs:
     create: bool
     protect: bool
     left: Mapping[str, str]
+    context: str
 
 
 class Namespaces(pulumi.ComponentResource):
@@ -48,10 +51,14 @@ class Namespaces(pulumi.ComponentResource):
     def _namespace(self, resource: str, name: str, *, protect: bool) -> pulumi.Output[str]:
         if not self._args.create:
             return pulumi.Output.from_input(name)
+        watched = Deletion(self._args.context, name).watch
         made = k8s.core.v1.Namespace(
             resource,
             metadata={"name": name, "labels": {**self._args.place.labels(CONTROLLER), **RESTRICTED}},
-            opts=pulumi.ResourceOptions(parent=self, protect=protect, hooks=self._unless_left(name)),
+            opts=pulumi.ResourceOptions.merge(
+                None if protect else bound_to(before_deletion(f"watch-{resource}", watched)),
+                pulumi.ResourceOptions(parent=self, protect=protect, hooks=self._unless_left(name)),
+            ),
         )
         return name_of(made)
 

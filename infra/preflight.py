@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from infra.config import Config
 from infra.errors import PreflightError
 from infra.preflight_cluster import Cluster, find_cluster
@@ -13,11 +16,20 @@ def preflight(config: Config) -> Cluster | None:
 
     Where something of the stack is there already, its faults are left to the gate: they keep nobody from destroying it.
     """
-    if config.target == "docker" or config.builds:
+    if config.target == "docker":
         check_engine(config)
-    if config.target != "kubernetes":
         return None
     cluster = find_cluster(config)
     if cluster.faults and cluster.empty:
         raise PreflightError.of(cluster.faults)
-    return cluster
+    return replace(cluster, faults=(*_engine_faults(config), *cluster.faults))
+
+
+def _engine_faults(config: Config) -> Sequence[str]:
+    """An engine is for building alone: without one the stack can end."""
+    try:
+        if config.builds:
+            check_engine(config)
+    except PreflightError as error:
+        return [str(error)]
+    return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from shlex import quote
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,12 +23,14 @@ from infra.database_urls import (
     psql,
     with_login,
 )
+from infra.ending import Ending, first_deleted, without_controllers
 from infra.images import HTTP_PORT, Images, ImagesArgs
 from infra.kubernetes_access import Access, AccessArgs
-from infra.kubernetes_app import App, AppArgs
+from infra.kubernetes_app import App, AppArgs, Pod
 from infra.kubernetes_cluster import cluster_provider
 from infra.kubernetes_credentials import Credentials, CredentialsArgs
 from infra.kubernetes_database import Database, DatabaseArgs
+from infra.kubernetes_end import KubernetesEnd, Where
 from infra.kubernetes_limits import Limits, LimitsArgs
 from infra.kubernetes_migration import Migration, MigrationArgs
 from infra.kubernetes_namespaces import Namespaces, NamespacesArgs
@@ -64,6 +67,8 @@ def prod(
     inside = pulumi.ResourceOptions(providers=[provider], depends_on=[passed])
     place = Place(config.project, config.stack)
     pull = config.image_pull_secret
+    ending = Ending(config.stack, config.drain_seconds, config.protect_database)
+    end = KubernetesEnd(Where(place, cluster.context, config.namespace, config.sandbox_namespace), ending)
 
     images = Images("images", _images(config), after)
     spaces = Namespaces(
@@ -75,15 +80,18 @@ def prod(
             config.create_namespaces,
             config.protect_database,
             cluster.left,
+            cluster.context,
         ),
         inside,
     )
     passwords = Passwords("passwords", config.database_password, after)
+    databases: list[pulumi.Resource] = []
     if config.database_url is not None:
         reach = _existing(config.database_url, passwords, config.stack)
     else:
-        database = _database(config, place, spaces, passwords, waits, inside)
+        database = _database(config, place, spaces, passwords, waits, end, inside)
         reach = _own(config, cluster.context, database, passwords)
+        databases.append(database)
     network = Network("network", _network(config, place, spaces, reach), inside)
     limits = [_limits(config, place, spaces, inside)] if cluster.limits else []
     access = Access("access", AccessArgs(place, spaces.app, spaces.sandboxes), inside)
@@ -109,23 +117,24 @@ def prod(
         ),
         inside,
     )
+    pod = Pod(place, images.app, access.account, secrets.controller, _settings(config, spaces, images), pull)
+    drains = pod.drains(config.drain_seconds)
+    needed = [migration, access, *limits]
+    # A drain needs what it waits for, and sandboxes may not outlive their policies.
+    drained = without_controllers(partial(end.drain_alone, drains), [*needed, network, secrets, *databases])
     app = App(
         "app",
         AppArgs(
-            place=place,
+            pod=pod,
             namespace=spaces.app,
-            image=images.app,
             replicas=config.replicas,
-            account=access.account,
-            secret=secrets.controller,
             secret_digest=secrets.controller_digest,
-            settings=_settings(config, spaces, images),
-            image_pull_secret=pull,
-            after=[migration, access, *limits],
+            after=[*needed, drained],
             waits=waits,
         ),
         inside,
     )
+    first_deleted(ending, app, partial(end.drain, drains))
     return {
         "database_url": reach.owner,
         "requester_database_url": reach.requester,
@@ -192,6 +201,7 @@ def _database(
     spaces: Namespaces,
     passwords: Passwords,
     waits: ClusterWaits,
+    end: KubernetesEnd,
     opts: pulumi.ResourceOptions,
 ) -> Database:
     args = DatabaseArgs(
@@ -204,6 +214,7 @@ def _database(
         protect=config.protect_database,
         image_pull_secret=config.image_pull_secret,
         waits=waits,
+        end=end,
     )
     return Database("database", args, opts)
 

@@ -38,7 +38,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     }
     made = Stack.make(f"t{uuid4().hex[:8]}", tmp_path, config)
     yield made
-    made.run("destroy", "--yes", "--skip-preview")
+    made.destroy()
     for image in docker("images", "--format", "{{.Repository}}:{{.Tag}}", f"ci-fixer-sandbox-*:{made.name}").split():
         docker("rmi", image)
 
@@ -100,7 +100,7 @@ def test_a_dev_stack_gives_sandboxes_changes_by_its_configuration_and_leaves_not
     assert until(url, asked[0], "cancelled")["reason"] == "Cancelled"
     assert docker("ps", "--all", "--quiet", "--filter", f"label=sandboxId={asked[0]}") == ""
 
-    stack.run("destroy", "--yes", "--skip-preview", "--run-program")
+    stack.destroy()
     name = f"name=ci-fixer-sandbox-{stack.name}"
     assert docker("ps", "--all", "--quiet", "--filter", name) == ""
     assert docker("network", "ls", "--quiet", "--filter", name) == ""

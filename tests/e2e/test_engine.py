@@ -17,6 +17,7 @@ from infra.config import Config
 from infra.preflight_cluster import Cluster
 from tests.support.config_keys import SECRETS, every_key
 from tests.support.engines import missing
+from tests.support.fake_ending import fake_ending
 from tests.support.fake_preflight import fake_preflight
 from tests.support.fake_providers import FakeProvider, serving
 from tests.support.fake_waits import FakeWaits
@@ -38,6 +39,7 @@ KEYS: dict[str, dict[str, str]] = {
         "dockerSocket": "/run/docker.sock",
         "protectDatabase": "true",
         "maxRunning": "8",
+        "drainSeconds": "60",
     },
     "prod": {
         "pullRegistry": "inside.example:5000/team",
@@ -93,6 +95,19 @@ DELETED = {  # by hand: one of each component that makes objects
     },
 }
 
+ENDS: dict[str, tuple[list[str], list[str]]] = {  # what is deleted before the second drain, and what after it
+    "dev": (["Container app"], ["Container database", "Network network", "Volume database-volume", "remove"]),
+    "prod": (
+        ["Deployment controller"],
+        [
+            *("NetworkPolicy sandboxes-deny-all", "NetworkPolicy sandboxes-egress", "NetworkPolicy controller"),
+            *("RoleBinding controller-role-binding", "ServiceAccount controller-account"),
+            *("Secret controller-credentials", "ResourceQuota sandbox-quota", "StatefulSet database", "free_volume"),
+            *("Namespace sandbox-namespace", "Namespace app-namespace", "watch"),
+        ],
+    ),
+}
+
 
 APP = "ci-fixer-sandbox-prod"
 MIGRATED = {"Secret migration-credentials", "Job migration"}
@@ -110,12 +125,13 @@ ROTATED: dict[str, dict[str, tuple[set[str], set[str]]]] = {  # what another pas
 
 @pytest.fixture
 def providers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeProvider, str]]:
-    """One that stands for all."""
+    """One that stands for all, for a program that ends nothing."""
     monkeypatch.chdir(ROOT / "infra")  # where Pulumi runs the program
     if shutil.which("pulumi") is None:
         missing("pulumi", "the command pulumi is not there (https://www.pulumi.com/docs/install/)")
     monkeypatch.chdir(ROOT / "infra")  # where Pulumi runs the program
     with serving("docker", "kubernetes", "random") as served:
+        fake_ending(monkeypatch, served[0].done)
         yield served
 
 
@@ -157,6 +173,15 @@ def untidy() -> Iterator[None]:
 def changes(result: auto.UpResult) -> dict[str, int]:
     """How many resources were made, changed and so on; those that stayed left out."""
     return {str(kind): count for kind, count in (result.summary.resource_changes or {}).items() if kind != "same"}
+
+
+def ends_in_order(name: str, done: list[tuple[str, str]]) -> None:
+    """Sees that sandboxes ended before the controllers and once more after them, and all that they need after that."""
+    order = [thing for _, thing in done]
+    assert done[0] == ("end", "drain")
+    again = order.index("drain_alone")
+    before, after = ENDS[name]
+    assert max(order.index(thing) for thing in before) < again < min(order.index(thing) for thing in after)
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -213,7 +238,12 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
             assert kinds <= {"Image", "RandomPassword"}  # a refresh reads what is in no cluster
             monkeypatch.setattr(program, "preflight", fake_preflight)
 
+        provider.done.clear()
+        with pytest.raises(auto.CommandError, match="--run-program"):
+            stack.destroy()
+        assert provider.done == []
         stack.destroy(run_program=True)
+        ends_in_order(name, provider.done)
         assert left_of(stack.export_stack().deployment) == []
 
 

@@ -49,7 +49,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     }
     made = Stack.make(f"t{uuid4().hex[:8]}", tmp_path, config)
     yield made
-    made.run("destroy", "--yes", "--skip-preview")
+    made.destroy()
 
 
 class Database:
@@ -132,7 +132,7 @@ def test_a_prod_stack_gives_sandboxes_loses_none_in_a_rollout_and_leaves_nothing
     assert "nothing is left" in drained
     assert database.row(asleep)["state"] == "cancelled"
 
-    stack.run("destroy", "--yes", "--skip-preview", "--run-program")
+    stack.destroy()
     left = kubectl("get", "namespaces,persistentvolumes", "--output", "name") + kubectl("get", "pvc", "-A")
     assert stack.name not in left
 

@@ -110,6 +110,11 @@ class Stack:
             for path in (self.directory / part).rglob("*"):
                 path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
+    def destroy(self) -> str:
+        """Ends it as a user does; where nothing of it is left, without its program, whose configuration may be bad."""
+        left = left_of(json.loads(self.run("stack", "export"))["deployment"])
+        return self.run("destroy", "--yes", "--skip-preview", *(["--run-program"] if left else []))
+
     def outputs(self) -> dict[str, Any]:
         """All outputs, secrets in clear."""
         found: dict[str, Any] = json.loads(self.run("stack", "output", "--json", "--show-secrets"))

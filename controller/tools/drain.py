@@ -1,0 +1,123 @@
+"""`drain`: everything is cancelled and ends, and the engine keeps nothing of this installation."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import cast
+
+from controller.backends.base import Backend
+from controller.errors import NotNow
+from controller.loop import Controller
+from controller.model import Listing, Seen
+from controller.queue.registry import Registry
+from controller.queue.store import Queue
+from controller.tools import terminal
+
+POLL_SECONDS = 0.2
+TELL_SECONDS = 5.0  # between two lines about what is waited for
+LOOKS = 2  # at the engine, at least: what nothing uses is removed at the second
+
+
+async def drain(controller: Controller, queue: Queue, backend: Backend, timeout: float) -> int:
+    """Returns the exit code: 1 where something is left after `timeout` seconds, which it tells."""
+    left = _Left()
+    try:
+        async with asyncio.timeout(timeout):
+            await _end_rows(controller, queue, left)
+            await _clear_engine(queue, backend, left)
+    except TimeoutError:
+        terminal.say(*(f"drain: {words}" for words in left.words))
+        return 1
+    terminal.show("drain: nothing is left")
+    return 0
+
+
+class _Left:
+    """What is waited for, told at once where the wait is long."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self._told = time.monotonic()
+
+    def are(self, words: list[str]) -> None:
+        self.words = words
+        if time.monotonic() - self._told >= TELL_SECONDS:
+            self._told = time.monotonic()
+            terminal.say(*(f"drain: waiting, {line}" for line in words))
+
+
+async def _end_rows(controller: Controller, queue: Queue, left: _Left) -> None:
+    stop = asyncio.Event()
+    running = asyncio.create_task(controller.run(stop, claim=False))
+    try:
+        while True:
+            await queue.cancel_all()
+            controller.wake("update")
+            unfinished = await queue.unfinished()
+            if not unfinished:
+                return
+            left.are(_rows(unfinished, queue.engine))
+            await asyncio.sleep(POLL_SECONDS)
+    finally:
+        stop.set()
+        await running
+
+
+def _rows(unfinished: Mapping[str | None, int], here: str) -> list[str]:
+    return [f"{count} sandboxes are left {_where(engine, here)}" for engine, count in unfinished.items()]
+
+
+def _where(engine: str | None, here: str) -> str:
+    """Where rows are left, and what to do about it."""
+    if engine is None:
+        return "in the queue: another transaction holds them"
+    if engine == here:
+        return "on this engine"
+    words = "if no controller of it will come back, give it up: `python -m controller give-up"
+    return f"on engine {engine}: {words} {shlex.quote(engine)}`"
+
+
+async def _clear_engine(queue: Queue, backend: Backend, left: _Left) -> None:
+    """Waits for what is being removed; removes what no row wants, and the marks of controllers that are gone."""
+    looks = 0
+    while True:
+        try:
+            names = await _remove(queue, backend, await _listing(backend))
+            await _remove_marks(queue, backend)
+        except NotNow as error:
+            left.are([str(error)])
+        else:
+            looks += 1
+            if looks >= LOOKS and not names:
+                return
+            left.are([f"{len(names)} that ended are still on this engine: {', '.join(names[:3])}"])
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _listing(backend: Backend) -> Listing:
+    async with aclosing(cast(AsyncGenerator[Listing | Seen], backend.observe())) as sights:
+        async for sight in sights:
+            if isinstance(sight, Listing):
+                return sight
+    raise NotNow("the engine shows no list of what it has")
+
+
+async def _remove(queue: Queue, backend: Backend, listing: Listing) -> list[str]:
+    """Removes what has no row, or one that has ended; returns its names. Another controller may have claimed since."""
+    keys = {seen.key for seen in (*listing.runs, *listing.recorded)} | listing.pending.keys()
+    rows = await queue.facts([key.sandbox_id for key in keys]) if keys else {}
+    over = [key for key in keys if (row := rows.get(key.sandbox_id)) is None or row.state.terminal]
+    for key in over:
+        await backend.delete(key, None)
+    return sorted(key.name for key in over)
+
+
+async def _remove_marks(queue: Queue, backend: Backend) -> None:
+    if backend.marks is not None:
+        connected = {each.name for each in await Registry(queue).attending() if each.connected}
+        for name in await backend.marks.names() - connected - {queue.me}:
+            await backend.marks.remove(name)

@@ -1,0 +1,128 @@
+"""What ends on a Docker engine before a stack's containers go: its sandboxes, and what an interrupted `up` left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pulumi
+
+from controller.backends.docker_engine import SLOW, STREAM, Engine, EngineError
+from controller.errors import NotNow
+from infra.ending import Ending, known
+from infra.preflight_engine import ENGINE
+
+POLL_SECONDS = 0.2
+MARGIN_SECONDS = 60.0  # beyond the drain's own limit: for its start, and for its last words
+
+
+class DockerEnd:
+    """Ends what a controller runs. `drains`: a container that does, None where commands run inside the controller's."""
+
+    def __init__(self, name: str, ending: Ending, drains: pulumi.Output[Any] | None) -> None:
+        self._name, self._ending, self._drains = name, ending, drains
+        self._done = False
+
+    async def drain(self) -> None:
+        """Stops the controller, so that nothing is claimed any more, and ends every sandbox.
+
+        Raises EndRefused; then the controller runs again.
+        """
+        async with _engine() as engine:
+            try:
+                await _tried(engine, "POST", f"containers/{self._name}-app/stop", timeout=SLOW)
+                await self._drain(engine)
+            except BaseException:
+                await _tried(engine, "POST", f"containers/{self._name}-app/start", timeout=SLOW)
+                raise
+
+    async def drain_alone(self) -> None:
+        """The same once the container is deleted: one that is there was left by an `up` that was killed."""
+        async with _engine() as engine:
+            await _removed(engine, f"{self._name}-app")
+            if not self._done:
+                await self._drain(engine)
+
+    async def _drain(self, engine: Engine) -> None:
+        body = None if self._drains is None else await known(self._drains)
+        if body is not None and self._ending.seconds > 0:
+            pulumi.log.info(f"ends every sandbox, and waits for it up to {self._ending.seconds} s")
+            try:
+                async with asyncio.timeout(self._ending.seconds + MARGIN_SECONDS):
+                    said, code = await self._run(engine, body)
+            except TimeoutError as error:
+                raise self._ending.refused(f"the container {self._name}-drain does not end") from error
+            except NotNow as error:
+                raise self._ending.refused(f"the container {self._name}-drain did not do it ({error})") from error
+            if code:
+                raise self._ending.refused(" ".join(said[-3:]) or f"`drain` ended with {code}, and said nothing")
+        self._done = True
+
+    async def _run(self, engine: Engine, body: Any) -> tuple[list[str], int]:
+        """What a container of that body says of the drain, and its exit code. It is gone afterwards."""
+        name, said = f"{self._name}-drain", list[str]()
+        await _removed(engine, name)
+        try:
+            await engine.json("POST", "containers/create", params={"name": name}, body=body)
+            await engine.send("POST", f"containers/{name}/start", timeout=SLOW)
+            async for line in _lines(engine, name):
+                if line.startswith("drain: "):
+                    pulumi.log.info(line)
+                    said.append(line)
+            ended = await engine.json("POST", f"containers/{name}/wait", timeout=SLOW)
+            return said, int(ended["StatusCode"])
+        finally:
+            await _removed(engine, name)
+
+
+async def remove(*containers: str, networks: Sequence[str] = (), volumes: Sequence[str] = ()) -> None:
+    """Removes these, as far as they are there."""
+    async with _engine() as engine:
+        for container in containers:
+            await _removed(engine, container)
+        for path in [*(f"networks/{name}" for name in networks), *(f"volumes/{name}" for name in volumes)]:
+            await _tried(engine, "DELETE", path)
+
+
+@asynccontextmanager
+async def _engine() -> AsyncIterator[Engine]:
+    engine = Engine(os.environ.get("DOCKER_HOST", ENGINE))  # the provider's choice too
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def _removed(engine: Engine, container: str) -> None:
+    """Returns once it is gone."""
+    while True:
+        try:
+            return await _tried(
+                engine, "DELETE", f"containers/{container}", params={"force": "1", "v": "1"}, timeout=SLOW
+            )
+        except EngineError as error:
+            if error.status != 409:
+                raise
+        await asyncio.sleep(POLL_SECONDS)  # another removal is under way
+
+
+async def _tried(engine: Engine, method: str, path: str, **more: Any) -> None:
+    """Sends it; nothing where the container is gone."""
+    try:
+        await engine.send(method, path, **more)
+    except EngineError as error:
+        if error.status != 404:
+            raise
+
+
+async def _lines(engine: Engine, container: str) -> AsyncIterator[str]:
+    """What it says, line by line, until it ends."""
+    rest, params = b"", {"follow": "1", "stdout": "1", "stderr": "1"}
+    async with engine.request("GET", f"containers/{container}/logs", params=params, timeout=STREAM) as response:
+        async for chunk in response.content.iter_any():
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                yield line.decode("utf-8", "replace").strip()

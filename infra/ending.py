@@ -1,0 +1,77 @@
+"""The end of a stack: what runs ends first, then its controllers, and only then its isolation and its database go."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+
+from infra.errors import EndRefused
+
+Act = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """`seconds` that a drain may take, 0: none; `protect`: the database may not go, so that nothing does."""
+
+    stack: str
+    seconds: int
+    protect: bool
+
+    def refused(self, why: str) -> EndRefused:
+        """Why what runs could not be ended, and what to do."""
+        key = f"pulumi config set --stack {self.stack} drainSeconds 0"
+        return EndRefused(
+            f"sandboxes may still run, and their network, rights and database stay: {why}; mend that and destroy again"
+            f" (`pulumi up --stack {self.stack}` brings back what is gone already), or leave them to their fate: {key}"
+        )
+
+
+def before_deletion(name: str, act: Act) -> pulumi.ResourceHook:
+    """A hook of that name, which `pulumi destroy` says where it lacks --run-program."""
+
+    async def run(args: pulumi.ResourceHookArgs) -> None:
+        await act()
+
+    return pulumi.ResourceHook(name, run)
+
+
+def bound_to(*hooks: pulumi.ResourceHook) -> pulumi.ResourceOptions:
+    """Options with which these run before the resource is deleted."""
+    return pulumi.ResourceOptions(hooks=pulumi.ResourceHookBinding(before_delete=list(hooks)))
+
+
+def first_deleted(ending: Ending, app: pulumi.Resource, drain: Act) -> None:
+    """Drains while all is there still. It is made last and never changes: nothing but the stack's end deletes it."""
+    hooks = [_protection(ending)] if ending.protect else []
+    options = bound_to(*hooks, before_deletion("drain", drain))
+    last = pulumi.ResourceOptions(depends_on=[app])
+    pulumi.Stash("end", input="", opts=pulumi.ResourceOptions.merge(options, last))
+
+
+def without_controllers(drain: Act, after: Sequence[pulumi.Resource]) -> pulumi.Resource:
+    """What controllers depend on: it is deleted once they are, before all of `after`, and drains then.
+
+    Nothing claims rows any more. An `up` that is killed has made it before any controller.
+    """
+    options = bound_to(before_deletion("drain-again", drain))
+    made = pulumi.ResourceOptions(depends_on=list(after))
+    return pulumi.Stash("controllers-gone", input="", opts=pulumi.ResourceOptions.merge(options, made))
+
+
+def _protection(ending: Ending) -> pulumi.ResourceHook:
+    """Pulumi would refuse too, but with --skip-preview only once all that is not protected is gone."""
+
+    async def refuse(args: pulumi.ResourceHookArgs) -> None:
+        key = f"pulumi config set --stack {ending.stack} protectDatabase false && pulumi up --stack {ending.stack}"
+        raise EndRefused(f"the database is protected, and nothing was deleted: {key}, then destroy")
+
+    return pulumi.ResourceHook("protection", refuse, pulumi.ResourceHookOptions(on_dry_run=True))
+
+
+async def known(output: pulumi.Output[Any]) -> Any:
+    """Its value, None where it has none: what it is made of was never there."""
+    return await output.future() if await output.is_known() else None

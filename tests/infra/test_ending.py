@@ -1,0 +1,142 @@
+"""What ends before a stack's objects go, on a real engine and a real cluster: what is stopped, waited for, and told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import pulumi
+import pytest
+from kubernetes import client
+from kubernetes import config as kubeconfig
+
+from controller.model import LABEL_APP
+from infra.ending import Ending
+from infra.errors import EndRefused
+from infra.kubernetes_end import Deletion, KubernetesEnd, Where
+from infra.kubernetes_pods import CONTROLLER, Place, container_security, pod_security
+from tests.support.cluster import IMAGE
+from tests.support.engines import need_cluster
+
+ENDING = Ending("it", 20, protect=False)
+
+
+@pytest.fixture
+def where() -> Iterator[Where]:
+    """Two namespaces of a stack, gone afterwards."""
+    need_cluster()
+    kubeconfig.load_kube_config()
+    core, name = client.CoreV1Api(), f"ending-{uuid4().hex[:8]}"
+    context = kubeconfig.list_kube_config_contexts()[1]["name"]
+    made = Where(Place("ci-fixer-sandbox", name[-8:]), context, name, f"{name}-sandboxes")
+    for namespace in (made.namespace, made.sandbox_namespace):
+        core.create_namespace({"metadata": {"name": namespace}})  # type: ignore[arg-type]
+    yield made
+    for namespace in (made.namespace, made.sandbox_namespace):
+        with suppress(client.ApiException):  # one is gone already
+            core.delete_namespace(namespace)
+
+
+def pod(script: str) -> dict[str, Any]:
+    """The spec of one that runs this and has ended a second after it is told to."""
+    container = {"name": "it", "image": IMAGE, "command": ["sh", "-c", script]}
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": pod_security(10001),
+        "containers": [container | {"securityContext": container_security()}],
+    }
+
+
+def controllers(where: Where, replicas: int) -> None:
+    """A Deployment in the place of the stack's."""
+    labels = where.place.labels(CONTROLLER)
+    template = {"metadata": {"labels": labels}, "spec": {**pod("sleep 600"), "restartPolicy": "Always"}}
+    spec = {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template}
+    body: Any = {"metadata": {"name": where.place.name, "labels": labels}, "spec": spec}
+    client.AppsV1Api().create_namespaced_deployment(where.namespace, body)
+
+
+def replicas(where: Where) -> int | None:
+    """As many as the Deployment is to have."""
+    return client.AppsV1Api().read_namespaced_deployment(where.place.name, where.namespace).spec.replicas
+
+
+def sandbox(where: Where, script: str) -> None:
+    """A pod in the place of a sandbox's."""
+    body: Any = {"metadata": {"name": "sandbox", "labels": {"app": LABEL_APP}}, "spec": pod(script)}
+    client.CoreV1Api().create_namespaced_pod(where.sandbox_namespace, body)
+
+
+def drain(where: Where, spec: dict[str, Any] | None, ending: Ending = ENDING) -> None:
+    """As the hook of the stack's end does."""
+
+    async def end() -> None:
+        await KubernetesEnd(where, ending).drain(pulumi.Output.from_input(spec))
+
+    asyncio.run(end())
+
+
+def test_a_drain_stops_the_controllers_first_and_sees_the_last_pod_of_a_sandbox_end(
+    where: Where, capfd: pytest.CaptureFixture[str]
+) -> None:
+    controllers(where, 1)
+    sandbox(where, "sleep 4")
+    drain(where, pod("echo noise; echo 'drain: waiting, 1 of them'; echo 'drain: nothing is left'"))
+    assert replicas(where) == 0
+    core = client.CoreV1Api()
+    assert core.list_namespaced_pod(where.namespace).items == []
+    ended = core.read_namespaced_pod("sandbox", where.sandbox_namespace).status
+    assert ended is not None
+    assert ended.phase == "Succeeded"
+    told = capfd.readouterr()
+    assert "drain: waiting, 1 of them" in told.out + told.err
+    assert "noise" not in told.out + told.err
+
+
+def test_a_drain_that_leaves_something_is_refused_with_what_to_type_and_the_controllers_run_again(where: Where) -> None:
+    controllers(where, 1)
+    with pytest.raises(EndRefused) as raised:
+        drain(where, pod("echo 'drain: 2 sandboxes are left on this engine'; exit 1"))
+    assert "2 sandboxes are left on this engine" in str(raised.value)
+    assert "pulumi config set --stack it drainSeconds 0" in str(raised.value)
+    assert replicas(where) == 1
+
+
+def test_without_a_drain_the_jobs_of_sandboxes_are_deleted_with_their_pods(where: Where) -> None:
+    labels = {"app": LABEL_APP}
+    spec = {"backoffLimit": 0, "template": {"metadata": {"labels": labels}, "spec": pod("sleep 600")}}
+    body: Any = {"metadata": {"name": "sandbox", "labels": labels}, "spec": spec}
+    client.BatchV1Api().create_namespaced_job(where.sandbox_namespace, body)
+    drain(where, pod("exit 1"), replace(ENDING, seconds=0))
+    assert client.CoreV1Api().list_namespaced_pod(where.sandbox_namespace).items == []
+    drain(where, None)  # nothing was ever made: nothing is asked
+
+
+def test_a_namespace_that_stays_says_by_what(
+    where: Where, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("infra.kubernetes_end.STUCK_SECONDS", 0.5)
+    core, held = client.CoreV1Api(), {"name": "held", "finalizers": ["example.com/never"]}
+    core.create_namespaced_config_map(where.namespace, {"metadata": held})  # type: ignore[arg-type]
+
+    async def end() -> None:
+        deletion = Deletion(where.context, where.namespace)
+        await deletion.watch()
+        core.delete_namespace(where.namespace)
+        told = ""
+        while "example.com/never" not in told:
+            await asyncio.sleep(0.2)
+            seen = capfd.readouterr()
+            told += seen.out + seen.err
+        assert f"namespace {where.namespace} is still being deleted" in told
+        assert "configmaps" in told
+        core.patch_namespaced_config_map("held", where.namespace, {"metadata": {"finalizers": None}})
+        assert deletion.watching is not None
+        await deletion.watching  # it ends with the namespace
+
+    asyncio.run(asyncio.wait_for(end(), 60))

@@ -1,0 +1,28 @@
+"""Ends that touch no engine and no cluster, and note when they came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra import docker_database
+from infra.docker_end import DockerEnd
+from infra.kubernetes_end import Deletion, KubernetesEnd
+
+
+def fake_ending(monkeypatch: pytest.MonkeyPatch, done: list[tuple[str, str]]) -> None:
+    """Notes in `done` what would be ended: `end`, `drain`."""
+
+    def noted(what: str) -> Any:
+        async def note(*_: object, **__: object) -> None:
+            done.append(("end", what))
+
+        return note
+
+    for kind in (DockerEnd, KubernetesEnd):
+        for act in ("drain", "drain_alone"):
+            monkeypatch.setattr(kind, act, noted(act))
+    monkeypatch.setattr(KubernetesEnd, "free_volume", noted("free_volume"))
+    monkeypatch.setattr(Deletion, "watch", noted("watch"))
+    monkeypatch.setattr(docker_database, "remove", noted("remove"))
