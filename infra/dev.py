@@ -40,6 +40,7 @@ def dev(config: Config, passed: pulumi.Resource, waits: EngineWaits) -> dict[str
             controller_url=database_url(CONTROLLER, passwords.controller, database.host),
             controller_password=passwords.controller,
             requester_password=passwords.requester,
+            database=database.made,
             port=config.http_port,
             socket=config.docker_socket,
             socket_group=_group(config),

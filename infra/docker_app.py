@@ -41,6 +41,7 @@ class DockerAppArgs:
     controller_url: pulumi.Input[str]
     controller_password: pulumi.Input[str]
     requester_password: pulumi.Input[str]
+    database: pulumi.Input[str]  # another one is migrated anew
     port: int  # the host's, on its loopback alone
     socket: str | None
     socket_group: int
@@ -83,6 +84,7 @@ class DockerApp(pulumi.ComponentResource):
                 secret("SANDBOX_CONTROLLER_PASSWORD=", args.controller_password),
                 secret("SANDBOX_REQUESTER_PASSWORD=", args.requester_password),
             ],
+            labels=[docker.ContainerLabelArgs(label="database", value=args.database)],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],
             must_run=False,
             restart="no",

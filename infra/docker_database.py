@@ -33,11 +33,14 @@ class DockerDatabaseArgs:
 
 
 class DockerDatabase(pulumi.ComponentResource):
-    """A database that answers. `host` and `network`: where other containers find it."""
+    """A database that answers. `host` and `network`: where other containers find it; `made`: another for each start
+    that may be on an empty volume.
+    """
 
     container: pulumi.Output[str]
     network: pulumi.Output[str]
     host: pulumi.Output[str]
+    made: pulumi.Output[str]
 
     def __init__(self, name: str, args: DockerDatabaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         theirs = partial(remove, *_containers(args.name), networks=[args.name])
@@ -87,6 +90,7 @@ class DockerDatabase(pulumi.ComponentResource):
         ready = once_ready("database", {"name": container.name, "id": container.id}, args.waits.healthy, child)
         self.host = ready.id.apply(lambda _: "database")  # known once it answers
         self.container = container.name
+        self.made = container.id
         self.register_outputs({"network": self.network, "host": self.host})
 
 

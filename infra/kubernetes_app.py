@@ -73,11 +73,14 @@ class Pod:
 
 @dataclass(frozen=True)
 class AppArgs:
-    """`secret_digest` tells what the pod's secret holds from what it held. All waits for `after`."""
+    """`secret_digest` tells what the pod's secret holds from what it held; `autoscaled`: somebody else changes
+    `replicas`. All waits for `after`.
+    """
 
     pod: Pod
     namespace: pulumi.Input[str]
     replicas: int
+    autoscaled: bool
     secret_digest: pulumi.Input[str]
     after: Sequence[pulumi.Resource]
     waits: ClusterWaits
@@ -111,7 +114,9 @@ class App(pulumi.ComponentResource):
             "controller",
             metadata=place.metadata(CONTROLLER, args.namespace, place.name, MADE_IS_ENOUGH),
             spec=deployed,
-            opts=child,
+            opts=pulumi.ResourceOptions.merge(
+                child, pulumi.ResourceOptions(ignore_changes=["spec.replicas"] if args.autoscaled else None)
+            ),
         )
         ready = once_ready("controller", revision_of(controllers), args.waits.ready, child)
         budget: Any = {"maxUnavailable": 1, "selector": chosen}

@@ -49,9 +49,10 @@ class DatabaseArgs:
 
 
 class Database(pulumi.ComponentResource):
-    """A database that answers at `host`."""
+    """A database that answers at `host`, with its files on `volume`."""
 
     host: pulumi.Output[str]
+    volume: pulumi.Output[str]
 
     def __init__(self, name: str, args: DatabaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Database", name, None, opts)
@@ -106,6 +107,7 @@ class Database(pulumi.ComponentResource):
             spec=exposed,
             opts=child,
         )
+        self.volume = claim.metadata.apply(lambda metadata: str(metadata.uid))
         ready = once_ready("database", revision_of(pods), args.waits.ready, child)
         self.host = pulumi.Output.all(name_of(service), args.namespace, ready.id).apply(  # known once a pod is ready
             lambda known: f"{known[0]}.{known[1]}.svc"

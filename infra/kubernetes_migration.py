@@ -29,7 +29,7 @@ from infra.waiting_cluster import ClusterWaits
 
 @dataclass(frozen=True)
 class MigrationArgs:
-    """A new image, URL or password is a new migration. It waits for `after`."""
+    """A new image, URL, password or volume is a new migration. It waits for `after`."""
 
     place: Place
     namespace: pulumi.Input[str]
@@ -37,6 +37,7 @@ class MigrationArgs:
     owner_url: pulumi.Input[str]
     controller_password: pulumi.Input[str]
     requester_password: pulumi.Input[str]
+    volume: pulumi.Input[str] | None
     image_pull_secret: str | None
     after: Sequence[pulumi.Resource]
     waits: ClusterWaits
@@ -76,10 +77,11 @@ class Migration(pulumi.ComponentResource):
             "securityContext": pod_security(CONTROLLER_USER),
             "containers": [container],
         }
+        marked = {} if args.volume is None else {"annotations": {f"{args.place.project}/volume": args.volume}}
         spec: Any = {
             "backoffLimit": 2,  # network policies and names may take a moment to reach a new pod: 30 s of trials
             "activeDeadlineSeconds": 300,
-            "template": {"metadata": {"labels": args.place.labels(MIGRATION)}, "spec": pod},
+            "template": {"metadata": {"labels": args.place.labels(MIGRATION), **marked}, "spec": pod},
         }
         job = k8s.batch.v1.Job(
             MIGRATION,

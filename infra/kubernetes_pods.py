@@ -12,6 +12,7 @@ import pulumi
 NAME = "app.kubernetes.io/name"
 INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
+MANAGED_BY = "app.kubernetes.io/managed-by"
 CONTROLLER, DATABASE, MIGRATION = "controller", "database", "migration"
 REVISION = ("namespace", "name", "uid", "generation")  # of a workload's metadata: they change with what it is to be
 CONTROLLER_USER = 10001  # of images/app
@@ -35,7 +36,7 @@ class Place:
 
     def labels(self, component: str) -> dict[str, str]:
         """Those that every object bears."""
-        return {**self.selector(component), "app.kubernetes.io/managed-by": "pulumi"}
+        return {**self.selector(component), MANAGED_BY: "pulumi"}
 
     def metadata(
         self, component: str, namespace: Any, name: str | None = None, annotations: Mapping[str, str] | None = None

@@ -13,6 +13,7 @@ from kubernetes import config as kubeconfig
 from infra.config import Config
 from infra.errors import PreflightError
 from infra.kubernetes_rights import LIMITS, Right, each, granted, instead, rights
+from infra.preflight_by_hand import autoscaler, changed_by_hand
 from infra.preflight_classes import api_server_faults, class_faults, node_warnings, secret_faults
 from infra.preflight_database import database_faults
 from infra.preflight_namespaces import given_namespaces, made_namespaces
@@ -30,7 +31,7 @@ class Cluster:
 
     `faults` stop an `up` before anything is made, and nothing else; `warnings` are said. `empty`: nothing of the stack
     is there. `limits`: a LimitRange and a ResourceQuota are made. `left`: what to say of a namespace that would be made
-    and is there.
+    and is there. `autoscaler`: the one that decides how many controllers run.
     """
 
     context: str
@@ -40,6 +41,7 @@ class Cluster:
     empty: bool = False
     limits: bool = True
     left: Mapping[str, str] = field(default_factory=dict)
+    autoscaler: str | None = None
 
 
 def find_cluster(config: Config) -> Cluster:
@@ -58,8 +60,9 @@ def find_cluster(config: Config) -> Cluster:
         *class_faults(reader, config),
         *api_server_faults(reader, config),
     ]
-    said = (*warnings, *node_warnings(reader, config))
-    return Cluster(context, uid, tuple(faults), said, not left and _empty(reader, config), limits, left)
+    scaler = autoscaler(reader, config)
+    said = (*warnings, *node_warnings(reader, config), *changed_by_hand(reader, config, scaler))
+    return Cluster(context, uid, tuple(faults), said, not left and _empty(reader, config), limits, left, scaler)
 
 
 def _reached(config: Config) -> tuple[str, Reader]:

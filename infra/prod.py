@@ -50,6 +50,7 @@ class Reach:
     requester: pulumi.Output[str]
     host: pulumi.Output[str]
     port: pulumi.Output[int]
+    volume: pulumi.Output[str] | None  # of a database in the cluster
     example: str
 
 
@@ -104,6 +105,7 @@ def prod(
             reach.owner,
             passwords.controller,
             passwords.requester,
+            reach.volume,
             pull,
             after=[network],
             waits=waits,
@@ -128,6 +130,7 @@ def prod(
             pod=pod,
             namespace=spaces.app,
             replicas=config.replicas,
+            autoscaled=cluster.autoscaler is not None,
             secret_digest=secrets.controller_digest,
             after=[*needed, drained],
             waits=waits,
@@ -226,6 +229,7 @@ def _existing(owner: pulumi.Output[str], passwords: Passwords, stack: str) -> Re
         with_login(owner, REQUESTER, passwords.requester),
         pulumi.Output.unsecret(owner.apply(lambda url: str(urlsplit(url).hostname))),
         pulumi.Output.unsecret(owner.apply(lambda url: urlsplit(url).port or PORT)),
+        None,
         example_request(psql(stack)),
     )
 
@@ -238,6 +242,7 @@ def _own(config: Config, context: str, database: Database, passwords: Passwords)
         database_url(REQUESTER, passwords.requester, database.host),
         database.host,
         pulumi.Output.from_input(PORT),
+        database.volume,
         example_request(
             f"kubectl --context {quote(context)} {pod} -- psql --username {REQUESTER} --dbname {DATABASE_NAME}"
         ),

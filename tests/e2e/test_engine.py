@@ -77,6 +77,7 @@ DELETED = {  # by hand: one of each component that makes objects
         "Container migration",
         "Container database",
         "Network network",
+        "Volume database-volume",
         "RemoteImage database-image",
     },
     "prod": {
@@ -222,6 +223,13 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
             takers = made_or_changed[made_or_changed.index(migrated) + 1 :]
             assert set(takers) == changed | (anew & {"Container app"})  # none has it before the database has
         assert changes(stack.up()) == {}
+
+        if name == "prod":  # somebody else scales
+            provider.done.clear()
+            monkeypatch.setattr(program, "preflight", lambda config: Cluster("it", "uid-1", autoscaler="theirs"))
+            stack.set_config("ci-fixer-sandbox:replicas", auto.ConfigValue("5"))
+            stack.up()
+            assert provider.done == []
 
         if name == "prod":  # a context of that name is another cluster now
             provider.done.clear()

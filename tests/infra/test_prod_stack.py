@@ -182,6 +182,8 @@ def test_other_credentials_are_new_pods_and_a_new_migration(prod: Deploy) -> Non
     told = recorded.one(DEPLOYMENT)["spec"]["template"]["metadata"]["annotations"]
     url = recorded.one("kubernetes:core/v1:Secret", "controller-credentials")["stringData"]["DATABASE_URL"]
     assert told == {"ci-fixer-sandbox/credentials": sha256(url.encode()).hexdigest()[:16]}
+    migrating = recorded.one(JOB)["spec"]["template"]["metadata"]["annotations"]
+    assert migrating == {"ci-fixer-sandbox/volume": "uid-database-volume"}  # an empty volume is migrated too
     migrations = recorded.one("kubernetes:core/v1:Secret", "migration-credentials")
     assert migrations["immutable"]
     assert "name" not in migrations["metadata"]  # the provider gives each content a name
@@ -216,6 +218,7 @@ def test_an_existing_database_is_used_and_none_is_made(prod: Deploy) -> None:
     url = "postgresql://me:p%2Fw@db.example:6432/it?user=me&options=-c%20jit%3Doff"
     recorded = prod(databaseUrl=url, databaseCidrs=["10.1.0.0/16"])
     assert recorded.names("StatefulSet") == recorded.names("PersistentVolumeClaim") == []
+    assert "annotations" not in recorded.one(JOB)["spec"]["template"]["metadata"]
     assert recorded.output("database_url") == url
     asked = "postgresql://sandbox_requester:generated-requester-password@db.example:6432/it?options=-c%20jit%3Doff"
     assert recorded.output("requester_database_url") == asked
