@@ -65,7 +65,8 @@ class Comparison:
             there = runs.get(row.key, [])
             live = Live(row, began, runs={seen.run_uid: seen for seen in there})
             made = row.run_uid is None and row.key in listing.pending
-            live.missing = self._is_missing(row, there, made or not self._may_say(live), read)
+            excused = made or not self._may_say(live)
+            live.missing = self._is_missing(row, there, excused, read, listing.begun)
             held = self._lives.by_id.get(row.id)
             if held is not None:
                 self._agree(held, row, live.missing, listing.pending.get(row.key))
@@ -86,11 +87,13 @@ class Comparison:
         await self._sweep({key: uids for key, uids in strays.items() if key in self._strays})
         self._strays = set(strays)  # one that was recorded since the list was made is gone from the next
 
-    def _is_missing(self, row: Row, there: Collection[Seen], excused: bool, now: float) -> bool:
+    def _is_missing(self, row: Row, there: Collection[Seen], excused: bool, read: float, begun: float) -> bool:
+        """Whether a listing that began a whole grace after the row was first seen without its run has not got it
+        either: one that began before may be older than the run."""
         if excused or row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):
             self._missing.pop((row.key, row.run_uid), None)
             return False
-        return now - self._missing.setdefault((row.key, row.run_uid), now) >= self._grace
+        return begun - self._missing.setdefault((row.key, row.run_uid), read) >= self._grace
 
     def _may_say(self, live: Live) -> bool:
         """Whether what this engine does not have is nowhere: else it is for the row's holder to say, and where that is

@@ -163,9 +163,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Every run of this installation that the engine has, from one whole successful list."""
+    """Every run of this installation that the engine has, from one whole successful list.
+
+    `begun`: monotonic seconds when it was asked for. What was made later may be missing, however late it is read.
+    """
 
     runs: tuple[Seen, ...]
+    begun: float
     pending: Mapping[Key, str | None] = field(default_factory=dict)  # made, with no run yet; and why, where known
     recorded: tuple[Seen, ...] = ()  # ended and cleaned, still there: for rows that do not know it any more
 

@@ -245,12 +245,13 @@ class DockerBackend:
         return spec.key_of(entry.get("Labels"), names[0], self._installation)
 
     async def _listing(self, known: dict[str, Seen]) -> Listing:
+        begun = time.monotonic()
         entries = await self._list()
         runs = await asyncio.gather(*(self._entry(entry, known) for entry in entries))
         for gone in known.keys() - {entry["Id"] for entry in entries}:
             del known[gone]
         await self._volumes.sweep(self._installation)
-        return Listing(tuple(run for run in runs if run is not None))
+        return Listing(tuple(run for run in runs if run is not None), begun)
 
     async def _entry(self, entry: Json, known: dict[str, Seen]) -> Seen | None:
         key, run_uid, phase = self._key(entry), entry["Id"], spec.PHASES.get(entry["State"])

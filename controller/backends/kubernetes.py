@@ -202,7 +202,7 @@ class KubernetesBackend:
 
     async def _list(self, feeds: Sequence[Feed]) -> Listing:
         """Jobs before pods: a Job made in between is then not taken for one without a pod."""
-        installation, uids = self._objects.installation, set[str]()
+        begun, installation, uids = time.monotonic(), self._objects.installation, set[str]()
         made = [job_of(job, installation) async for page in feeds[0].pages() for job in page]
         async for page in feeds[1].pages():
             for run in (run_of(pod, installation) for pod in page):
@@ -211,7 +211,7 @@ class KubernetesBackend:
                     self._runs.take(run, listed=True)
                     uids.add(run.seen.run_uid)
         ours = [job for job in made if job is not None]
-        listing = self._runs.listing(ours, uids)
+        listing = self._runs.listing(begun, ours, uids)
         return await self._explained(listing, ours) if listing.pending else listing
 
     async def _explained(self, listing: Listing, made: Sequence[Job]) -> Listing:

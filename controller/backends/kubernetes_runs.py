@@ -115,7 +115,7 @@ class Runs:
         """Whether that Job is as good as gone: recorded, and still in the time that its removal may take."""
         return time.time() - self._recorded.get(job_uid, 0.0) < RECORDED_SECONDS
 
-    def listing(self, jobs: Collection[Job], uids: Collection[str]) -> Listing:
+    def listing(self, begun: float, jobs: Collection[Job], uids: Collection[str]) -> Listing:
         """One whole list: of the Jobs, taken first, and of the pods with these uids, which were taken in one by one."""
         there = {job.uid: job.recorded for job in jobs if job.recorded is not None}
         self._recorded = {uid: at for uid, at in self._recorded.items() if self.is_hidden(uid)} | there
@@ -131,7 +131,7 @@ class Runs:
             for job in jobs
             if job.key not in self._runs and not job.deleting and not self.is_hidden(job.uid)
         }
-        return Listing(tuple(shown), pending, tuple(recorded))
+        return Listing(tuple(shown), begun, pending, tuple(recorded))
 
     def _forget(self, key: Key, uid: str) -> None:
         runs = self._runs.get(key, {})

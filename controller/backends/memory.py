@@ -180,7 +180,7 @@ class MemoryBackend:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                yield Listing(tuple(run.seen for run in self.engine.runs.values()))
+                yield Listing(tuple(run.seen for run in self.engine.runs.values()), loop.time())
                 due = loop.time() + self._list_seconds
                 while (left := due - loop.time()) > 0:
                     try:

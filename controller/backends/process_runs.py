@@ -127,12 +127,13 @@ class Runs:
 
     def listing(self) -> Listing:
         """Looks at every run."""
+        begun = time.monotonic()
         self.reap()
         with os.scandir(self.root) as entries:
             keys = {entry.name: key for entry in entries if (key := Key.of_name(entry.name))}
         for name in self._over.keys() - keys.keys():
             self._over.pop(name, None)
-        return Listing(tuple(self.look_at(keys.values())))
+        return Listing(tuple(self.look_at(keys.values())), begun)
 
     def look_at(self, keys: Iterable[Key]) -> list[Seen]:
         """Looks at these runs; those that are gone, or not a run's directory, are left out."""
