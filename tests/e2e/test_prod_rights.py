@@ -50,7 +50,7 @@ def stack(who: Deployer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
     yield make
     for one in made:
-        one.run("destroy", "--yes", "--skip-preview")
+        one.destroy()
 
 
 def live(stack: Stack) -> None:
@@ -61,7 +61,7 @@ def live(stack: Stack) -> None:
     stack.run("refresh", "--yes", "--skip-preview", "--run-program")
     stack.set("maxRunning", "7")
     stack.up()
-    stack.run("destroy", "--yes", "--skip-preview", "--run-program")
+    stack.destroy()
 
 
 @pytest.mark.timeout(900)

@@ -140,7 +140,7 @@ def standing(request: pytest.FixtureRequest, older: Path, tmp_path: Path) -> Ite
         config |= {"target": "kubernetes", "registry": REGISTRY, "storageSize": "1Gi", "kubeContext": context}
     stack = Stack.make(f"u{uuid4().hex[:8]}", tmp_path, config, older)
     yield OnDocker(stack) if request.param == "dev" else OnKubernetes(stack)
-    stack.run("destroy", "--yes", "--skip-preview")
+    stack.destroy()
     listed = run("docker", "images", "--format", "{{.Repository}}:{{.Tag}}")
     for image in listed.split("\n"):
         if image.endswith(f":{stack.name}"):
