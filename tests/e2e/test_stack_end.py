@@ -29,10 +29,12 @@ class Doorstep:
 
     def __init__(self) -> None:
         self.came: list[str] = []
+        self.first = threading.Event()
 
         class Note(socketserver.BaseRequestHandler):
             def handle(handler) -> None:
                 self.came.append(str(handler.client_address))
+                self.first.set()
 
         self.host = str(Admin().configuration.host).partition("://")[2].partition(":")[0]
         self._server = socketserver.ThreadingTCPServer((self.host, 0), Note)
@@ -104,7 +106,7 @@ def test_nothing_of_a_prod_stack_is_left_where_sandboxes_ran_and_none_got_out(
         standing = OnKubernetes(stack, *spaces)
         knock = f'timeout 1 bash -c "</dev/tcp/{doorstep.host}/{doorstep.port}"'
         run("sh", "-c", knock)
-        assert len(doorstep.came) == 1  # so it would be seen
+        assert doorstep.first.wait(10)  # so it would be seen
         knocking = f"sleep 5; while :; do {knock}; sleep 0.1; done"  # by then the plugin has heard of the pod
         running = [standing.insert(knocking, ("none", "egress")[each % 2]) for each in range(ROWS)]
         for one in running:
