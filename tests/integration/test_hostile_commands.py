@@ -58,7 +58,8 @@ def test_no_command_harms_the_controller_or_its_neighbours(kind: str, tmp_path: 
                     wrong[command] = found
             assert not wrong
             for sandbox in good:
-                assert (await _ended(asked, sandbox))["state"] == "succeeded"
+                row = await _ended(asked, sandbox)
+                assert row["state"] == "succeeded", row
         async with table(database) as asked:
             outputs = await asked.rows("select output, command from sandbox_results join sandboxes using (id)")
             assert all(each["output"] == "good\n" for each in outputs if each["command"] == GOOD)

@@ -1,0 +1,69 @@
+"""A comparison looks at the past: what a controller has done since the table was read is not undone by it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+from uuid import UUID
+
+from controller.compare import Comparison
+from controller.live import Live, Lives
+from controller.metrics import Metrics
+from controller.model import Key, Listing, Phase, Row, Seen, State
+
+ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
+INERT = Seen(Key(ROW.id, 1), "made", Phase.INERT)
+
+
+@dataclass
+class Table:
+    """Reads the row as it was; a presence that is alone, and a carrier that only notes what it is given."""
+
+    row: Row
+    me: str = "me"
+    sole: bool = True
+    carried: list[Live] = field(default_factory=list)
+
+    async def standing(self) -> Sequence[Row]:
+        return [replace(self.row)]
+
+    def news(self, live: Live) -> None:
+        self.carried.append(live)
+
+    poke = news
+
+
+def compared(live: Live, table: Table, looks: int) -> None:
+    """Compares the table with an engine that has nothing, each look begun a grace after the one before."""
+
+    async def go() -> None:
+        lives, any_of = Lives(600), cast(Any, table)
+        lives.by_id[ROW.id] = live
+        comparison = Comparison(any_of, any_of, any_of, lives, Metrics(), any_of, grace=0.0)
+        for _ in range(looks):
+            await comparison.make(Listing((), time.monotonic()))
+
+    asyncio.run(go())
+
+
+def in_hand(run_uid: str | None) -> Live:
+    live = Live(replace(ROW, run_uid=run_uid), time.monotonic(), lease_end=1e12, created=True)
+    live.runs = {"made": INERT}
+    return live
+
+
+def test_a_run_that_was_bound_since_the_table_was_read_is_not_missing() -> None:
+    live = in_hand("made")
+    compared(live, Table(ROW), looks=3)
+    assert not live.missing
+    assert live.runs == {"made": INERT}
+
+
+def test_a_bound_run_that_the_engine_has_not_got_is_missing() -> None:
+    live = in_hand("made")
+    compared(live, Table(replace(ROW, run_uid="made")), looks=3)
+    assert live.missing
+    assert live.runs == {}
