@@ -114,10 +114,8 @@ class Comparison:
             if not live.busy:
                 self._lives.drop(live)  # in other hands
             return
-        if (
-            row.run_uid != live.row.run_uid
-        ):  # bound since the table was read: what was missing was no run of its own yet
-            missing = live.missing
+        if row.run_uid != live.row.run_uid or (row.run_uid is None and live.runs):
+            missing = live.missing  # made or bound since the table was read: what was missing was no run of its own yet
         ended = row.state.terminal and not live.row.state.terminal  # by another controller
         lost = missing > live.missing and (live.created or live.row.run_uid is not None)
         news = ended or lost or row.cancelled > live.row.cancelled

@@ -62,6 +62,20 @@ def test_a_run_that_was_bound_since_the_table_was_read_is_not_missing() -> None:
     assert live.runs == {"made": INERT}
 
 
+def test_a_run_that_is_just_being_bound_is_not_missing() -> None:
+    live = in_hand(None)
+    compared(live, Table(ROW), looks=3)
+    assert not live.missing
+    assert live.runs == {"made": INERT}
+
+
+def test_what_was_made_and_shows_no_run_is_missing() -> None:
+    live = in_hand(None)
+    live.runs = {}
+    compared(live, Table(ROW), looks=3)
+    assert live.missing
+
+
 def test_a_bound_run_that_the_engine_has_not_got_is_missing() -> None:
     live = in_hand("made")
     compared(live, Table(replace(ROW, run_uid="made")), looks=3)
