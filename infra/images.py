@@ -61,7 +61,8 @@ class Images(pulumi.ComponentResource):
             ),
             registry=self._login(),
             skip_push=args.registry is None,
-            opts=pulumi.ResourceOptions(parent=self),
+            # Deleting one does nothing, and would ask for an engine where only the cluster is there.
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True),
         )
         return built.repo_digest.apply(self._as_pulled)
 
