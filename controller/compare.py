@@ -63,7 +63,8 @@ class Comparison:
         due, orphans = set(), []
         for row in rows.values():
             there = runs.get(row.key, [])
-            live = Live(row, began, runs={seen.run_uid: seen for seen in there})
+            listed = read - listing.begun  # seconds ago
+            live = Live(row, began, runs={seen.run_uid: seen for seen in there if self._holds(seen, row, listed)})
             made = row.run_uid is None and row.key in listing.pending
             excused = made or not self._may_say(live)
             live.missing = self._is_missing(row, there, excused, read, listing.begun)
@@ -94,6 +95,14 @@ class Comparison:
             self._missing.pop((row.key, row.run_uid), None)
             return False
         return begun - self._missing.setdefault((row.key, row.run_uid), read) >= self._grace
+
+    def _holds(self, seen: Seen, row: Row, listed: float) -> bool:
+        """Whether it may be acted on: a run that waits for its release, of a row that runs, is either from before that
+        start, or its engine was set back since. Only a list begun a grace after the start tells; taken for the second,
+        the first would be removed, with its result. `listed`: seconds since the list was begun."""
+        if seen.phase is not Phase.INERT or row.state is not State.RUNNING:
+            return True
+        return row.started_age is not None and row.started_age - listed >= self._grace
 
     def _may_say(self, live: Live) -> bool:
         """Whether what this engine does not have is nowhere: else it is for the row's holder to say, and where that is

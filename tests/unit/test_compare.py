@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import UUID
 
+import pytest
+
 from controller.compare import Comparison
 from controller.live import Live, Lives
 from controller.metrics import Metrics
@@ -30,10 +32,13 @@ class Table:
     async def standing(self) -> Sequence[Row]:
         return [replace(self.row)]
 
+    async def adopt(self, rows: Sequence[Row]) -> set[UUID]:
+        return {row.id for row in rows}
+
     def news(self, live: Live) -> None:
         self.carried.append(live)
 
-    poke = news
+    poke = hold = news
 
 
 def compared(live: Live, table: Table, looks: int) -> None:
@@ -81,3 +86,16 @@ def test_a_bound_run_that_the_engine_has_not_got_is_missing() -> None:
     compared(live, Table(replace(ROW, run_uid="made")), looks=3)
     assert live.missing
     assert live.runs == {}
+
+
+@pytest.mark.parametrize(("begun", "acted_on"), [(-9.0, False), (-5.0, False), (-1.0, True)])
+def test_a_run_listed_before_its_start_is_not_taken_for_one_of_an_engine_set_back(begun: float, acted_on: bool) -> None:
+    table = Table(replace(ROW, state=State.RUNNING, run_uid="made", claimed_by="gone", orphaned=True, started_age=6.0))
+
+    async def go() -> None:
+        any_of = cast(Any, table)
+        comparison = Comparison(any_of, any_of, any_of, Lives(600), Metrics(), any_of, grace=2.0)
+        await comparison.make(Listing((INERT,), time.monotonic() + begun))
+
+    asyncio.run(go())
+    assert [(live.row.id, live.runs) for live in table.carried] == ([(ROW.id, {"made": INERT})] if acted_on else [])
