@@ -18,31 +18,17 @@ from controller.backends.docker import DockerBackend
 from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.backends.process import ProcessBackend
 from controller.errors import BackendUnavailable
-from controller.model import Listing, Seen
 from tests.support.control import Table, control, table
 from tests.support.engines import SHELL_IMAGE, need_docker
+from tests.support.memory_listings import CountedListings
 
 
-class Unmarked(MemoryBackend):
+class Unmarked(CountedListings):
     """An engine that holds no marks, as on Kubernetes, or as a controller of the version before leaves none."""
 
     def __init__(self, engine: MemoryEngine) -> None:
-        super().__init__(engine, list_seconds=0.2)
+        super().__init__(engine)
         self.marks = None  # type: ignore[assignment]
-        self._listed = 0
-
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
-        """Counts the listings."""
-        async for sight in super().observe():
-            self._listed += isinstance(sight, Listing)
-            yield sight
-
-    async def lists(self, times: int) -> None:
-        """Waits until the table was compared with that many more listings."""
-        last = self._listed + times
-        async with asyncio.timeout(20):
-            while self._listed < last:
-                await asyncio.sleep(0.02)
 
 
 def go(url: str, test: Callable[[Table], Awaitable[None]]) -> None:

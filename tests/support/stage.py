@@ -61,6 +61,8 @@ class Postgres:
 
     def stop(self) -> None:
         """Ends it."""
+        if (self._server.pgdata / "postmaster.pid").exists():
+            self._control("stop")  # its own clean-up knows only the process that it started, not one of a restart
         self._server.cleanup()
 
 
