@@ -14,6 +14,7 @@ NEVER = "never"  # can no longer be started
 RUNNING = "running"  # the command started, at this file's time
 TIMEOUT = "timeout"  # its time ran out
 KILL = "kill"  # somebody asked to end it
+FILE_BYTES = ".file_bytes"  # in the request, before the command's own variables: the limit on the size of each file
 BY_CONTROLLER = b"controller"  # what that holds where a controller did
 DRAFT = "exit.new"  # room for what follows
 EXIT = "exit"  # how it ended; written last, and whole

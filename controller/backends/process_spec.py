@@ -38,13 +38,18 @@ class Look:
 
 
 def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
-    """The request file; raises Refused where no process could be started so."""
-    strings = [launch.command, *(f"{name}={value}" for name, value in launch.env.items())]
+    """The request file; raises Refused where no process could be started so.
+
+    Its fields keep their places: a run that one version made may be started by another, older or newer. What is new
+    comes under a name that no variable of a request can have.
+    """
+    fields = {files.FILE_BYTES: str(launch.disk_mib + 1 << 20), **launch.env}
+    strings = [launch.command, *(f"{name}={value}" for name, value in fields.items())]
     if any("\0" in text for text in strings):
         raise Refused(Reason.INVALID_REQUEST, "command and env cannot hold the character NUL")
     if any("=" in name or not name for name in launch.env):
         raise Refused(Reason.INVALID_REQUEST, "a name in env cannot be empty or hold the character =")
-    numbers = (launch.timeout_seconds, launch.memory_mib << 20, output_bytes, launch.disk_mib + 1 << 20)
+    numbers = (launch.timeout_seconds, launch.memory_mib << 20, output_bytes)
     try:
         return "\0".join([run_uid, *map(str, numbers), *strings]).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:

@@ -131,13 +131,14 @@ def become_command(request: list[bytes], run_directory: bytes, pipes: Pipes) -> 
             signal.signal(ignored, signal.SIG_DFL)
         home, temporary = (os.path.join(run_directory, os.fsencode(name)) for name in (files.WORK, files.TEMPORARY))
         defaults = {b"PATH": PATH, b"HOME": home, b"TMPDIR": temporary, os.fsencode(files.MARKER): request[0]}
-        given = (entry.partition(b"=") for entry in request[6:])
-        environment = defaults | {name: value for name, _, value in given}
+        given = {name: value for name, _, value in (entry.partition(b"=") for entry in request[5:])}
+        file_bytes = given.pop(os.fsencode(files.FILE_BYTES), None)  # none from versions that knew no such limit
         os.chdir(files.WORK)
         limit(resource.RLIMIT_CORE, 0)
         limit(resource.RLIMIT_DATA, int(request[2]))
-        limit(resource.RLIMIT_FSIZE, int(request[4]))
-        os.execve(b"/bin/sh", (b"/bin/sh", b"-c", b"--", request[5]), environment)
+        if file_bytes is not None:
+            limit(resource.RLIMIT_FSIZE, int(file_bytes))
+        os.execve(b"/bin/sh", (b"/bin/sh", b"-c", b"--", request[4]), defaults | given)
     except BaseException as error:  # nothing of this copy of the supervisor may run on
         os.write(pipes.command_errors, (str(error) or repr(error)).encode(errors="replace"))
     finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -224,3 +226,37 @@ def test_a_migration_leaves_the_sessions_of_a_running_controller_working(
         for call in calls:
             insert(owner)
             assert session.execute(call.encode()).rowcount == 1, call
+
+
+MAKE_OR_START = """
+import sys, time
+from pathlib import Path
+from uuid import UUID
+from controller.backends.process_runs import Runs
+from controller.backends.process_spec import request_bytes
+from controller.model import Key, Launch, Phase
+
+what, key = sys.argv[1], Key(UUID(sys.argv[3]), 1)
+runs = Runs(Path(sys.argv[2]), UUID(int=1))
+runs.prepare()
+if what == "make":
+    launch = Launch(key, 'echo "$A $B"; exit 7', 60, env={"A": "as", "B": "asked"})
+    runs.create(key, request_bytes(launch, "0" * 32, 1 << 20), look_first=False)
+else:
+    runs.release(key, "0" * 32)
+    while (run := runs.look_at([key])[0]).phase is not Phase.ENDED:
+        time.sleep(0.01)
+    print(run.outcome.exit_code, runs.output(key, "0" * 32, 100).tail.decode().strip())
+"""
+
+
+@pytest.mark.parametrize("maker", ["old", "new"])
+def test_what_either_version_made_the_other_starts_as_it_was_asked_for(
+    maker: str, older: Older, tmp_path: Path
+) -> None:
+    versions, key = [older.directory, ROOT], str(uuid4())
+    for what, version in zip(("make", "start"), versions if maker == "old" else reversed(versions), strict=True):
+        line = [sys.executable, "-c", MAKE_OR_START, what, str(tmp_path / "work"), key]
+        done = subprocess.run(line, cwd=version, capture_output=True, text=True, timeout=60, check=False)
+        assert not done.stderr
+    assert done.stdout == "7 as asked\n"

@@ -57,9 +57,10 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 @given(TEXT, st.dictionaries(TEXT.filter(lambda name: name and "=" not in name), TEXT))
 def test_a_request_holds_command_and_env_byte_for_byte(command: str, env: dict[str, str]) -> None:
     fields = request_bytes(Launch(KEY, command, 7, env=env, memory_mib=3, disk_mib=1), UID, 100).split(b"\0")
-    assert fields[:5] == [UID.encode(), b"7", str(3 << 20).encode(), b"100", str(2 << 20).encode()]
-    assert fields[5].decode() == command
-    assert dict(field.decode().split("=", 1) for field in fields[6:]) == env
+    assert fields[:4] == [UID.encode(), b"7", str(3 << 20).encode(), b"100"]
+    assert fields[4].decode() == command
+    limit = {".file_bytes": str(2 << 20)}
+    assert dict(field.decode().split("=", 1) for field in fields[5:]) == limit | env
 
 
 @pytest.mark.parametrize(
