@@ -27,6 +27,7 @@ EXPECTED = {
     "echo slow; sleep 2": ("succeeded", 0),
 }
 TIMEOUT = 5  # seconds of each command; a lost run is known to be over 35 s after it
+SETTINGS = {"MAX_RUNNING": 20, "START_DEADLINE_SECONDS": 40}  # a run that was about to start is waited for as long
 ROUNDS = 6
 
 
@@ -54,8 +55,8 @@ def test_a_controllers_engine_lost_for_good_in_the_storm_costs_what_ran_there_an
         (tmp_path / name).mkdir()
     try:
         with (
-            stage("process", tmp_path / "doomed", postgres.url, MAX_RUNNING=20) as doomed,
-            stage("process", tmp_path / "kept", postgres.url, MAX_RUNNING=20) as kept,
+            stage("process", tmp_path / "doomed", postgres.url, **SETTINGS) as doomed,
+            stage("process", tmp_path / "kept", postgres.url, **SETTINGS) as kept,
         ):
             asked: dict[UUID, str] = {}
             for _ in range(2):
