@@ -1,9 +1,10 @@
-# Two commands: `make demo` and `make test`. Each makes what it needs; nothing outside this directory is changed.
+# `make demo` shows it, `make test` checks it. Each makes what it needs; nothing outside this directory is changed.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 IN := .venv/bin/
+WORKERS ?= 4
 
-.PHONY: setup demo test lint bench bench-kubernetes lock clean
+.PHONY: setup demo test test-fast lint bench bench-kubernetes lock clean
 
 setup: .venv/.installed
 
@@ -18,8 +19,13 @@ setup: .venv/.installed
 demo: setup
 	@$(IN)python -m controller demo
 
+# Most tests wait for engines most of their time, so more run at once than there are cores.
 test: lint
-	@$(IN)pytest
+	@$(IN)pytest -n $(WORKERS) -m "not alone"
+	@$(IN)pytest -m alone
+
+test-fast: lint
+	@$(IN)pytest -n $(WORKERS) tests/unit tests/infra
 
 lint: setup
 	@$(IN)ruff check --quiet .

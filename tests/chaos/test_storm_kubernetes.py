@@ -19,6 +19,8 @@ from tests.support.cluster import Refusal
 from tests.support.engines import make_engine, missing
 from tests.support.stage import Postgres, Stage, stage
 
+pytestmark = pytest.mark.alone
+
 EXPECTED = {
     "exit 0": ("succeeded", 0, "Completed"),
     "exit 3": ("failed", 3, "NonZeroExit"),

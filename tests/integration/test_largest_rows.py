@@ -22,6 +22,8 @@ from tests.support.database import connect, insert, one
 from tests.support.fake_stage import ROOT, scene
 from tests.support.fake_store import JOBS, PODS, Kind, Object
 
+pytestmark = pytest.mark.alone
+
 COMMAND_BYTES, ENV_BYTES, VARIABLES = 65_536, 65_536, 256
 FILLERS = {"letters": "x", "dollars": "$", "quotes": '"', "control characters": "\x01", "accents": "é", "emoji": "🐎"}
 
