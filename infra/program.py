@@ -17,9 +17,9 @@ from infra.waiting_engine import EngineWaits
 def main() -> None:
     """Makes everything, and exports the outputs. Raises ConfigError or PreflightError before it makes anything."""
     config = Config.read()
-    cluster = preflight(config)
-    passed = gate(config, cluster.faults if cluster else ())
-    for name, value in _stack(config, cluster, passed).items():
+    found = preflight(config)
+    passed = gate(config, found.faults)
+    for name, value in _stack(config, found.cluster, passed).items():
         pulumi.export(name, value)
 
 

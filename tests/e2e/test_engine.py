@@ -14,6 +14,7 @@ import pytest
 
 from infra import program
 from infra.config import Config
+from infra.preflight import Found
 from infra.preflight_cluster import Cluster
 from tests.support.config_keys import SECRETS, every_key
 from tests.support.engines import missing
@@ -226,14 +227,14 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
 
         if name == "prod":  # somebody else scales
             provider.done.clear()
-            monkeypatch.setattr(program, "preflight", lambda config: Cluster("it", "uid-1", autoscaler="theirs"))
+            monkeypatch.setattr(program, "preflight", lambda config: Found(Cluster("it", "uid-1", autoscaler="theirs")))
             stack.set_config("ci-fixer-sandbox:replicas", auto.ConfigValue("5"))
             stack.up()
             assert provider.done == []
 
         if name == "prod":  # a context of that name is another cluster now
             provider.done.clear()
-            monkeypatch.setattr(program, "preflight", lambda config: Cluster("it", "uid-2"))
+            monkeypatch.setattr(program, "preflight", lambda config: Found(Cluster("it", "uid-2")))
             for act in (
                 stack.up,
                 lambda: stack.up(refresh=True, run_program=True),
@@ -262,8 +263,8 @@ def test_what_a_preflight_finds_stops_an_up_before_anything_is_made_and_keeps_no
     faults: list[str] = ["the cluster has no StorageClass fast", "the context's user may not create pods"]
     left: dict[str, str] = {}
 
-    def found(config: Config) -> Cluster:
-        return Cluster("it", "uid-1", faults=tuple(faults), left=left)
+    def found(config: Config) -> Found:
+        return Found(Cluster("it", "uid-1", left=left), tuple(faults))
 
     monkeypatch.setattr(program, "preflight", found)
     with untidy():

@@ -12,6 +12,7 @@ import pytest
 from infra import program
 from infra.config import Config
 from infra.errors import PreflightError
+from infra.preflight import Found
 from infra.preflight_cluster import Cluster
 from tests.infra.conftest import Deploy
 
@@ -44,8 +45,8 @@ def step(before: dict[str, Any] | None, after: dict[str, Any]) -> pulumi.Resourc
 def finding(monkeypatch: pytest.MonkeyPatch, *faults: str, **found: Any) -> None:
     """Makes this the preflight's answer."""
 
-    def answer(config: Config) -> Cluster:
-        return Cluster("it", "uid-1", faults=faults, **found)
+    def answer(config: Config) -> Found:
+        return Found(Cluster("it", "uid-1", **found), faults)
 
     monkeypatch.setattr(program, "preflight", answer)
 

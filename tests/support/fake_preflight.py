@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from infra.config import Config
+from infra.preflight import Found
 from infra.preflight_cluster import Cluster
 
 
-def fake_preflight(config: Config) -> Cluster | None:
+def fake_preflight(config: Config) -> Found:
     """What a preflight finds where all is there."""
-    return Cluster(config.kube_context or "current", "uid-1") if config.target == "kubernetes" else None
+    return Found(Cluster(config.kube_context or "current", "uid-1") if config.target == "kubernetes" else None)
