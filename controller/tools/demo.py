@@ -34,7 +34,6 @@ from controller.tools.image_context import stage
 IMAGE, CHECKOUT = "ci-fixer-sandbox:dev", Path(__file__).parents[2]
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CHECK_SECONDS, BUILD_SECONDS, RUN_SECONDS, STOP_SECONDS = 5, 300, 30, 15
-READY_SECONDS = {"process": 4, "docker": 8}  # within which the first attempt of the retry has surely begun
 
 
 def demo(backend: str | None) -> int:
@@ -71,7 +70,7 @@ def _in(directory: Path, log: BinaryIO, console: Console, wanted: str | None) ->
     with _postgres(directory / "postgres") as url, closing(Client(url)) as client:
         migrate(url, {})
         _say("asking for 12 sandboxes, by rows: insert into sandboxes (command) values ('...') returning id")
-        runs = [_ask(client, case) for case in cases(int(time.time()) + READY_SECONDS[backend])]
+        runs = [_ask(client, case) for case in cases(uuid4())]
         settings = {"DATABASE_URL": url, "SANDBOX_BACKEND": backend, "SANDBOX_WORK_DIR": str(directory / "sandboxes")}
         _say(f"starting a controller: SANDBOX_BACKEND={backend} python -m controller run")
         with _controller(settings | {"HTTP_PORT": "0", "LOG_FORMAT": "console"}, log) as controller:

@@ -63,10 +63,10 @@ class Run:
         ]
 
 
-def cases(ready: int) -> list[Case]:
-    """The twelve; `ready`: when the retry succeeds, in seconds since 1970."""
+def cases(retried: UUID) -> list[Case]:
+    """The twelve; `retried`: the sandbox whose second try succeeds: its host or directory has the attempt's name."""
     script = 'for n in 1 2 3; do echo "step $n"; done; echo "and stderr" >&2'
-    retry = f"[ $(date +%s) -ge {ready} ] && exec echo ready; sleep $(({ready} - $(date +%s))); echo not yet; exit 1"
+    retry = f'case "$(uname -n) $PWD" in *{retried}-2*) echo ready ;; *) echo not yet; exit 1 ;; esac'
     many, line = f"yes fifteen letters | head -c {5 * MIB}", "fifteen letters\n"
     failed, timed_out, cancelled = (
         ("failed", "NonZeroExit"),
@@ -74,7 +74,7 @@ def cases(ready: int) -> list[Case]:
         ("cancelled", "Cancelled"),
     )
     return [
-        Case("a retry: the 2nd try succeeds", retry, {"max_attempts": 2, "priority": 10}, output="ready\n", attempts=2),
+        Case("a retry: the 2nd try succeeds", retry, {"id": retried, "max_attempts": 2}, output="ready\n", attempts=2),
         Case("a script with output", script, output="step 1\nstep 2\nstep 3\nand stderr\n"),
         Case("exit 3", "echo oh; exit 3", ends=failed, exit_code=3, output="oh\n"),
         Case("a timeout after 1 s", "echo begun; sleep 60", {"timeout_seconds": 1}, timed_out, None, "begun\n"),

@@ -14,12 +14,13 @@ from controller.tools.demo import CHECKOUT, IMAGE
 from controller.tools.image_context import stage
 from tests.support.engines import Engine, make_engine
 
+pytestmark = pytest.mark.xdist_group("sandbox image")
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sandbox_image.md"
 WHEEL = r"""
 python3 - <<'END'
 import zipfile
 
-pytestmark = pytest.mark.xdist_group("sandbox image")
 with zipfile.ZipFile("hello-1-py3-none-any.whl", "w") as wheel:
     wheel.writestr("hello.py", "def main():\n    print('hello from pip')\n")
     wheel.writestr("hello-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: hello\nVersion: 1\n")
