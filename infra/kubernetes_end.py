@@ -76,7 +76,9 @@ class KubernetesEnd:
     def _drain(self, spec: Any) -> None:
         try:
             cluster = _Cluster(self._where)
-            with cluster.without_controllers():
+            with cluster.without_controllers() as still:
+                if still:
+                    raise self._ending.refused(f"controllers do not stop: {', '.join(still[:3])}")
                 if self._ending.seconds > 0 and cluster.is_there():
                     pulumi.log.info(f"ends every sandbox, and waits for it up to {self._ending.seconds} s")
                     self._run(cluster, spec)
@@ -91,7 +93,7 @@ class KubernetesEnd:
         give_up, said = time.monotonic() + self._ending.seconds + MARGIN_SECONDS, list[str]()
         for _ in range(TRIES):
             said = []
-            for line in cluster.run(spec):
+            for line in cluster.run(spec, self._ending.seconds + MARGIN_SECONDS):
                 said.append(line)
                 if line.startswith("drain: "):
                     pulumi.log.info(line)
@@ -129,15 +131,15 @@ class _Cluster:
         self._where, self._app = where, (where.place.name, where.namespace)
 
     @contextlib.contextmanager
-    def without_controllers(self) -> Iterator[None]:
-        """No controller runs inside the block, and after one that failed as many as before run again."""
+    def without_controllers(self) -> Iterator[list[str]]:
+        """No controller runs inside the block, but for those that do not stop; after one that failed as many as before
+        run again."""
         before = 0
         with _gone():
             before = self._apps.read_namespaced_deployment(*self._app, _request_timeout=ANSWER_SECONDS).spec.replicas
             self._scale(0)
         try:
-            self.wait_for_pods(self._where.namespace, self._where.place.selector(CONTROLLER))
-            yield
+            yield self.wait_for_pods(self._where.namespace, self._where.place.selector(CONTROLLER))
         except BaseException:
             with _gone():
                 self._scale(before)
@@ -154,8 +156,9 @@ class _Cluster:
         terminating: bool = found.metadata.deletion_timestamp is not None
         return not terminating
 
-    def run(self, spec: Any) -> Iterator[str]:
-        """What a pod of this spec says until it ends; of one that does not start, why."""
+    def run(self, spec: Any, silent_seconds: float) -> Iterator[str]:
+        """What a pod of this spec says until it ends; of one that does not start, why. Raises one of ERRORS if it says
+        nothing for so long."""
         name, namespace = f"{self._where.place.name}-drain", self._where.namespace
         labels = self._where.place.labels(CONTROLLER)
         body = {"metadata": {"name": name, "labels": labels}, "spec": spec}
@@ -166,7 +169,10 @@ class _Cluster:
             if why is not None:
                 yield why
                 return
-            log = self._core.read_namespaced_pod_log(name, namespace, follow=True, _preload_content=False)
+            waits = (ANSWER_SECONDS, silent_seconds)
+            log = self._core.read_namespaced_pod_log(
+                name, namespace, follow=True, _preload_content=False, _request_timeout=waits
+            )
             for line in log:
                 yield line.decode("utf-8", "replace").strip()
         finally:

@@ -107,6 +107,22 @@ def test_a_drain_that_leaves_something_is_refused_with_what_to_type_and_the_cont
     assert replicas(where) == 1
 
 
+def test_controllers_that_do_not_stop_are_named_and_nothing_is_drained_beside_them(
+    where: Where, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controllers(where, 1)
+    monkeypatch.setattr("infra.kubernetes_end.STOP_SECONDS", 0)
+    with pytest.raises(EndRefused, match=f"controllers do not stop: {where.place.name}-"):
+        drain(where, pod("echo 'drain: nothing is left'"))
+    assert replicas(where) == 1
+
+
+def test_a_drain_that_falls_silent_is_refused(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.kubernetes_end.MARGIN_SECONDS", 0)
+    with pytest.raises(EndRefused, match="timed out"):
+        drain(where, pod("echo 'drain: waiting'; sleep 600"), replace(ENDING, seconds=2))
+
+
 def test_without_a_drain_the_jobs_of_sandboxes_are_deleted_with_their_pods(where: Where) -> None:
     labels = {"app": LABEL_APP}
     spec = {"backoffLimit": 0, "template": {"metadata": {"labels": labels}, "spec": pod("sleep 600")}}
