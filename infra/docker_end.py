@@ -34,6 +34,9 @@ class DockerEnd:
         async with _engine() as engine:
             try:
                 await _tried(engine, "POST", f"containers/{self._name}-app/stop", timeout=SLOW)
+                if self._drains is not None and self._ending.seconds > 0 and not await self._drains.is_known():
+                    again = f"pulumi up --refresh --run-program --stack {self._ending.stack}"
+                    raise self._ending.refused(f"what drains is not known any more: {again}")
                 await self._drain(engine)
             except BaseException:
                 await _tried(engine, "POST", f"containers/{self._name}-app/start", timeout=SLOW)

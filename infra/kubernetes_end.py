@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +54,14 @@ class KubernetesEnd:
 
         `pod` is the spec of one that drains. Raises EndRefused; then as many controllers as before run again.
         """
-        spec = await known(pod)
-        if spec is not None and not self._done:
-            await asyncio.to_thread(self._drain, spec)
+        await asyncio.to_thread(self._drain, await known(pod))
         self._done = True
 
     async def drain_alone(self, pod: pulumi.Output[Any]) -> None:
-        """The same once the Deployment is deleted: one that is there was left by an `up` that was killed."""
+        """The same once the Deployment is deleted: one that is there was left by an `up` that was killed, or made again
+        since. After a drain only what such a one started is left to end."""
         await asyncio.to_thread(self._delete, "Deployment", self._where.place.name)
-        await self.drain(pod)
+        await asyncio.to_thread(self._drain, None if self._done else await known(pod))
 
     async def free_volume(self) -> None:
         """Removes a database that an `up` that was killed left: its pod would hold the claim. Raises EndRefused."""
@@ -74,20 +73,31 @@ class KubernetesEnd:
             )
 
     def _drain(self, spec: Any) -> None:
+        """Without a spec (something that it is made of was never made, or is not known any more) Jobs are deleted, and
+        their rows stay as they are."""
         try:
             cluster = _Cluster(self._where)
             with cluster.without_controllers() as still:
                 if still:
                     raise self._ending.refused(f"controllers do not stop: {', '.join(still[:3])}")
-                if self._ending.seconds > 0 and cluster.is_there():
+                if spec is not None and self._ending.seconds > 0 and cluster.is_there():
                     pulumi.log.info(f"ends every sandbox, and waits for it up to {self._ending.seconds} s")
                     self._run(cluster, spec)
                 else:
                     cluster.delete_sandboxes()
                 if left := cluster.wait_for_pods(self._where.sandbox_namespace, {"app": LABEL_APP}):
-                    raise self._ending.refused(f"pods of sandboxes are still there: {', '.join(left[:3])}")
+                    self._are_left(left)
         except ERRORS as error:
             raise self._ending.refused(f"the cluster does not do it ({_words(error)})") from error
+
+    def _are_left(self, pods: Sequence[str]) -> None:
+        """Where nobody is to wait, pods of a node that is gone must not keep the stack for ever."""
+        words = f"pods of sandboxes are still there: {', '.join(pods[:3])}"
+        if self._ending.seconds > 0:
+            raise self._ending.refused(words)
+        pulumi.log.warn(
+            f"{words}; on a node that is gone: kubectl delete pod --force -n {self._where.sandbox_namespace}"
+        )
 
     def _run(self, cluster: _Cluster, spec: Any) -> None:
         give_up, said = time.monotonic() + self._ending.seconds + MARGIN_SECONDS, list[str]()

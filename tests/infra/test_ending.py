@@ -107,6 +107,41 @@ def test_a_drain_that_leaves_something_is_refused_with_what_to_type_and_the_cont
     assert replicas(where) == 1
 
 
+def a_job(where: Where) -> None:
+    """A sandbox's, as a controller makes it."""
+    labels = {"app": LABEL_APP}
+    spec = {"backoffLimit": 0, "template": {"metadata": {"labels": labels}, "spec": pod("sleep 600")}}
+    body: Any = {"metadata": {"name": "sandbox", "labels": labels}, "spec": spec}
+    client.BatchV1Api().create_namespaced_job(where.sandbox_namespace, body)
+
+
+def living(where: Where) -> list[Any]:
+    """The pods of sandboxes that may still run."""
+    left: list[Any] = client.CoreV1Api().list_namespaced_pod(where.sandbox_namespace).items
+    return [one for one in left if one.status.phase not in ("Succeeded", "Failed")]
+
+
+def test_what_drains_may_be_unknown_and_the_controllers_and_sandboxes_end_all_the_same(where: Where) -> None:
+    controllers(where, 1)
+    a_job(where)
+    drain(where, None)
+    assert replicas(where) == 0
+    assert living(where) == []
+
+
+def test_what_was_started_after_the_drain_ends_before_the_isolation_goes(where: Where) -> None:
+    async def end() -> None:
+        ends, spec = KubernetesEnd(where, ENDING), pulumi.Output.from_input(pod("echo 'drain: nothing is left'"))
+        await ends.drain(spec)
+        await asyncio.to_thread(controllers, where, 1)  # somebody else brings them back
+        await asyncio.to_thread(a_job, where)
+        await ends.drain_alone(spec)
+
+    asyncio.run(end())
+    assert living(where) == []
+    assert client.AppsV1Api().list_namespaced_deployment(where.namespace).items == []
+
+
 def test_controllers_that_do_not_stop_are_named_and_nothing_is_drained_beside_them(
     where: Where, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,14 +159,21 @@ def test_a_drain_that_falls_silent_is_refused(where: Where, monkeypatch: pytest.
 
 
 def test_without_a_drain_the_jobs_of_sandboxes_are_deleted_with_their_pods(where: Where) -> None:
-    labels = {"app": LABEL_APP}
-    spec = {"backoffLimit": 0, "template": {"metadata": {"labels": labels}, "spec": pod("sleep 600")}}
-    body: Any = {"metadata": {"name": "sandbox", "labels": labels}, "spec": spec}
-    client.BatchV1Api().create_namespaced_job(where.sandbox_namespace, body)
+    a_job(where)
     drain(where, pod("exit 1"), replace(ENDING, seconds=0))
-    left: list[Any] = client.CoreV1Api().list_namespaced_pod(where.sandbox_namespace).items
-    assert {pod.status.phase for pod in left} <= {"Succeeded", "Failed"}
-    drain(where, None)  # nothing was ever made: nothing is asked
+    assert living(where) == []
+
+
+def test_where_nobody_is_to_wait_a_pod_that_stays_is_said_and_keeps_nobody_from_destroying(
+    where: Where, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("infra.kubernetes_end.STOP_SECONDS", 0)
+    sandbox(where, "sleep 600")
+    with pytest.raises(EndRefused, match="pods of sandboxes are still there: sandbox"):
+        drain(where, None)
+    drain(where, None, replace(ENDING, seconds=0))
+    told = capfd.readouterr()
+    assert f"kubectl delete pod --force -n {where.sandbox_namespace}" in told.out + told.err
 
 
 def test_a_namespace_that_stays_says_by_what(
