@@ -44,7 +44,13 @@ end $$;
 do $$ begin
     if not pg_has_role(current_user, 'sandbox_owner',
                        case when current_setting('server_version_num')::integer < 160000 then 'member' else 'set' end) then
-        execute format('grant sandbox_owner to %I', current_user);
+        begin
+            execute format('grant sandbox_owner to %I', current_user);
+        exception when insufficient_privilege then  -- from Postgres 16 on, for roles that another login made
+            raise insufficient_privilege using message = format('another login made the roles of this server, and %1$I may '
+                'not use them: as a superuser, `grant sandbox_owner, sandbox_controller, sandbox_requester to %1$I with '
+                'admin option`, then run migrate again', current_user);
+        end;
     end if;
     if not has_schema_privilege('sandbox_owner', 'public', 'create') then
         grant usage, create on schema public to sandbox_owner;
