@@ -29,6 +29,7 @@ EXPECTED = {
 TIMEOUT = 5  # seconds of each command; a lost run is known to be over 35 s after it
 SETTINGS = {"MAX_RUNNING": 20, "START_DEADLINE_SECONDS": 40}  # a run that was about to start is waited for as long
 ROUNDS = 6
+RUNS = "select 1 from sandboxes where state = 'running'"
 
 
 def insert(made: Stage, chance: random.Random, count: int) -> dict[UUID, str]:
@@ -58,18 +59,18 @@ def test_a_controllers_engine_lost_for_good_in_the_storm_costs_what_ran_there_an
             stage("process", tmp_path / "doomed", postgres.url, **SETTINGS) as doomed,
             stage("process", tmp_path / "kept", postgres.url, **SETTINGS) as kept,
         ):
-            asked: dict[UUID, str] = {}
             for _ in range(2):
                 doomed.start()
+            asked = insert(kept, chance, 20)
+            doomed.wait("a row on the engine that will be lost", lambda: bool(kept.query(RUNS)))
+            lost_engine = f"process:{(doomed.place / 'engine').read_text()}"
             two = [kept.start(), kept.start()]
-            lost_engine = ""
             for turn in range(ROUNDS):
                 asked |= insert(kept, chance, 20)
                 time.sleep(2)
                 kept.kill(two[0])
                 two = [two[1], kept.start()]
                 if turn == ROUNDS // 2:
-                    lost_engine = f"process:{(doomed.place / 'engine').read_text()}"
                     lose_engine(doomed)
             kept.wait_until_done(200)
             kept.wait("the engine that is left to be empty", lambda: not list(kept.place.rglob("sandbox-*")), 30, 0.2)
@@ -107,7 +108,7 @@ def test_a_second_database_copied_from_the_first_in_the_storm_touches_nothing_of
             copies: list[Stage] = []
             for turn in range(ROUNDS):
                 asked |= insert(made, chance, count)
-                made.wait("a run", lambda: bool(made.query("select 1 from sandboxes where state = 'running'")))
+                made.wait("a run", lambda: bool(made.query(RUNS)))
                 if turn in (1, 3):
                     copies.append(copied(made, postgres, stack))
                 made.kill(two[0])

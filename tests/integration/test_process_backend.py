@@ -455,7 +455,8 @@ def test_a_full_disk_loses_output_and_nothing_else(tmp_path: Path) -> None:
         pytest.skip("needs the right to mount a small disk")
 
     async def test(backend: ProcessBackend) -> None:
-        asked = launch("echo first; cat /dev/zero > fill; head -c 5000000 /dev/zero; exit 3")
+        kept = "until grep -aqs first ../output*; do sleep 0.1; done"
+        asked = launch(f"echo first; {kept}; cat /dev/zero > fill; head -c 5000000 /dev/zero; exit 3")
         ended = await run(backend, asked)
         assert ended.outcome is not None
         assert ended.outcome.exit_code == 3
