@@ -198,4 +198,4 @@ def test_a_namespace_that_stays_says_by_what(
         assert deletion.watching is not None
         await deletion.watching  # it ends with the namespace
 
-    asyncio.run(asyncio.wait_for(end(), 60))
+    asyncio.run(asyncio.wait_for(end(), 110))
