@@ -35,6 +35,7 @@ ROWS = 300
 BATCH = 25
 KILL_SECONDS = 3.0
 LEASE_SECONDS = 5
+LIMIT_SECONDS = {"sleep 60": 5}  # also on a node at its limit, a command leaves its mark within it
 STOPPED_SECONDS = 20.0  # of the API server
 QUOTA_SECONDS = 15.0
 
@@ -128,7 +129,7 @@ def storm(made: Stage, shaker: Shaker, chance: random.Random) -> dict[UUID, str]
     two = [made.start(), made.start()]
     while len(asked) < ROWS:
         commands = chance.choices(list(EXPECTED), weights=WEIGHTS, k=min(BATCH, ROWS - len(asked)))
-        ids = made.insert([(command, 1 if command == "sleep 60" else 120) for command in commands])
+        ids = made.insert([(command, LIMIT_SECONDS.get(command, 120)) for command in commands])
         asked |= dict(zip(ids, commands, strict=True))
         time.sleep(KILL_SECONDS)
         made.kill(two[0])

@@ -17,13 +17,23 @@ class MarkListener:
         lock = threading.Lock()
 
         class Take(socketserver.StreamRequestHandler):
+            timeout = 30  # seconds: a pod that is gone with its network never ends its connection
+
             def handle(self) -> None:
-                name = self.rfile.readline(100).decode("ascii", "replace").strip()
-                with lock, (directory / Path(name).name).open("a") as file:
-                    file.write("x\n")
+                try:
+                    name = self.rfile.readline(100).decode("ascii", "replace")
+                except OSError:
+                    return
+                if name.endswith("\n"):
+                    with lock, (directory / Path(name.strip()).name).open("a") as file:
+                        file.write("x\n")
+
+        class Server(socketserver.ThreadingTCPServer):
+            block_on_close = False
+            daemon_threads = True
 
         self.host = urlsplit(str(Admin().configuration.host)).hostname or ""
-        self._server = socketserver.ThreadingTCPServer((self.host, 0), Take)
+        self._server = Server((self.host, 0), Take)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
