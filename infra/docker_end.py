@@ -12,7 +12,7 @@ import pulumi
 
 from controller.backends.docker_engine import SLOW, STREAM, Engine, EngineError
 from controller.errors import NotNow
-from infra.ending import Ending, known
+from infra.ending import Ending, known, typed_here
 from infra.preflight_engine import ENGINE
 
 POLL_SECONDS = 0.2
@@ -71,7 +71,8 @@ class DockerEnd:
         try:
             await engine.json("POST", "containers/create", params={"name": name}, body=body)
             await engine.send("POST", f"containers/{name}/start", timeout=SLOW)
-            async for line in _lines(engine, name):
+            async for written in _lines(engine, name):
+                line = typed_here(written, f"docker exec {self._name}-app")
                 if line.startswith("drain: "):
                     pulumi.log.info(line)
                     said.append(line)

@@ -30,6 +30,11 @@ class Ending:
         )
 
 
+def typed_here(words: str, inside: str) -> str:
+    """A drain's words: the commands in them are for a controller's own container, which `inside` reaches from here."""
+    return words.replace("`python -m controller ", f"`{inside} python -m controller ")
+
+
 def before_deletion(name: str, act: Act) -> pulumi.ResourceHook:
     """A hook of that name, which `pulumi destroy` says where it lacks --run-program."""
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 import pulumi
@@ -15,14 +16,17 @@ import urllib3
 from kubernetes import client
 from kubernetes import config as kubeconfig
 
+from controller.backends.pull_words import pull_is_hopeless
 from controller.model import LABEL_APP
-from infra.ending import Ending, known
+from infra.ending import Ending, known, typed_here
 from infra.errors import EndRefused
 from infra.kubernetes_pods import CONTROLLER, DATABASE, Place
+from infra.verdict_workload import NO_PULL, PULLS
 
 ANSWER_SECONDS = 10  # for one answer of the API server
 MARGIN_SECONDS = 60.0  # beyond the drain's own limit: for its pod's start
-START_SECONDS = 60.0  # in which its pod must have started
+START_SECONDS = 240.0  # in which its pod must have started: a node may have to pull the image
+TELL_SECONDS = 10.0  # after which it is said why it has not
 STOP_SECONDS = 90.0  # for controllers, and for pods that are terminating
 STUCK_SECONDS = 15.0  # after which what is being deleted is looked at
 POLL_SECONDS = 0.5
@@ -40,6 +44,15 @@ class Where:
     context: str
     namespace: str
     sandbox_namespace: str
+
+    @property
+    def inside(self) -> str:
+        """What runs a command in a controller's container."""
+        return f"kubectl --context {quote(self.context)} -n {self.namespace} exec deployment/{self.place.name} --"
+
+
+class _NotStarted(Exception):
+    """The pod that drains does not start; the message says why."""
 
 
 class KubernetesEnd:
@@ -87,6 +100,8 @@ class KubernetesEnd:
                     cluster.delete_sandboxes()
                 if left := cluster.wait_for_pods(self._where.sandbox_namespace, {"app": LABEL_APP}):
                     self._are_left(left)
+        except _NotStarted as error:
+            raise self._ending.refused(str(error)) from error
         except ERRORS as error:
             raise self._ending.refused(f"the cluster does not do it ({_words(error)})") from error
 
@@ -103,7 +118,8 @@ class KubernetesEnd:
         give_up, said = time.monotonic() + self._ending.seconds + MARGIN_SECONDS, list[str]()
         for _ in range(TRIES):
             said = []
-            for line in cluster.run(spec, self._ending.seconds + MARGIN_SECONDS):
+            for written in cluster.run(spec, self._ending.seconds + MARGIN_SECONDS):
+                line = typed_here(written, self._where.inside)
                 said.append(line)
                 if line.startswith("drain: "):
                     pulumi.log.info(line)
@@ -167,18 +183,15 @@ class _Cluster:
         return not terminating
 
     def run(self, spec: Any, silent_seconds: float) -> Iterator[str]:
-        """What a pod of this spec says until it ends; of one that does not start, why. Raises one of ERRORS if it says
-        nothing for so long."""
+        """What a pod of this spec says until it ends. Raises _NotStarted, and one of ERRORS if it says nothing for so
+        long."""
         name, namespace = f"{self._where.place.name}-drain", self._where.namespace
         labels = self._where.place.labels(CONTROLLER)
         body = {"metadata": {"name": name, "labels": labels}, "spec": spec}
         self._delete_pod(name)
         try:
             self._core.create_namespaced_pod(namespace, body, _request_timeout=ANSWER_SECONDS)
-            why = self._wait_for_start(name)
-            if why is not None:
-                yield why
-                return
+            self._wait_for_start(name)
             waits = (ANSWER_SECONDS, silent_seconds)
             log = self._core.read_namespaced_pod_log(
                 name, namespace, follow=True, _preload_content=False, _request_timeout=waits
@@ -228,16 +241,20 @@ class _Cluster:
                 name, self._where.namespace, grace_period_seconds=0, _request_timeout=ANSWER_SECONDS
             )
 
-    def _wait_for_start(self, name: str) -> str | None:
-        give_up = time.monotonic() + START_SECONDS
+    def _wait_for_start(self, name: str) -> None:
+        began, told = time.monotonic(), ""
         while True:
             status = self._core.read_namespaced_pod_status(
                 name, self._where.namespace, _request_timeout=ANSWER_SECONDS
             ).status
             if status.phase != "Pending":
-                return None
-            if time.monotonic() > give_up:
-                return f"the pod {name} does not start: {_waiting(status)}"
+                return
+            why, seconds = _waiting(status), time.monotonic() - began
+            if _is_hopeless(status) or seconds > START_SECONDS:
+                raise _NotStarted(f"the pod {name} does not start: {why}")
+            if seconds > TELL_SECONDS and why != told:
+                pulumi.log.info(f"waiting for the pod {name} ({seconds:.0f} s): {why}")
+                told = why
             time.sleep(POLL_SECONDS)
 
 
@@ -307,6 +324,15 @@ def _waiting(status: Any) -> str:
             return f"{one.state.waiting.reason} {one.state.waiting.message or ''}".strip()
     unmet = [one.message for one in status.conditions or () if one.status == "False" and one.message]
     return "; ".join(unmet) or "the cluster does not say why"
+
+
+def _is_hopeless(status: Any) -> bool:
+    """Whether its image can never be pulled."""
+    return any(
+        waiting.reason in NO_PULL or (waiting.reason in PULLS and pull_is_hopeless(waiting.message or "", one.image))
+        for one in status.container_statuses or ()
+        if (waiting := one.state.waiting) is not None
+    )
 
 
 def _words(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -105,6 +106,39 @@ def test_a_drain_that_leaves_something_is_refused_with_what_to_type_and_the_cont
     assert "2 sandboxes are left on this engine" in str(raised.value)
     assert "pulumi config set --stack it drainSeconds 0" in str(raised.value)
     assert replicas(where) == 1
+
+
+def test_a_drain_whose_pod_can_never_start_is_refused_at_once_and_the_controllers_run_again(where: Where) -> None:
+    controllers(where, 1)
+    spec, began = pod("echo 'drain: nothing is left'"), time.monotonic()
+    spec["containers"][0]["image"] = f"{IMAGE.rpartition(':')[0]}-that-is-not-there:1"
+    with pytest.raises(EndRefused) as raised:
+        drain(where, spec)
+    assert time.monotonic() - began < 30
+    assert "drain does not start" in str(raised.value)
+    assert "not-there:1" in str(raised.value)
+    assert replicas(where) == 1
+
+
+def test_a_drain_whose_pod_finds_no_node_says_so_while_it_waits(
+    where: Where, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("infra.kubernetes_end.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("infra.kubernetes_end.START_SECONDS", 3.0)
+    with pytest.raises(EndRefused) as raised:
+        drain(where, {**pod("true"), "nodeSelector": {"nowhere": "here"}})
+    told = capfd.readouterr()
+    assert "waiting for the pod" in told.out + told.err
+    assert "node(s) didn't match" in told.out + told.err
+    assert "node(s) didn't match" in str(raised.value)
+
+
+def test_the_command_that_gives_an_engine_up_is_told_as_it_is_typed_on_this_machine(where: Where) -> None:
+    said = "drain: 1 sandboxes are left on engine E: give it up: `python -m controller give-up E`"
+    with pytest.raises(EndRefused) as raised:
+        drain(where, pod(f"cat <<'END'\n{said}\nEND\nexit 1"))
+    name, inside = where.place.name, f"kubectl --context {where.context} -n {where.namespace}"
+    assert f"`{inside} exec deployment/{name} -- python -m controller give-up E`" in str(raised.value)
 
 
 def a_job(where: Where) -> None:
