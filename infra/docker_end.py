@@ -12,7 +12,7 @@ import pulumi
 
 from controller.backends.docker_engine import SLOW, STREAM, Engine, EngineError
 from controller.errors import NotNow
-from infra.ending import Ending, known, typed_here
+from infra.ending import Ending, known, last_said, typed_here
 from infra.preflight_engine import ENGINE
 
 POLL_SECONDS = 0.2
@@ -61,7 +61,7 @@ class DockerEnd:
             except NotNow as error:
                 raise self._ending.refused(f"the container {self._name}-drain did not do it ({error})") from error
             if code:
-                raise self._ending.refused(" ".join(said[-3:]) or f"`drain` ended with {code}, and said nothing")
+                raise self._ending.refused(last_said(said) or f"`drain` ended with {code}, and said nothing")
         self._done = True
 
     async def _run(self, engine: Engine, body: Any) -> tuple[list[str], int]:

@@ -35,6 +35,13 @@ def typed_here(words: str, inside: str) -> str:
     return words.replace("`python -m controller ", f"`{inside} python -m controller ")
 
 
+def last_said(lines: Sequence[str]) -> str:
+    """Why a drain left something, each reason once: what it said while it waited only where it was cut off."""
+    told = [line for line in lines if line.startswith("drain: ")] or lines
+    final = [line for line in told if not line.startswith("drain: waiting, ")] or told
+    return " ".join(list(dict.fromkeys(final))[-3:])
+
+
 def before_deletion(name: str, act: Act) -> pulumi.ResourceHook:
     """A hook of that name, which `pulumi destroy` says where it lacks --run-program."""
 

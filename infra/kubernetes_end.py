@@ -18,7 +18,7 @@ from kubernetes import config as kubeconfig
 
 from controller.backends.pull_words import pull_is_hopeless
 from controller.model import LABEL_APP
-from infra.ending import Ending, known, typed_here
+from infra.ending import Ending, known, last_said, typed_here
 from infra.errors import EndRefused
 from infra.kubernetes_pods import CONTROLLER, DATABASE, Place
 from infra.verdict_workload import NO_PULL, PULLS
@@ -128,8 +128,7 @@ class KubernetesEnd:
             if any(" left " in line or " still " in line for line in said) or time.monotonic() > give_up:
                 break
             time.sleep(POLL_SECONDS)
-        told = [line for line in said if line.startswith("drain: ")] or said
-        raise self._ending.refused(" ".join(told[-3:]) or "its pod said nothing")
+        raise self._ending.refused(last_said(said) or "its pod said nothing")
 
     def _delete(self, kind: str, name: str) -> None:
         try:

@@ -133,10 +133,12 @@ def test_a_drain_whose_pod_finds_no_node_says_so_while_it_waits(
     assert "node(s) didn't match" in str(raised.value)
 
 
-def test_the_command_that_gives_an_engine_up_is_told_as_it_is_typed_on_this_machine(where: Where) -> None:
+def test_the_command_that_gives_an_engine_up_is_told_once_and_as_it_is_typed_on_this_machine(where: Where) -> None:
     said = "drain: 1 sandboxes are left on engine E: give it up: `python -m controller give-up E`"
+    waiting = said.replace("drain: ", "drain: waiting, ")
     with pytest.raises(EndRefused) as raised:
-        drain(where, pod(f"cat <<'END'\n{said}\nEND\nexit 1"))
+        drain(where, pod(f"cat <<'END'\n{waiting}\n{waiting}\n{said}\nEND\nexit 1"))
+    assert str(raised.value).count("left on engine E") == 1
     name, inside = where.place.name, f"kubectl --context {where.context} -n {where.namespace}"
     assert f"`{inside} exec deployment/{name} -- python -m controller give-up E`" in str(raised.value)
 
