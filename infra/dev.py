@@ -19,11 +19,14 @@ from infra.passwords import Passwords
 from infra.waiting_engine import EngineWaits
 
 
-def dev(config: Config, passed: pulumi.Resource, waits: EngineWaits) -> dict[str, pulumi.Input[Any]]:
-    """Makes it all, after what it has to pass; returns the stack's outputs."""
+def dev(
+    config: Config, passed: pulumi.Resource, first: pulumi.ResourceOptions, waits: EngineWaits
+) -> dict[str, pulumi.Input[Any]]:
+    """Makes it all, after what it has to pass; returns the stack's outputs. `first`: what a new stack has to pass."""
     after = pulumi.ResourceOptions(depends_on=[passed])
+    passwords = Passwords("passwords", config.database_password, pulumi.ResourceOptions.merge(after, first))
+    after = pulumi.ResourceOptions(depends_on=[passed, passwords])
     images = Images("images", ImagesArgs(config.stack, config.app_image, config.sandbox_image), after)
-    passwords = Passwords("passwords", config.database_password, after)
     args = DockerDatabaseArgs(
         config.name, config.postgres_image, passwords.owner, config.database_port, config.protect_database, waits
     )
@@ -49,8 +52,9 @@ def dev(config: Config, passed: pulumi.Resource, waits: EngineWaits) -> dict[str
             ending=ending,
             after=[database],
         ),
+        after,
     )
-    first_deleted(ending, app, app.end.drain)
+    first_deleted(ending, app, app.end.drain, {"target": config.target, "dockerSocket": config.docker_socket or ""})
     return {
         "database_url": database_url(OWNER, passwords.owner, LOOPBACK, config.database_port),
         "requester_database_url": database_url(REQUESTER, passwords.requester, LOOPBACK, config.database_port),

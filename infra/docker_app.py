@@ -100,7 +100,8 @@ class DockerApp(pulumi.ComponentResource):
         settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(args.settings.items())]
         host: dict[str, Any] = {
             "NetworkMode": args.network,
-            "Binds": [f"{args.socket}:{SOCKET}"],
+            # Not Binds: they would make a directory of a socket that is not there.
+            "Mounts": [{"Type": "bind", "Source": args.socket, "Target": SOCKET}],
             "GroupAdd": [str(args.socket_group)],
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges:true"],

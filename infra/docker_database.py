@@ -96,4 +96,4 @@ class DockerDatabase(pulumi.ComponentResource):
 
 def _containers(name: str) -> list[str]:
     """Of the stack: what an `up` that was killed made last is there, and the state does not know it."""
-    return [f"{name}-{one}" for one in ("app", "migration", "database")]
+    return [f"{name}-{one}" for one in ("app", "migration", "drain", "database")]

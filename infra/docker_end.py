@@ -34,10 +34,7 @@ class DockerEnd:
         async with _engine() as engine:
             try:
                 await _tried(engine, "POST", f"containers/{self._name}-app/stop", timeout=SLOW)
-                if self._drains is not None and self._ending.seconds > 0 and not await self._drains.is_known():
-                    again = f"pulumi up --refresh --run-program --stack {self._ending.stack}"
-                    raise self._ending.refused(f"what drains is not known any more: {again}")
-                await self._drain(engine)
+                await self._drain(engine, await self._body())
             except BaseException:
                 await _tried(engine, "POST", f"containers/{self._name}-app/start", timeout=SLOW)
                 raise
@@ -46,11 +43,20 @@ class DockerEnd:
         """The same once the container is deleted: one that is there was left by an `up` that was killed."""
         async with _engine() as engine:
             await _removed(engine, f"{self._name}-app")
-            if not self._done:
-                await self._drain(engine)
+            if not self._done and self._drains is not None:
+                await self._drain(engine, await known(self._drains))
 
-    async def _drain(self, engine: Engine) -> None:
-        body = None if self._drains is None else await known(self._drains)
+    async def _body(self) -> Any:
+        """Of a container that drains, None where none is to. Raises EndRefused where it is not known any more."""
+        if self._drains is None or self._ending.seconds == 0:
+            return None
+        body = await known(self._drains)
+        if body is None:
+            again = f"pulumi up --refresh --run-program --stack {self._ending.stack}"
+            raise self._ending.refused(f"what drains is not known any more: {again}")
+        return body
+
+    async def _drain(self, engine: Engine, body: Any) -> None:
         if body is not None and self._ending.seconds > 0:
             pulumi.log.info(f"ends every sandbox, and waits for it up to {self._ending.seconds} s")
             try:

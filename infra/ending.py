@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,14 @@ class Ending:
             f"sandboxes may still run, and their network, rights and database stay: {why}; mend that and destroy again"
             f" (`pulumi up --stack {self.stack}` brings back what is gone already), or leave them to their fate: {key}"
         )
+
+    def elsewhere(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
+        """That keys were changed since the last `up`, so that what runs is not where they say."""
+        words = "; ".join(
+            f"{key} was {was!r} when `up` last came to its end, and is {now[key]!r}" for key, was in before.items()
+        )
+        back = " && ".join(f"pulumi config set --stack {self.stack} {key} {was!r}" for key, was in before.items())
+        return f"nothing was deleted: {words}; destroy with what was: {back}, or `pulumi up --stack {self.stack}` first"
 
 
 def typed_here(words: str, inside: str) -> str:
@@ -56,12 +64,23 @@ def bound_to(*hooks: pulumi.ResourceHook) -> pulumi.ResourceOptions:
     return pulumi.ResourceOptions(hooks=pulumi.ResourceHookBinding(before_delete=list(hooks)))
 
 
-def first_deleted(ending: Ending, app: pulumi.Resource, drain: Act) -> None:
-    """Drains while all is there still. It is made last and never changes: nothing but the stack's end deletes it."""
+def first_deleted(ending: Ending, app: pulumi.Resource, drain: Act, where: Mapping[str, str]) -> None:
+    """Drains while all is there still: it is made last, and nothing but the stack's end deletes it.
+
+    `where` are the keys that say where sandboxes run. One that was changed since the last `up` would end others.
+    """
+
+    async def run(args: pulumi.ResourceHookArgs) -> None:
+        before = await stashed(args.old_inputs)
+        changed = {key: before[key] for key, value in where.items() if before.get(key, value) != value}
+        if changed:
+            raise EndRefused(ending.elsewhere(changed, where))
+        await drain()
+
     hooks = [_protection(ending)] if ending.protect else []
-    options = bound_to(*hooks, before_deletion("drain", drain))
+    options = bound_to(*hooks, pulumi.ResourceHook("drain", run))
     last = pulumi.ResourceOptions(depends_on=[app])
-    pulumi.Stash("end", input="", opts=pulumi.ResourceOptions.merge(options, last))
+    pulumi.Stash("end", input=dict(where), opts=pulumi.ResourceOptions.merge(options, last))
 
 
 def without_controllers(drain: Act, after: Sequence[pulumi.Resource]) -> pulumi.Resource:
@@ -82,6 +101,12 @@ def _protection(ending: Ending) -> pulumi.ResourceHook:
         raise EndRefused(f"the database is protected, and nothing was deleted: {key}, then destroy")
 
     return pulumi.ResourceHook("protection", refuse, pulumi.ResourceHookOptions(on_dry_run=True))
+
+
+async def stashed(inputs: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a Stash remembers, in clear, as the engine hands it to a hook; nothing of one that remembered no fields."""
+    found = await pulumi.Output.from_input((inputs or {}).get("input")).future()
+    return found if isinstance(found, Mapping) else {}
 
 
 async def known(output: pulumi.Output[Any]) -> Any:

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pulumi
 
 from infra.changes import Meaning, meaning, remembered
 from infra.config import Config
+from infra.ending import Act, before_deletion, bound_to, stashed
 from infra.errors import PreflightError
 
 
-def gate(config: Config, faults: Sequence[str]) -> pulumi.Resource:
-    """What everything else depends on: it remembers the configuration, and with faults it cannot be made or changed."""
+def gate(config: Config, faults: Sequence[str], last: Act | None = None) -> pulumi.Resource:
+    """What everything else depends on: it remembers the configuration, and with faults it cannot be made or changed.
+
+    So it is deleted after all else; `last` is done then.
+    """
 
     async def check(args: pulumi.ResourceHookArgs) -> None:
         found = Meaning()
         if args.old_inputs:
-            found = meaning(config, await _in_clear(args.old_inputs), await _in_clear(args.new_inputs))
+            found = meaning(config, await stashed(args.old_inputs), await stashed(args.new_inputs))
         for words in found.warnings:
             pulumi.log.warn(words)
         if faults or found.faults:
             raise PreflightError.of([*found.faults, *faults])
 
     hook = pulumi.ResourceHook("preflight", check, pulumi.ResourceHookOptions(on_dry_run=True))
-    return pulumi.Stash(
-        "configuration",
-        input={**remembered(config), "faults": list(faults)},
-        opts=pulumi.ResourceOptions(hooks=pulumi.ResourceHookBinding(before_create=[hook], before_update=[hook])),
-    )
+    options = pulumi.ResourceOptions(hooks=pulumi.ResourceHookBinding(before_create=[hook], before_update=[hook]))
+    if last is not None:
+        options = pulumi.ResourceOptions.merge(options, bound_to(before_deletion("sweep", last)))
+    return pulumi.Stash("configuration", input={**remembered(config), "faults": list(faults)}, opts=options)
 
 
-async def _in_clear(inputs: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What was remembered, as the engine hands it to a hook."""
-    known: Mapping[str, Any] | None = await pulumi.Output.from_input((inputs or {})["input"]).future()
-    return known or {}
+def unless_taken(taken: Sequence[str]) -> pulumi.ResourceOptions:
+    """Options of a component that every version's stack has: no new one, where somebody has what would follow it.
+
+    All else depends on it, so that it goes last: a destroy makes each component anew that is gone.
+    """
+
+    def check(args: pulumi.ResourceHookArgs) -> None:
+        raise PreflightError.of(taken)
+
+    hook = pulumi.ResourceHook("unless-taken", check, pulumi.ResourceHookOptions(on_dry_run=True))
+    return pulumi.ResourceOptions(hooks=pulumi.ResourceHookBinding(before_create=[hook] if taken else []))

@@ -85,9 +85,25 @@ class KubernetesEnd:
                 f"pod {left[0]} in namespace {self._where.namespace} still uses the claim {name}: delete the pod"
             )
 
+    async def empty(self, policy: pulumi.ResourceHookArgs) -> None:
+        """Ends what still runs in the namespace of a policy that is about to go. Raises EndRefused."""
+        metadata: Any = await pulumi.Output.from_input((policy.old_inputs or {})["metadata"]).future()
+        await asyncio.to_thread(self._empty, metadata["namespace"])
+
+    def _empty(self, namespace: str) -> None:
+        try:
+            cluster = _Cluster(self._where)
+            cluster.delete_sandboxes(namespace)
+            left = cluster.wait_for_pods(namespace, {"app": LABEL_APP})
+        except ERRORS as error:
+            raise EndRefused(f"sandboxes in namespace {namespace} cannot be ended: {_words(error)}") from error
+        if left:
+            self._are_left(namespace, left)
+
     def _drain(self, spec: Any) -> None:
         """Without a spec (something that it is made of was never made, or is not known any more) Jobs are deleted, and
         their rows stay as they are."""
+        boxes = self._where.sandbox_namespace
         try:
             cluster = _Cluster(self._where)
             with cluster.without_controllers() as still:
@@ -97,22 +113,20 @@ class KubernetesEnd:
                     pulumi.log.info(f"ends every sandbox, and waits for it up to {self._ending.seconds} s")
                     self._run(cluster, spec)
                 else:
-                    cluster.delete_sandboxes()
-                if left := cluster.wait_for_pods(self._where.sandbox_namespace, {"app": LABEL_APP}):
-                    self._are_left(left)
+                    cluster.delete_sandboxes(boxes)
+                if left := cluster.wait_for_pods(boxes, {"app": LABEL_APP}):
+                    self._are_left(boxes, left)
         except _NotStarted as error:
             raise self._ending.refused(str(error)) from error
         except ERRORS as error:
             raise self._ending.refused(f"the cluster does not do it ({_words(error)})") from error
 
-    def _are_left(self, pods: Sequence[str]) -> None:
+    def _are_left(self, namespace: str, pods: Sequence[str]) -> None:
         """Where nobody is to wait, pods of a node that is gone must not keep the stack for ever."""
         words = f"pods of sandboxes are still there: {', '.join(pods[:3])}"
         if self._ending.seconds > 0:
             raise self._ending.refused(words)
-        pulumi.log.warn(
-            f"{words}; on a node that is gone: kubectl delete pod --force -n {self._where.sandbox_namespace}"
-        )
+        pulumi.log.warn(f"{words}; on a node that is gone: kubectl delete pod --force -n {namespace}")
 
     def _run(self, cluster: _Cluster, spec: Any) -> None:
         give_up, said = time.monotonic() + self._ending.seconds + MARGIN_SECONDS, list[str]()
@@ -210,11 +224,11 @@ class _Cluster:
                 return left
             time.sleep(POLL_SECONDS)
 
-    def delete_sandboxes(self) -> None:
+    def delete_sandboxes(self, namespace: str) -> None:
         """Every Job of sandboxes, with its pods."""
         with _gone():
             self._batch.delete_collection_namespaced_job(
-                self._where.sandbox_namespace,
+                namespace,
                 label_selector=f"app={LABEL_APP}",
                 propagation_policy="Foreground",
                 _request_timeout=ANSWER_SECONDS,

@@ -11,7 +11,9 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.database_urls import PORT
+from infra.ending import bound_to
 from infra.images import HTTP_PORT
+from infra.kubernetes_end import KubernetesEnd
 from infra.kubernetes_pods import CONTROLLER, DATABASE, MIGRATION, Place
 from infra.values import RESOLVER
 
@@ -53,6 +55,7 @@ class NetworkArgs:
     egress_cidrs: Sequence[str]
     database_cidrs: Sequence[str]
     database_port: pulumi.Input[int]
+    end: KubernetesEnd
 
 
 class Network(pulumi.ComponentResource):
@@ -62,7 +65,9 @@ class Network(pulumi.ComponentResource):
         super().__init__("ci-fixer-sandbox:infra:Network", name, None, opts)
         self._args = args
         place = args.place
-        self._policy("sandboxes-deny-all", args.sandbox_namespace, {})
+        # Also where sandboxes get another namespace, and this one stays: none of them may outlive it.
+        emptied = bound_to(pulumi.ResourceHook("without-sandboxes", args.end.empty))
+        self._policy("sandboxes-deny-all", args.sandbox_namespace, {}, opts=emptied)
         egress = _to_outside(args.egress_cidrs)
         self._policy("sandboxes-egress", args.sandbox_namespace, {"network": "egress"}, egress=egress)
         self._policy("app-deny-all", args.namespace, {})
@@ -99,6 +104,7 @@ class Network(pulumi.ComponentResource):
         *,
         ingress: Sequence[Rule] = (),
         egress: Sequence[Rule] = (),
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """Both ways are always ruled: a way without a rule is closed."""
         place = self._args.place
@@ -112,7 +118,7 @@ class Network(pulumi.ComponentResource):
             name,
             metadata=place.metadata("network", namespace, f"{place.name}-{name}"),
             spec=spec,
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(parent=self)),
         )
 
 

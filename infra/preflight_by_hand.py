@@ -39,6 +39,7 @@ def changed_by_hand(reader: Reader, config: Config, scaler: str | None) -> Itera
     else:
         words = f"{config.project}:replicas has no effect while it is there"
         yield f"HorizontalPodAutoscaler {scaler} decides how many controllers run: {words}"
+        yield from _stopped(reader, config, scaler)
     labels = {NAME: config.project, INSTANCE: config.stack}
     for namespace in (config.namespace, config.sandbox_namespace):
         for kind, path in WATCHED:
@@ -60,6 +61,17 @@ def _told(config: Config, kind: str, one: Object) -> Iterator[str]:
             f"{kind} {name} in namespace {namespace} was changed by hand ({', '.join(managers)}); to have it as it"
             f" was: {marked} && {again}"
         )
+
+
+def _stopped(reader: Reader, config: Config, scaler: str) -> Iterator[str]:
+    """An autoscaler leaves what has no replicas as it is, and a `destroy` that was killed has left it so."""
+    try:
+        found = reader.get(DEPLOYMENT.format(config.namespace, config.name))
+    except Hidden:
+        return
+    if found and found["spec"].get("replicas") == 0:
+        scale = f"kubectl -n {config.namespace} scale deployment {config.name} --replicas 1"
+        yield f"no controller runs, and HorizontalPodAutoscaler {scaler} starts none: {scale}"
 
 
 def _scaled(reader: Reader, config: Config) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import yaml
 from kubernetes import client
@@ -16,7 +16,7 @@ from infra.kubernetes_rights import LIMITS, Right, each, granted, instead, right
 from infra.preflight_by_hand import autoscaler, changed_by_hand
 from infra.preflight_classes import api_server_faults, class_faults, node_warnings, secret_faults
 from infra.preflight_database import database_faults
-from infra.preflight_namespaces import given_namespaces, made_namespaces
+from infra.preflight_namespaces import given_namespaces, made_namespaces, taken_namespaces
 from infra.preflight_reader import Hidden, Reader
 from infra.preflight_rights import AT_ONCE, in_words, lacking
 
@@ -29,28 +29,36 @@ SECTION = "docs/stacks.md, Rights"
 class Cluster:
     """One cluster, whatever its contexts are called: `uid` stays when they are renamed.
 
-    `faults` stop an `up` before anything is made, and nothing else; `warnings` are said. `empty`: nothing of the stack
-    is there. `limits`: a LimitRange and a ResourceQuota are made. `left`: what to say of a namespace that would be made
-    and is there. `autoscaler`: the one that decides how many controllers run.
+    `faults` stop an `up` before anything is made, and nothing else; `warnings` are said. `taken`: that something of
+    the stack's name is in a given namespace, or another stack. `limits`: a LimitRange and a ResourceQuota are made.
+    `left`: what to say of a namespace that would be made and is there. `autoscaler`: the one that decides how many
+    controllers run.
     """
 
     context: str
     uid: str
     faults: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    empty: bool = False
+    taken: tuple[str, ...] = ()
     limits: bool = True
     left: Mapping[str, str] = field(default_factory=dict)
     autoscaler: str | None = None
 
 
 def find_cluster(config: Config) -> Cluster:
-    """The cluster, and all that is wrong with it. Raises PreflightError where it cannot be asked."""
+    """The cluster, and all that is wrong with it. Raises PreflightError where it cannot be asked who it is."""
     context, reader = _reached(config)
-    uid = _uid(reader)
+    found = Cluster(context, _uid(reader))
+    try:
+        return _looked_at(found, reader, config)
+    except PreflightError as error:  # it answers some questions, and no stack comes up on such a cluster; one may end
+        return replace(found, faults=(str(error),))
+
+
+def _looked_at(found: Cluster, reader: Reader, config: Config) -> Cluster:
     limits, missing, warnings = _rights(reader, config)
     namespaces, left = made_namespaces(reader, config)
-    faults = [
+    faults = (
         *version_faults(reader),
         *missing,
         *namespaces,
@@ -59,10 +67,11 @@ def find_cluster(config: Config) -> Cluster:
         *database_faults(reader, config),
         *class_faults(reader, config),
         *api_server_faults(reader, config),
-    ]
+    )
     scaler = autoscaler(reader, config)
     said = (*warnings, *node_warnings(reader, config), *changed_by_hand(reader, config, scaler))
-    return Cluster(context, uid, tuple(faults), said, not left and _empty(reader, config), limits, left, scaler)
+    taken = tuple(taken_namespaces(reader, config))
+    return replace(found, faults=faults, warnings=said, taken=taken, limits=limits, left=left, autoscaler=scaler)
 
 
 def _reached(config: Config) -> tuple[str, Reader]:
@@ -90,15 +99,6 @@ def _uid(reader: Reader) -> str:
     if found is None:
         raise PreflightError(f"{reader.where} has no namespace {IDENTITY}: is it a Kubernetes cluster?")
     return str(found["metadata"]["uid"])
-
-
-def _empty(reader: Reader, config: Config) -> bool:
-    """Whether nothing of the stack is in a namespace that is given to it."""
-    try:
-        account = f"/api/v1/namespaces/{config.namespace}/serviceaccounts/{config.name}"
-        return config.create_namespaces or reader.get(account) is None
-    except Hidden:
-        return True  # for somebody who may do nothing there
 
 
 def version_faults(reader: Reader) -> Sequence[str]:

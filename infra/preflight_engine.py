@@ -7,10 +7,11 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from controller.backends.docker_engine import Engine, EngineError
 from controller.errors import NotNow
@@ -24,36 +25,43 @@ SECONDS = 10  # for all answers
 
 @dataclass(frozen=True)
 class FoundEngine:
-    """An engine that answers. `faults` stop an `up`; `empty`: no container of the stack is there."""
+    """An engine that answers. `faults` stop an `up`; `taken`: that something with the stack's names is there."""
 
     faults: tuple[str, ...] = ()
-    empty: bool = True
+    taken: tuple[str, ...] = ()
 
 
 def find_engine(config: Config) -> FoundEngine:
     """Asks the engine, and looks at this machine if the stack runs on it. Raises PreflightError without an answer."""
-    containers = [f"{config.name}-{one}" for one in ("database", "app")] if config.target == "docker" else []
     host = os.environ.get("DOCKER_HOST", ENGINE)  # the provider's choice too; it knows no contexts
     with ThreadPoolExecutor(1) as thread:  # Pulumi runs the program inside an event loop
-        ports = thread.submit(asyncio.run, _ports_of(host, containers)).result()
-    if config.target != "docker":
-        return FoundEngine()
+        ports, volume = thread.submit(asyncio.run, _asked(host, config)).result()
     if host.startswith("unix://"):
-        faults = [*_taken_ports(config, ports or set()), *_missing_socket(config)]
+        faults = [*_taken_ports(config, {port for held in ports.values() for port in held}), *_missing_socket(config)]
     else:
         faults = _missing_group(config, host)
-    return FoundEngine(tuple(faults), empty=ports is None)
+    return FoundEngine(tuple(faults), _taken_names(config, list(ports), volume))
 
 
-async def _ports_of(host: str, containers: Sequence[str]) -> set[int] | None:
-    """The machine's ports that these containers have on the engine at this host; None: none of them is there."""
+def ping_engine() -> None:
+    """Asks whether it answers. Raises PreflightError where it does not."""
+    host = os.environ.get("DOCKER_HOST", ENGINE)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, _asked(host, None)).result()
+
+
+async def _asked(host: str, config: Config | None) -> tuple[Mapping[str, Sequence[int]], bool]:
+    """The stack's containers on that engine, with their ports on the machine, and whether its volume is there."""
     engine = Engine(host)
     try:
         async with asyncio.timeout(SECONDS):
             await engine.json("GET", "version")
-            found = [await _published(engine, container) for container in containers]
-            there = [ports for ports in found if ports is not None]
-            return {port for ports in there for port in ports} if there else None
+            if config is None:
+                return {}, False
+            names = [f"{config.name}-{one}" for one in ("database", "app")]
+            found = {name: await _published(engine, name) for name in names}
+            volume = await _there(engine, f"volumes/{config.name}-database")
+            return {name: ports for name, ports in found.items() if ports is not None}, volume is not None
     except TimeoutError as error:
         words = f"the Docker engine gave no answer in {SECONDS} s: start it, or set DOCKER_HOST"
         raise PreflightError(words) from error
@@ -65,14 +73,35 @@ async def _ports_of(host: str, containers: Sequence[str]) -> set[int] | None:
 
 async def _published(engine: Engine, container: str) -> list[int] | None:
     """The ports of one container, None where it is not there."""
+    found = await _there(engine, f"containers/{container}/json")
+    if found is None:
+        return None
+    bindings = found["HostConfig"]["PortBindings"] or {}
+    return [int(one["HostPort"]) for bound in bindings.values() for one in bound or []]
+
+
+async def _there(engine: Engine, path: str) -> Any:
+    """What it shows of one object, None where that is not there."""
     try:
-        found = await engine.json("GET", f"containers/{container}/json")
+        return await engine.json("GET", path)
     except EngineError as error:
         if error.status == 404:
             return None
         raise
-    bindings = found["HostConfig"]["PortBindings"] or {}
-    return [int(one["HostPort"]) for bound in bindings.values() for one in bound or []]
+
+
+def _taken_names(config: Config, containers: Sequence[str], volume: bool) -> tuple[str, ...]:
+    """Another state's stack of this name would lose what is its own: `destroy` removes by name."""
+    if not containers and not volume:
+        return ()
+    held = [*(f"container {one}" for one in containers), *([f"volume {config.name}-database"] if volume else [])]
+    removed = [f"docker rm -fv {' '.join(containers)}"] if containers else []
+    removed += [f"docker volume rm {config.name}-database"] if volume else []
+    return (
+        f"the engine has {', '.join(held)}, and this stack's state does not know it: another state (pulumi whoami -v)"
+        f" has a stack {config.stack}, or the state was lost. Bring that state back, or name this stack otherwise"
+        f" (pulumi stack init NAME); if nobody needs it, with its rows: {' && '.join(removed)}",
+    )
 
 
 def _taken_ports(config: Config, ours: set[int]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from infra.config import Config
-from infra.kubernetes_pods import CONTROLLER, Place
+from infra.kubernetes_pods import CONTROLLER, INSTANCE, NAME, Place
 from infra.preflight_reader import Hidden, Object, Reader
 
 
@@ -54,6 +54,36 @@ def made_namespaces(reader: Reader, config: Config) -> tuple[Sequence[str], Mapp
                 f" or set {config.project}:createNamespaces to false to use it as it is"
             )
     return faults, left
+
+
+def taken_namespaces(reader: Reader, config: Config) -> Iterator[str]:
+    """What a new stack must leave alone in namespaces that are given: one of its own name, or a neighbour's sandboxes,
+    which end with the first of the two."""
+    if config.create_namespaces:
+        return
+    try:
+        account = reader.get(f"/api/v1/namespaces/{config.namespace}/serviceaccounts/{config.name}")
+        roles = reader.items(f"/apis/rbac.authorization.k8s.io/v1/namespaces/{config.sandbox_namespace}/roles")
+    except Hidden:
+        return  # that these rights are missing is told with the others
+    if account is not None:
+        yield (
+            f"namespace {config.namespace} has a stack {config.stack} already, and this stack's state does not know it:"
+            " another state (pulumi whoami -v) has it, or the state was lost. Bring that state back, or name this stack"
+            f" otherwise (pulumi stack init NAME); if nobody needs it: {_removal(config)}"
+        )
+    labels = [role["metadata"].get("labels", {}) for role in roles]
+    stacks = {one[INSTANCE] for one in labels if one.get(NAME) == config.project and INSTANCE in one}
+    if others := sorted(stacks - {config.stack}):
+        yield (
+            f"namespace {config.sandbox_namespace} has the sandboxes of stack {others[0]}: give each stack a"
+            f" {config.project}:sandboxNamespace of its own"
+        )
+
+
+def _removal(config: Config) -> str:
+    kinds = "all,secret,serviceaccount,role,rolebinding,networkpolicy,poddisruptionbudget"
+    return f"kubectl -n {config.namespace} delete {kinds} -l {NAME}={config.project},{INSTANCE}={config.stack}"
 
 
 def _way_on(reader: Reader, name: str) -> str:

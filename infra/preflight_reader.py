@@ -49,6 +49,12 @@ class Reader:
         """What the server answers to a review. Raises as `get` does."""
         return self._good(*self._call("POST", path, body))
 
+    def delete(self, path: str) -> None:
+        """Removes one object with what it owns, if it is there. Raises as `get` does."""
+        status, answer = self._call("DELETE", path, {"propagationPolicy": "Background"})
+        if status != 404:
+            self._good(status, answer)
+
     def _good(self, status: int, answer: str) -> Object:
         if status in (401, 403):
             raise Hidden

@@ -55,17 +55,19 @@ class Reach:
 
 
 def prod(
-    config: Config, cluster: Cluster, passed: pulumi.Resource, waits: ClusterWaits
+    config: Config, cluster: Cluster, passed: pulumi.Resource, first: pulumi.ResourceOptions, waits: ClusterWaits
 ) -> dict[str, pulumi.Input[Any]]:
-    """Makes it all, after what it has to pass; returns the stack's outputs."""
+    """Makes it all, after what it has to pass; returns the stack's outputs. `first`: what a new stack has to pass."""
     if config.kube_context is None:
         words = f"the cluster of the context in use, {cluster.context}, is taken for this stack's"
         pulumi.log.warn(f"{config.project}:kubeContext is not set: {words}")
     for words in cluster.warnings:
         pulumi.log.warn(words)
     after = pulumi.ResourceOptions(depends_on=[passed])
+    passwords = Passwords("passwords", config.database_password, pulumi.ResourceOptions.merge(after, first))
+    after = pulumi.ResourceOptions(depends_on=[passed, passwords])
     provider = cluster_provider(cluster, config.stack)
-    inside = pulumi.ResourceOptions(providers=[provider], depends_on=[passed])
+    inside = pulumi.ResourceOptions.merge(after, pulumi.ResourceOptions(providers=[provider]))
     place = Place(config.project, config.stack)
     pull = config.image_pull_secret
     ending = Ending(config.stack, config.drain_seconds, config.protect_database)
@@ -85,7 +87,6 @@ def prod(
         ),
         inside,
     )
-    passwords = Passwords("passwords", config.database_password, after)
     databases: list[pulumi.Resource] = []
     if config.database_url is not None:
         reach = _existing(config.database_url, passwords, config.stack)
@@ -93,7 +94,7 @@ def prod(
         database = _database(config, place, spaces, passwords, waits, end, inside)
         reach = _own(config, cluster.context, database, passwords)
         databases.append(database)
-    network = Network("network", _network(config, place, spaces, reach), inside)
+    network = Network("network", _network(config, place, spaces, reach, end), inside)
     limits = [_limits(config, place, spaces, inside)] if cluster.limits else []
     access = Access("access", AccessArgs(place, spaces.app, spaces.sandboxes), inside)
     migration = Migration(
@@ -137,7 +138,8 @@ def prod(
         ),
         inside,
     )
-    first_deleted(ending, app, partial(end.drain, drains))
+    where = {"target": config.target, "namespace": config.namespace, "sandboxNamespace": config.sandbox_namespace}
+    first_deleted(ending, app, partial(end.drain, drains), where)
     return {
         "database_url": reach.owner,
         "requester_database_url": reach.requester,
@@ -184,7 +186,7 @@ def _limits(config: Config, place: Place, spaces: Namespaces, opts: pulumi.Resou
     return Limits("limits", args, opts)
 
 
-def _network(config: Config, place: Place, spaces: Namespaces, reach: Reach) -> NetworkArgs:
+def _network(config: Config, place: Place, spaces: Namespaces, reach: Reach, end: KubernetesEnd) -> NetworkArgs:
     return NetworkArgs(
         place=place,
         namespace=spaces.app,
@@ -195,6 +197,7 @@ def _network(config: Config, place: Place, spaces: Namespaces, reach: Reach) -> 
         egress_cidrs=config.egress_cidrs,
         database_cidrs=config.database_cidrs,
         database_port=reach.port,
+        end=end,
     )
 
 

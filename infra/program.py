@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pulumi
 
 from infra.config import Config
-from infra.gate import gate
-from infra.preflight import preflight
-from infra.preflight_cluster import Cluster
+from infra.gate import gate, unless_taken
+from infra.kubernetes_sweep import sweep
+from infra.preflight import Found, preflight
 from infra.waiting_cluster import ClusterWaits
 from infra.waiting_engine import EngineWaits
 
@@ -18,17 +19,19 @@ def main() -> None:
     """Makes everything, and exports the outputs. Raises ConfigError or PreflightError before it makes anything."""
     config = Config.read()
     found = preflight(config)
-    passed = gate(config, found.faults)
-    for name, value in _stack(config, found.cluster, passed).items():
+    for name, value in _stack(config, found).items():
         pulumi.export(name, value)
 
 
-def _stack(config: Config, cluster: Cluster | None, passed: pulumi.Resource) -> dict[str, pulumi.Input[Any]]:
+def _stack(config: Config, found: Found) -> dict[str, pulumi.Input[Any]]:
     """Makes the stack, on the cluster or, without one, on the engine; each provider is loaded only where it is used."""
-    if cluster is None:
+    first = unless_taken(found.taken)
+    if found.cluster is None:
         from infra.dev import dev
 
-        return dev(config, passed, EngineWaits())
+        return dev(config, gate(config, found.faults), first, EngineWaits())
     from infra.prod import prod
 
-    return prod(config, cluster, passed, ClusterWaits(cluster.context))
+    context = found.cluster.context
+    passed = gate(config, found.faults, partial(sweep, config, context))
+    return prod(config, found.cluster, passed, first, ClusterWaits(context))

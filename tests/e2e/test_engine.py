@@ -107,7 +107,7 @@ ENDS: dict[str, tuple[list[str], list[str]]] = {  # what is deleted before the s
             *("NetworkPolicy sandboxes-deny-all", "NetworkPolicy sandboxes-egress", "NetworkPolicy controller"),
             *("RoleBinding controller-role-binding", "ServiceAccount controller-account"),
             *("Secret controller-credentials", "ResourceQuota sandbox-quota", "StatefulSet database", "free_volume"),
-            *("Namespace sandbox-namespace", "Namespace app-namespace", "watch"),
+            *("Namespace sandbox-namespace", "Namespace app-namespace", "watch", "empty", "sweep"),
         ],
     ),
 }
@@ -250,6 +250,13 @@ def test_a_stack_comes_up_once_changes_by_its_configuration_alone_and_goes(
             monkeypatch.setattr(program, "preflight", fake_preflight)
 
         provider.done.clear()
+        if name == "prod":  # the wrong sandboxes would end
+            stack.set_config("ci-fixer-sandbox:sandboxNamespace", auto.ConfigValue("elsewhere"))
+            with pytest.raises(
+                auto.CommandError, match="nothing was deleted: sandboxNamespace was 'ci-fixer-sandbox-prod"
+            ):
+                stack.destroy(run_program=True)
+            stack.remove_config("ci-fixer-sandbox:sandboxNamespace")
         with pytest.raises(auto.CommandError, match="--run-program"):
             stack.destroy()
         assert provider.done == []
@@ -291,6 +298,30 @@ def test_what_a_preflight_finds_stops_an_up_before_anything_is_made_and_keeps_no
         assert provider.done == []
         stack.refresh(run_program=True)
         stack.destroy(run_program=True)
+        assert left_of(stack.export_stack().deployment) == []
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_new_stack_takes_nothing_that_another_state_has_and_one_that_is_up_is_not_refused(
+    name: str, tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, debug = providers
+    taken = ["somebody has it"]
+    cluster = Cluster("it", "uid-1") if name == "prod" else None
+    monkeypatch.setattr(program, "preflight", lambda config: Found(cluster, taken=tuple(taken)))
+    with untidy():
+        stack = made(name, tmp_path, debug)
+        for act in (stack.preview, stack.up, stack.up):
+            with pytest.raises(auto.CommandError, match=taken[0]):
+                act()
+        assert provider.done == []
+        taken.clear()
+        stack.up()
+        taken.append("it is the stack's own")
+        assert changes(stack.up()) == {}
+        stack.destroy(run_program=True)
+        order = [thing for step, thing in provider.done if step == "delete"]
+        assert {one.partition(" ")[0] for one in order[-3:]} == {"RandomPassword"}  # what is noted goes last
         assert left_of(stack.export_stack().deployment) == []
 
 

@@ -76,6 +76,13 @@ def listed(kind: str, namespace: str, *managers: Mapping[str, Any]) -> dict[str,
     return {path: [{"metadata": {"name": "it", "namespace": namespace, "managedFields": managers}}]}
 
 
+def test_controllers_that_an_autoscaler_leaves_at_none_are_told(config: Config) -> None:
+    words = "no controller runs, and HorizontalPodAutoscaler it starts none: kubectl -n"
+    for replicas, told in ((0, 1), (1, 0)):
+        lines = said(config, {**deployment(replicas, OURS), **autoscalers(APP)})
+        assert sum(line.startswith(words) for line in lines) == told
+
+
 def test_a_scale_by_hand_is_told_with_how_to_keep_it(config: Config) -> None:
     (line,) = said(config, deployment(5, OURS, SCALED, CONTROLLER))
     assert line == (

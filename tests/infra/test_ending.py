@@ -16,10 +16,13 @@ from kubernetes import client
 from kubernetes import config as kubeconfig
 
 from controller.model import LABEL_APP
+from infra.config import Config
 from infra.ending import Ending
 from infra.errors import EndRefused
 from infra.kubernetes_end import Deletion, KubernetesEnd, Where
 from infra.kubernetes_pods import CONTROLLER, Place, container_security, pod_security
+from infra.kubernetes_sweep import sweep
+from tests.infra.conftest import configure
 from tests.support.cluster import IMAGE
 from tests.support.engines import need_cluster
 
@@ -182,6 +185,8 @@ def test_controllers_that_do_not_stop_are_named_and_nothing_is_drained_beside_th
     where: Where, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     controllers(where, 1)
+    while not client.CoreV1Api().list_namespaced_pod(where.namespace).items:
+        pass
     monkeypatch.setattr("infra.kubernetes_end.STOP_SECONDS", 0)
     with pytest.raises(EndRefused, match=f"controllers do not stop: {where.place.name}-"):
         drain(where, pod("echo 'drain: nothing is left'"))
@@ -210,6 +215,44 @@ def test_where_nobody_is_to_wait_a_pod_that_stays_is_said_and_keeps_nobody_from_
     drain(where, None, replace(ENDING, seconds=0))
     told = capfd.readouterr()
     assert f"kubectl delete pod --force -n {where.sandbox_namespace}" in told.out + told.err
+
+
+def test_no_sandbox_outlives_the_policies_of_a_namespace_that_stays(where: Where) -> None:
+    a_job(where)
+    metadata = {"name": "deny-all", "namespace": where.sandbox_namespace}
+
+    async def end() -> None:
+        moved = replace(where, sandbox_namespace="elsewhere")
+        policy = pulumi.ResourceHookArgs("urn", "id", "it", "NetworkPolicy", old_inputs={"metadata": metadata})
+        await KubernetesEnd(moved, ENDING).empty(policy)
+
+    asyncio.run(end())
+    assert living(where) == []
+
+
+def test_what_an_interrupted_up_made_and_did_not_record_goes_and_nobody_elses(
+    where: Where,
+) -> None:
+    core, network = client.CoreV1Api(), client.NetworkingV1Api()
+    stacks = {"ours": where.place, "neighbours": replace(where.place, stack="another")}
+    for name, place in stacks.items():
+        metadata = place.metadata("network", where.sandbox_namespace, name)
+        network.create_namespaced_network_policy(
+            where.sandbox_namespace,
+            {"metadata": metadata, "spec": {"podSelector": {}}},  # type: ignore[arg-type]
+        )
+        core.create_namespaced_secret(
+            where.namespace,
+            {"metadata": place.metadata("controller", where.namespace, name)},  # type: ignore[arg-type]
+        )
+    keys = {"createNamespaces": False, "namespace": where.namespace, "sandboxNamespace": where.sandbox_namespace}
+    configure({"target": "kubernetes", "registry": "r.example/it", **keys}, where.place.stack, ())
+    asyncio.run(sweep(Config.read(), where.context))
+    left: Any = (
+        *network.list_namespaced_network_policy(where.sandbox_namespace).items,
+        *core.list_namespaced_secret(where.namespace).items,
+    )
+    assert [one.metadata.name for one in left] == ["neighbours", "neighbours"]
 
 
 def test_a_namespace_that_stays_says_by_what(

@@ -11,7 +11,7 @@ import pytest
 
 from infra import program
 from infra.config import Config
-from infra.errors import PreflightError
+from infra.errors import EndRefused, PreflightError
 from infra.preflight import Found
 from infra.preflight_cluster import Cluster
 from tests.infra.conftest import Deploy
@@ -85,10 +85,31 @@ def test_everything_waits_for_the_gate(prod: Deploy, dev: Deploy, monkeypatch: p
         made(self, t, name, props, opts, remote)
 
     monkeypatch.setattr(pulumi.ComponentResource, "__init__", noted)
-    for deploy, later in ((prod, set[str]()), (dev, {"app"})):  # dev's app takes the database's network
+    for deploy in (prod, dev):
         waited.clear()
         assert deploy().names("Stash")
-        assert {name for name, waits in waited.items() if not waits} == later
+        assert waited
+        assert all(waited.values())
+
+
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_a_new_stack_leaves_alone_what_somebody_has_under_its_names(
+    name: str, prod: Deploy, dev: Deploy, hooks: Hooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster("it", "uid-1") if name == "prod" else None
+    monkeypatch.setattr(program, "preflight", lambda config: Found(cluster, taken=("it is there",)))
+    assert {"prod": prod, "dev": dev}[name]().names("Stash")
+    with pytest.raises(PreflightError, match="it is there"):
+        hooks["unless-taken"](step(None, {}))
+
+
+def test_a_key_that_was_changed_since_the_last_up_ends_no_other_sandboxes(prod: Deploy, hooks: Hooks) -> None:
+    kept = prod().one("Stash", "end")["input"]
+    assert kept == {"target": "kubernetes", "namespace": APP, "sandboxNamespace": f"{APP}-sandboxes"}
+    with pytest.raises(EndRefused) as raised:
+        asyncio.run(hooks["drain"](step({**kept, "namespace": "former"}, {})))
+    assert "namespace was 'former' when `up` last came to its end, and is 'ci-fixer-sandbox-prod'" in str(raised.value)
+    assert "pulumi config set --stack prod namespace 'former'" in str(raised.value)
 
 
 def test_a_namespace_that_is_there_is_made_by_nobody(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from infra.preflight_database import major_faults
 from tests.infra.conftest import ROOT, configure
 from tests.support.cluster import NAMESPACES, Admin
 from tests.support.deployer import Deployer, deployer, documented_roles
-from tests.support.engines import need_cluster
+from tests.support.engines import need_cluster, need_docker
 from tests.support.kubeconfig import kubeconfig
 from tests.support.ports import free_ports
 
@@ -55,10 +56,10 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The ports of the stack's own containers, of an engine that answers here."""
     ports: set[int] = set()
 
-    async def answers(host: str, containers: Sequence[str]) -> set[int] | None:
-        return ports or None
+    async def answers(host: str, config: Config | None) -> tuple[Mapping[str, Sequence[int]], bool]:
+        return ({"it-app": list(ports)} if ports else {}), False
 
-    monkeypatch.setattr("infra.preflight_engine._ports_of", answers)
+    monkeypatch.setattr("infra.preflight_engine._asked", answers)
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     return ports
 
@@ -98,24 +99,21 @@ def test_a_socket_that_cannot_be_mounted_is_named(
     if host is not None:
         monkeypatch.setenv("DOCKER_HOST", host)
     ports = dict(zip(("databasePort", "httpPort"), free_ports(2), strict=True))
-    found = config(target="docker", **ports, **keys)
-    with pytest.raises(PreflightError, match=words):
-        preflight(found)
+    (fault,) = preflight(config(target="docker", **ports, **keys)).faults
+    assert words in fault
 
 
 def test_of_an_engine_every_fault_is_named_at_once(config: Configured, ours: set[int]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         taken = [server.getsockname()[1] for server in (one, other)]
         found = config(target="docker", dockerSocket="/no.sock", databasePort=taken[0], httpPort=taken[1])
-        with pytest.raises(PreflightError) as raised:
-            preflight(found)
+        lines = preflight(found).faults
     heads = [f"port {port} of 127.0.0.1 is taken by another program: end it" for port in taken]
-    lines = str(raised.value).splitlines()
-    assert [line.strip().partition(", or")[0].partition(": ci-")[0] for line in lines[1:]] == [
+    assert [line.partition(", or")[0].partition(": ci-")[0] for line in lines] == [
         *heads,
         "there is no socket /no.sock",
     ]
-    assert "pulumi config set --stack it databasePort PORT" in lines[1]
+    assert "pulumi config set --stack it databasePort PORT" in lines[0]
 
 
 def test_a_port_that_the_stack_itself_has_is_not_refused_and_another_one_keeps_nobody_from_destroying(
@@ -130,6 +128,21 @@ def test_a_port_that_the_stack_itself_has_is_not_refused_and_another_one_keeps_n
         ours.add(free)  # its containers are there, and were made with another port
         (fault,) = preflight(found).faults
         assert f"port {port} of 127.0.0.1 is taken by another program" in fault
+
+
+def test_what_another_state_has_under_the_stacks_names_is_named_with_what_to_do(config: Configured) -> None:
+    need_docker()
+    stack = f"taken-{uuid4().hex[:6]}"
+    found = replace(config(target="docker", dockerSocketGroup=0), stack=stack)
+    assert preflight(found).taken == ()
+    volume = f"ci-fixer-sandbox-{stack}-database"
+    subprocess.run(["docker", "volume", "create", volume], check=True, capture_output=True)
+    try:
+        (words,) = preflight(found).taken
+    finally:
+        subprocess.run(["docker", "volume", "rm", volume], check=True, capture_output=True)
+    assert words.startswith(f"the engine has volume {volume}, and this stack's state does not know it")
+    assert words.endswith(f"docker volume rm {volume}")
 
 
 @pytest.mark.parametrize("text", ["a: [b", "[]", "", "{}"])
@@ -230,8 +243,7 @@ def test_what_the_configuration_names_and_the_cluster_has_not_is_told_all_at_onc
         "ci-fixer-sandbox:apiServerCidrs holds no address of the API server",
     ]
     assert len(found.faults) == len(wanted)
-    with pytest.raises(PreflightError, match=r"(?s)the stack cannot come up:\n  .*nowhere-2.*sc-1"):
-        preflight(replace(config(**theirs | keys), stack="another"))
+    assert preflight(replace(config(**theirs | keys), stack="another")).faults == found.faults
     assert [words for words, fault in zip(wanted, found.faults, strict=True) if words not in fault] == []
     waits = "no node has the labels disk=golden of jobOptions' nodeSelector: sandboxes wait until one has"
     assert found.warnings == (waits,)

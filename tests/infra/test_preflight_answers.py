@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 import pytest
 
+from infra import preflight_cluster
 from infra.config import Config
 from infra.errors import PreflightError
+from infra.kubernetes_pods import INSTANCE, NAME
 from infra.preflight_classes import api_server_faults, class_faults, node_warnings, secret_faults
 from infra.preflight_cluster import version_faults
 from infra.preflight_database import database_faults
-from infra.preflight_namespaces import given_namespaces, made_namespaces
+from infra.preflight_namespaces import given_namespaces, made_namespaces, taken_namespaces
 from infra.preflight_reader import Hidden, Reader
 from tests.infra.conftest import configure
 
@@ -165,8 +167,54 @@ def test_what_the_user_may_not_look_up_holds_nobody_up(config: Any) -> None:
 
     options = {"priorityClassName": "a", "runtimeClassName": "b", "nodeSelector": {"a": "b"}, "imagePullSecrets": ["s"]}
     keys = config(jobOptions=options, imagePullSecret="login", requesterNamespaces=["apps"])
+    assert list(taken_namespaces(Nothing(None, "it", objects={}), config(createNamespaces=False))) == []  # type: ignore[arg-type]
     nothing = Nothing(None, "it", objects={})  # type: ignore[arg-type]
     looks = (class_faults, secret_faults, node_warnings, database_faults)
     assert [fault for look in looks for fault in look(nothing, keys)] == []
     assert made_namespaces(nothing, keys) == ([], {})
     assert list(given_namespaces(nothing, keys)) == []
+
+
+ACCOUNT = "/api/v1/namespaces/ci-fixer-sandbox-it/serviceaccounts/ci-fixer-sandbox-it"
+ROLES = "/apis/rbac.authorization.k8s.io/v1/namespaces/ci-fixer-sandbox-it-sandboxes/roles"
+
+
+def role(project: str, stack: str) -> Mapping[str, Any]:
+    """A controller's, of that stack."""
+    return {"metadata": {"name": "it", "labels": {NAME: project, INSTANCE: stack}}}
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ({}, []),
+        ({ACCOUNT: {"metadata": {}}}, ["ci-fixer-sandbox-it has a stack it already, and this stack's state"]),
+        ({ROLES: [role("ci-fixer-sandbox", "it"), role("another", "b"), {"metadata": {}}]}, []),
+        (
+            {ROLES: [role("ci-fixer-sandbox", "b")]},
+            ["ci-fixer-sandbox-it-sandboxes has the sandboxes of stack b: give"],
+        ),
+    ],
+)
+def test_a_new_stack_takes_no_other_ones_place_in_namespaces_that_are_given(
+    config: Any, objects: Mapping[str, Any], words: Sequence[str]
+) -> None:
+    found = list(taken_namespaces(answers(objects), config(createNamespaces=False)))
+    assert [one.removeprefix("namespace ")[: len(said)] for one, said in zip(found, words, strict=True)] == words
+    assert list(taken_namespaces(answers(objects), config())) == []  # what is made is nobody else's
+
+
+def test_a_cluster_that_leaves_a_question_without_an_answer_stops_an_up_and_nothing_else(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Half(Answers):
+        def get(self, path: str) -> Any:
+            if path.endswith("/kube-system"):
+                return {"metadata": {"uid": "uid-1"}}
+            raise PreflightError("it answers with 503: slow down")
+
+    half = Half(None, "it", objects={})  # type: ignore[arg-type]
+    monkeypatch.setattr(preflight_cluster, "_reached", lambda config: ("context", half))
+    monkeypatch.setattr(preflight_cluster, "lacking", lambda reader, rights: [])
+    found = preflight_cluster.find_cluster(config())
+    assert (found.uid, found.faults) == ("uid-1", ("it answers with 503: slow down",))

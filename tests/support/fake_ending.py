@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra import docker_database
+from infra import docker_database, program
 from infra.docker_end import DockerEnd
 from infra.kubernetes_end import Deletion, KubernetesEnd
 
@@ -23,6 +23,8 @@ def fake_ending(monkeypatch: pytest.MonkeyPatch, done: list[tuple[str, str]]) ->
     for kind in (DockerEnd, KubernetesEnd):
         for act in ("drain", "drain_alone"):
             monkeypatch.setattr(kind, act, noted(act))
-    monkeypatch.setattr(KubernetesEnd, "free_volume", noted("free_volume"))
+    for act in ("free_volume", "empty"):
+        monkeypatch.setattr(KubernetesEnd, act, noted(act))
     monkeypatch.setattr(Deletion, "watch", noted("watch"))
     monkeypatch.setattr(docker_database, "remove", noted("remove"))
+    monkeypatch.setattr(program, "sweep", noted("sweep"))

@@ -1,0 +1,45 @@
+"""What an `up` that was killed left where the stack's namespaces stay: made, and not recorded in its state any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from infra.config import Config
+from infra.errors import EndRefused, PreflightError
+from infra.kubernetes_end import client_of
+from infra.kubernetes_pods import INSTANCE, MANAGED_BY, NAME
+from infra.kubernetes_rights import KEPT, rules
+from infra.preflight_reader import Hidden, Reader
+
+VOLUMES = "persistentvolumeclaims"
+
+
+async def sweep(config: Config, context: str) -> None:
+    """Removes all that bears the stack's labels; it runs when all that the state knows is gone. Raises EndRefused."""
+    await asyncio.to_thread(_sweep, config, context)
+
+
+def _sweep(config: Config, context: str) -> None:
+    reader = Reader(client_of(context), f"the cluster of context {context}")
+    labels = {NAME: config.project, INSTANCE: config.stack, MANAGED_BY: "pulumi"}
+    for path in sorted(set(_paths(config))):
+        try:
+            for one in reader.items(path, labels):
+                reader.delete(f"{path}/{one['metadata']['name']}")
+        except Hidden:
+            continue  # who may not see it has made nothing there
+        except PreflightError as error:
+            raise EndRefused(f"what an interrupted `up` may have left cannot be removed: {error}") from error
+
+
+def _paths(config: Config) -> Iterator[str]:
+    """Of the kinds that a stack makes, where no namespace takes them along."""
+    own = {config.namespace, config.sandbox_namespace} if config.create_namespaces else set[str]()
+    for rule in rules(config):
+        if rule.namespace is None or rule.namespace in own or not set(KEPT) <= set(rule.verbs):
+            continue
+        for kind in rule.kinds:
+            if kind != VOLUMES or not config.protect_database:
+                api = f"apis/{rule.group}" if rule.group else "api"
+                yield f"/{api}/v1/namespaces/{rule.namespace}/{kind}"
