@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from kubernetes import config as kubeconfig
 
 from controller.model import LABEL_APP
 from infra.config import Config
+from infra.docker_end import DockerEnd
 from infra.ending import Ending
 from infra.errors import EndRefused
 from infra.kubernetes_end import Deletion, KubernetesEnd, Where
@@ -24,7 +26,7 @@ from infra.kubernetes_pods import CONTROLLER, Place, container_security, pod_sec
 from infra.kubernetes_sweep import sweep
 from tests.infra.conftest import configure
 from tests.support.cluster import IMAGE
-from tests.support.engines import need_cluster
+from tests.support.engines import SHELL_IMAGE, need_cluster, need_docker
 
 ENDING = Ending("it", 20, protect=False)
 
@@ -278,3 +280,32 @@ def test_a_namespace_that_stays_says_by_what(
         await deletion.watching  # it ends with the namespace
 
     asyncio.run(asyncio.wait_for(end(), 110))
+
+
+def test_a_destroy_that_does_not_know_any_more_what_drains_is_refused_with_what_to_type() -> None:
+    need_docker()
+
+    async def end() -> None:
+        loop = asyncio.get_running_loop()
+        value, known = loop.create_future(), loop.create_future()
+        value.set_result(None)
+        known.set_result(False)
+        await DockerEnd(f"it-{uuid4().hex[:8]}", ENDING, pulumi.Output(set(), value, known)).drain()
+
+    words = "what drains is not known any more: pulumi up --refresh --run-program --stack it"
+    with pytest.raises(EndRefused, match=words):
+        asyncio.run(end())
+
+
+def test_a_socket_that_is_not_there_is_named_and_nobody_makes_a_directory_of_it(tmp_path: Path) -> None:
+    need_docker()
+    nowhere = tmp_path / "nowhere.sock"
+    mount = {"Type": "bind", "Source": str(nowhere), "Target": "/var/run/docker.sock"}
+
+    async def end() -> None:
+        body = pulumi.Output.from_input({"Image": SHELL_IMAGE, "HostConfig": {"Mounts": [mount]}})
+        await DockerEnd(f"it-{uuid4().hex[:8]}", ENDING, body).drain()
+
+    with pytest.raises(EndRefused, match=f"bind source path does not exist: {nowhere}"):
+        asyncio.run(end())
+    assert not nowhere.exists()
