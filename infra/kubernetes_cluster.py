@@ -18,7 +18,11 @@ def cluster_provider(cluster: Cluster, stack: str) -> k8s.Provider:
         kubeconfig="",  # whatever kubectl takes; None would record the file's path on this machine
         context=cluster.context,
         cluster_identifier=uid,
-        # Said outright, since a shell's variables may say otherwise.
+        # Said outright, all of them, since a shell's variables may say otherwise.
+        delete_unreachable=False,
+        enable_server_side_apply=True,
+        skip_update_unreachable=False,
+        upsert_existing_objects=False,  # what somebody else made is not taken over
         enable_patch_force=True,  # takes back what was changed by hand; else each such field is a conflict
         enable_secret_mutable=True,  # a secret keeps its name: earlier revisions of what uses it can still start
         # Whatever an earlier version gave: with another one Pulumi would make everything anew, volumes too.

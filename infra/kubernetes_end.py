@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,21 @@ from shlex import quote
 from typing import Any
 
 import pulumi
-import urllib3
-from kubernetes import client
-from kubernetes import config as kubeconfig
 
 from controller.backends.pull_words import pull_is_hopeless
 from controller.model import LABEL_APP
+from infra.cluster_client import ClusterClient, ClusterError, Object
 from infra.ending import Ending, known, last_said, typed_here
 from infra.errors import EndRefused
 from infra.kubernetes_pods import CONTROLLER, DATABASE, Place
 from infra.verdict_workload import NO_PULL, PULLS
 
-ANSWER_SECONDS = 10  # for one answer of the API server
+NAMESPACES = "/api/v1/namespaces"
+PODS = f"{NAMESPACES}/{{}}/pods"
+DEPLOYMENTS = "/apis/apps/v1/namespaces/{}/deployments"
+JOBS = "/apis/batch/v1/namespaces/{}/jobs"
+STATEFUL_SETS = "/apis/apps/v1/namespaces/{}/statefulsets"
+SANDBOXES = {"app": LABEL_APP}
 MARGIN_SECONDS = 60.0  # beyond the drain's own limit: for its pod's start
 START_SECONDS = 240.0  # in which its pod must have started: a node may have to pull the image
 TELL_SECONDS = 10.0  # after which it is said why it has not
@@ -33,7 +35,6 @@ POLL_SECONDS = 0.5
 TRIES = 4  # network policies and names may take a moment to reach a new pod
 OVER = ("Succeeded", "Failed")  # phases of a pod none of whose containers will run again
 DRAINED = "drain: nothing is left"
-ERRORS = (client.ApiException, urllib3.exceptions.HTTPError, OSError)
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,11 @@ class KubernetesEnd:
 
     def _empty(self, namespace: str) -> None:
         try:
-            cluster = _Cluster(self._where)
-            cluster.delete_sandboxes(namespace)
-            left = cluster.wait_for_pods(namespace, {"app": LABEL_APP})
-        except ERRORS as error:
-            raise EndRefused(f"sandboxes in namespace {namespace} cannot be ended: {_words(error)}") from error
+            objects = _Objects(self._where)
+            objects.delete_sandboxes(namespace)
+            left = objects.wait_for_pods(namespace, SANDBOXES)
+        except ClusterError as error:
+            raise EndRefused(f"sandboxes in namespace {namespace} cannot be ended: {error}") from error
         if left:
             self._are_left(namespace, left)
 
@@ -105,21 +106,19 @@ class KubernetesEnd:
         their rows stay as they are."""
         boxes = self._where.sandbox_namespace
         try:
-            cluster = _Cluster(self._where)
-            with cluster.without_controllers() as still:
+            objects = _Objects(self._where)
+            with objects.without_controllers() as still:
                 if still:
                     raise self._ending.refused(f"controllers do not stop: {', '.join(still[:3])}")
-                if spec is not None and self._ending.seconds > 0 and cluster.is_there():
+                if spec is not None and self._ending.seconds > 0 and objects.is_there():
                     pulumi.log.info(f"ends every sandbox, and waits for it up to {self._ending.seconds} s")
-                    self._run(cluster, spec)
+                    self._run(objects, spec)
                 else:
-                    cluster.delete_sandboxes(boxes)
-                if left := cluster.wait_for_pods(boxes, {"app": LABEL_APP}):
+                    objects.delete_sandboxes(boxes)
+                if left := objects.wait_for_pods(boxes, SANDBOXES):
                     self._are_left(boxes, left)
-        except _NotStarted as error:
+        except (_NotStarted, ClusterError) as error:
             raise self._ending.refused(str(error)) from error
-        except ERRORS as error:
-            raise self._ending.refused(f"the cluster does not do it ({_words(error)})") from error
 
     def _are_left(self, namespace: str, pods: Sequence[str]) -> None:
         """Where nobody is to wait, pods of a node that is gone must not keep the stack for ever."""
@@ -128,11 +127,11 @@ class KubernetesEnd:
             raise self._ending.refused(words)
         pulumi.log.warn(f"{words}; on a node that is gone: kubectl delete pod --force -n {namespace}")
 
-    def _run(self, cluster: _Cluster, spec: Any) -> None:
+    def _run(self, objects: _Objects, spec: Any) -> None:
         give_up, said = time.monotonic() + self._ending.seconds + MARGIN_SECONDS, list[str]()
         for _ in range(TRIES):
             said = []
-            for written in cluster.run(spec, self._ending.seconds + MARGIN_SECONDS):
+            for written in objects.run(spec, self._ending.seconds + MARGIN_SECONDS):
                 line = typed_here(written, self._where.inside)
                 said.append(line)
                 if line.startswith("drain: "):
@@ -146,124 +145,91 @@ class KubernetesEnd:
 
     def _delete(self, kind: str, name: str) -> None:
         try:
-            _Cluster(self._where).delete(kind, name)
-        except ERRORS as error:
+            _Objects(self._where).delete(kind, name)
+        except ClusterError as error:
             namespace = self._where.namespace
-            raise EndRefused(f"{kind} {name} in namespace {namespace} cannot be deleted: {_words(error)}") from error
+            raise EndRefused(f"{kind} {name} in namespace {namespace} cannot be deleted: {error}") from error
 
     def _pods(self, component: str) -> list[str]:
         try:
-            return _Cluster(self._where).wait_for_pods(self._where.namespace, self._where.place.selector(component))
-        except ERRORS as error:
+            return _Objects(self._where).wait_for_pods(self._where.namespace, self._where.place.selector(component))
+        except ClusterError as error:
             namespace = self._where.namespace
-            raise EndRefused(f"pods in namespace {namespace} cannot be listed: {_words(error)}") from error
+            raise EndRefused(f"pods in namespace {namespace} cannot be listed: {error}") from error
 
 
-class _Cluster:
+class _Objects:
     """The stack's objects, as the API server has them."""
 
     def __init__(self, where: Where) -> None:
-        api = client_of(where.context)
-        self._core: Any = client.CoreV1Api(api)
-        self._apps: Any = client.AppsV1Api(api)
-        self._batch: Any = client.BatchV1Api(api)
-        self._where, self._app = where, (where.place.name, where.namespace)
+        self._cluster, self._name = ClusterClient(where.context), where.place.name
+        self._labels, self._selector = where.place.labels(CONTROLLER), where.place.selector(CONTROLLER)
+        self._namespace = where.namespace
+        self._deployment = f"{DEPLOYMENTS.format(where.namespace)}/{self._name}"
 
     @contextlib.contextmanager
     def without_controllers(self) -> Iterator[list[str]]:
         """No controller runs inside the block, but for those that do not stop; after one that failed as many as before
         run again."""
-        before = 0
-        with _gone():
-            before = self._apps.read_namespaced_deployment(*self._app, _request_timeout=ANSWER_SECONDS).spec.replicas
+        found = self._cluster.get(self._deployment)
+        if found is not None:
             self._scale(0)
         try:
-            yield self.wait_for_pods(self._where.namespace, self._where.place.selector(CONTROLLER))
+            yield self.wait_for_pods(self._namespace, self._selector)
         except BaseException:
-            with _gone():
-                self._scale(before)
+            if self._cluster.get(self._deployment) is not None and found is not None:
+                self._scale(found["spec"]["replicas"])
             raise
 
     def is_there(self) -> bool:
         """Whether the app's namespace is, and with it what a drain needs."""
-        try:
-            found = self._core.read_namespace(self._where.namespace, _request_timeout=ANSWER_SECONDS)
-        except client.ApiException as error:
-            if error.status == 404:
-                return False
-            raise
-        terminating: bool = found.metadata.deletion_timestamp is not None
-        return not terminating
+        found = self._cluster.get(f"{NAMESPACES}/{self._namespace}")
+        return found is not None and "deletionTimestamp" not in found["metadata"]
 
     def run(self, spec: Any, silent_seconds: float) -> Iterator[str]:
-        """What a pod of this spec says until it ends. Raises _NotStarted, and one of ERRORS if it says nothing for so
+        """What a pod of this spec says until it ends. Raises _NotStarted, and ClusterError if it says nothing for so
         long."""
-        name, namespace = f"{self._where.place.name}-drain", self._where.namespace
-        labels = self._where.place.labels(CONTROLLER)
-        body = {"metadata": {"name": name, "labels": labels}, "spec": spec}
-        self._delete_pod(name)
+        pods, name = PODS.format(self._namespace), f"{self._name}-drain"
+        pod = f"{pods}/{name}"
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": self._labels}, "spec": spec}
+        self._cluster.delete(pod, gracePeriodSeconds=0)
         try:
-            self._core.create_namespaced_pod(namespace, body, _request_timeout=ANSWER_SECONDS)
-            self._wait_for_start(name)
-            waits = (ANSWER_SECONDS, silent_seconds)
-            log = self._core.read_namespaced_pod_log(
-                name, namespace, follow=True, _preload_content=False, _request_timeout=waits
-            )
-            for line in log:
-                yield line.decode("utf-8", "replace").strip()
+            self._cluster.create(pods, body)
+            self._wait_for_start(name, f"{pod}/status")
+            yield from self._cluster.follow(f"{pod}/log", silent_seconds)
         finally:
-            self._delete_pod(name)
+            self._cluster.delete(pod, gracePeriodSeconds=0)
 
     def wait_for_pods(self, namespace: str, labels: Mapping[str, str]) -> list[str]:
         """Waits until no such pod runs, terminating ones included; the names of those that stay."""
-        selector, give_up = ",".join(f"{key}={value}" for key, value in labels.items()), time.monotonic() + STOP_SECONDS
+        give_up = time.monotonic() + STOP_SECONDS
         while True:
-            listed = self._core.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=ANSWER_SECONDS)
-            left = [pod.metadata.name for pod in listed.items if pod.status.phase not in OVER]
+            listed = self._cluster.items(PODS.format(namespace), labels)
+            left = [str(pod["metadata"]["name"]) for pod in listed if pod["status"].get("phase") not in OVER]
             if not left or time.monotonic() > give_up:
                 return left
             time.sleep(POLL_SECONDS)
 
     def delete_sandboxes(self, namespace: str) -> None:
-        """Every Job of sandboxes, with its pods."""
-        with _gone():
-            self._batch.delete_collection_namespaced_job(
-                namespace,
-                label_selector=f"app={LABEL_APP}",
-                propagation_policy="Foreground",
-                _request_timeout=ANSWER_SECONDS,
-            )
+        """Every Job of sandboxes, with its pods: one that was made just now may get its pod yet."""
+        jobs, give_up = JOBS.format(namespace), time.monotonic() + STOP_SECONDS
+        self._cluster.delete(jobs, SANDBOXES, "Foreground")
+        while self._cluster.items(jobs, SANDBOXES) and time.monotonic() < give_up:
+            time.sleep(POLL_SECONDS)
 
     def delete(self, kind: str, name: str) -> None:
         """A Deployment or StatefulSet, as far as it is there."""
-        apps = self._apps
-        delete = {
-            "Deployment": apps.delete_namespaced_deployment,
-            "StatefulSet": apps.delete_namespaced_stateful_set,
-        }
-        with _gone():
-            delete[kind](name, self._where.namespace, _request_timeout=ANSWER_SECONDS)
+        kinds = {"Deployment": DEPLOYMENTS, "StatefulSet": STATEFUL_SETS}
+        self._cluster.delete(f"{kinds[kind].format(self._namespace)}/{name}")
 
     def _scale(self, replicas: int) -> None:
-        body = {"spec": {"replicas": replicas}}
-        self._apps.patch_namespaced_deployment_scale(*self._app, body, _request_timeout=ANSWER_SECONDS)
+        self._cluster.merge(f"{self._deployment}/scale", {"spec": {"replicas": replicas}})
 
-    def _delete_pod(self, name: str) -> None:
-        with _gone():
-            self._core.delete_namespaced_pod(
-                name, self._where.namespace, grace_period_seconds=0, _request_timeout=ANSWER_SECONDS
-            )
-
-    def _wait_for_start(self, name: str) -> None:
+    def _wait_for_start(self, name: str, path: str) -> None:
         began, told = time.monotonic(), ""
-        while True:
-            status = self._core.read_namespaced_pod_status(
-                name, self._where.namespace, _request_timeout=ANSWER_SECONDS
-            ).status
-            if status.phase != "Pending":
-                return
-            why, seconds = _waiting(status), time.monotonic() - began
-            if _is_hopeless(status) or seconds > START_SECONDS:
+        while (pod := self._cluster.get(path)) is not None and pod["status"].get("phase") == "Pending":
+            why, seconds = _waiting(pod["status"]), time.monotonic() - began
+            if _is_hopeless(pod["status"]) or seconds > START_SECONDS:
                 raise _NotStarted(f"the pod {name} does not start: {why}")
             if seconds > TELL_SECONDS and why != told:
                 pulumi.log.info(f"waiting for the pod {name} ({seconds:.0f} s): {why}")
@@ -284,75 +250,57 @@ class Deletion:
 
 
 async def _watch(context: str, namespace: str) -> None:
-    core, told = client.CoreV1Api(client_of(context)), ""
+    cluster, told = ClusterClient(context), ""
     while True:
         await asyncio.sleep(STUCK_SECONDS)
         try:
-            found = await asyncio.to_thread(core.read_namespace, namespace, _request_timeout=ANSWER_SECONDS)
-        except ERRORS:  # it is gone, or the provider says what the API server says
+            found = await asyncio.to_thread(cluster.get, f"{NAMESPACES}/{namespace}")
+        except ClusterError:  # the provider says what the API server says
+            return
+        if found is None:
             return
         if (words := stuck(found)) != told:
             pulumi.log.warn(words)
             told = words
 
 
-def stuck(namespace: Any) -> str:
+def stuck(namespace: Object) -> str:
     """What keeps a namespace that is being deleted, in its own words."""
-    name = namespace.metadata.name
+    metadata = namespace["metadata"]
     why = [
-        " ".join(one.message.split())
-        for one in namespace.status.conditions or ()
-        if one.status == "True" and one.type.startswith("Namespace")
+        " ".join(one["message"].split())
+        for one in namespace["status"].get("conditions", ())
+        if one["status"] == "True" and one["type"].startswith("Namespace")
     ]
-    if namespace.metadata.finalizers:
-        why.append(f"the namespace itself has the finalizers {', '.join(namespace.metadata.finalizers)}")
+    if finalizers := metadata.get("finalizers"):
+        why.append(f"the namespace itself has the finalizers {', '.join(finalizers)}")
     return (
-        f"namespace {name} is still being deleted: {'; '.join(why) or 'the cluster does not say why'}. Whoever set a"
-        " finalizer takes it away; where that is gone, take it away yourself: kubectl patch … --type merge"
-        ' --patch \'{"metadata": {"finalizers": null}}\''
+        f"namespace {metadata['name']} is still being deleted: {'; '.join(why) or 'the cluster does not say why'}."
+        " Whoever set a finalizer takes it away; where that is gone, take it away yourself: kubectl patch … --type"
+        ' merge --patch \'{"metadata": {"finalizers": null}}\''
     )
 
 
-def client_of(context: str) -> Any:
-    """A client of that context's cluster, which asks once."""
-    settings = client.Configuration()
-    settings.retries = False
-    return kubeconfig.new_client_from_config(context=context, client_configuration=settings)
-
-
-@contextlib.contextmanager
-def _gone() -> Iterator[None]:
-    """Leaves the block where an object is not there."""
-    try:
-        yield
-    except client.ApiException as error:
-        if error.status != 404:
-            raise
-
-
-def _waiting(status: Any) -> str:
+def _waiting(status: Object) -> str:
     """Why a pod has not started."""
-    for one in status.container_statuses or ():
-        if one.state.waiting is not None:
-            return f"{one.state.waiting.reason} {one.state.waiting.message or ''}".strip()
-    unmet = [one.message for one in status.conditions or () if one.status == "False" and one.message]
+    for one in _waits(status):
+        return f"{one.get('reason', '')} {one.get('message', '')}".strip()
+    conditions = status.get("conditions", ())
+    unmet = [one["message"] for one in conditions if one["status"] == "False" and one.get("message")]
     return "; ".join(unmet) or "the cluster does not say why"
 
 
-def _is_hopeless(status: Any) -> bool:
+def _is_hopeless(status: Object) -> bool:
     """Whether its image can never be pulled."""
+    images = [one["image"] for one in status.get("containerStatuses", ()) if "waiting" in one["state"]]
     return any(
-        waiting.reason in NO_PULL or (waiting.reason in PULLS and pull_is_hopeless(waiting.message or "", one.image))
-        for one in status.container_statuses or ()
-        if (waiting := one.state.waiting) is not None
+        one.get("reason") in NO_PULL
+        or (one.get("reason") in PULLS and pull_is_hopeless(one.get("message") or "", image))
+        for one, image in zip(_waits(status), images, strict=True)
     )
 
 
-def _words(error: Exception) -> str:
-    """What the API server says."""
-    if isinstance(error, client.ApiException):
-        try:
-            return str(json.loads(error.body or "{}")["message"])
-        except (ValueError, KeyError, TypeError):
-            return f"{error.status} {error.reason}"
-    return str(error)
+def _waits(status: Object) -> list[Object]:
+    """What its containers wait for."""
+    states = [one["state"] for one in status.get("containerStatuses", ())]
+    return [one["waiting"] for one in states if "waiting" in one]

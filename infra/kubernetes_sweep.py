@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from infra.cluster_client import ClusterClient, ClusterError, Hidden
 from infra.config import Config
-from infra.errors import EndRefused, PreflightError
-from infra.kubernetes_end import client_of
+from infra.errors import EndRefused
 from infra.kubernetes_pods import INSTANCE, MANAGED_BY, NAME
 from infra.kubernetes_rights import KEPT, rules
-from infra.preflight_reader import Hidden, Reader
 
 VOLUMES = "persistentvolumeclaims"
 
@@ -21,15 +20,15 @@ async def sweep(config: Config, context: str) -> None:
 
 
 def _sweep(config: Config, context: str) -> None:
-    reader = Reader(client_of(context), f"the cluster of context {context}")
+    cluster = ClusterClient(context)
     labels = {NAME: config.project, INSTANCE: config.stack, MANAGED_BY: "pulumi"}
     for path in sorted(set(_paths(config))):
         try:
-            for one in reader.items(path, labels):
-                reader.delete(f"{path}/{one['metadata']['name']}")
+            for one in cluster.items(path, labels):
+                cluster.delete(f"{path}/{one['metadata']['name']}")
         except Hidden:
             continue  # who may not see it has made nothing there
-        except PreflightError as error:
+        except ClusterError as error:
             raise EndRefused(f"what an interrupted `up` may have left cannot be removed: {error}") from error
 
 

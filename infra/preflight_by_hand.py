@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from infra.cluster_client import ClusterClient, Hidden, Object
 from infra.config import Config
 from infra.kubernetes_pods import INSTANCE, MANAGED_BY, NAME
-from infra.preflight_reader import Hidden, Object, Reader
 
 NOBODYS = ("pulumi-kubernetes", "kube-", "cloud-controller")  # how field managers of the provider and the cluster begin
 # Their lists are one value each: Pulumi sees no difference where something is added to one, not even after a refresh.
@@ -20,11 +20,11 @@ DEPLOYMENT = "/apis/apps/v1/namespaces/{}/deployments/{}"
 AUTOSCALERS = "/apis/autoscaling/v2/namespaces/{}/horizontalpodautoscalers"
 
 
-def autoscaler(reader: Reader, config: Config) -> str | None:
+def autoscaler(cluster: ClusterClient, config: Config) -> str | None:
     """The name of the one that decides how many controllers run, if there is one."""
     wanted = {"kind": "Deployment", "name": config.name}
     try:
-        for one in reader.items(AUTOSCALERS.format(config.namespace)):
+        for one in cluster.items(AUTOSCALERS.format(config.namespace)):
             if wanted.items() <= one["spec"]["scaleTargetRef"].items():
                 return str(one["metadata"]["name"])
     except Hidden:
@@ -32,19 +32,19 @@ def autoscaler(reader: Reader, config: Config) -> str | None:
     return None
 
 
-def changed_by_hand(reader: Reader, config: Config, scaler: str | None) -> Iterator[str]:
+def changed_by_hand(cluster: ClusterClient, config: Config, scaler: str | None) -> Iterator[str]:
     """A line for each object that somebody has changed."""
     if scaler is None:
-        yield from _scaled(reader, config)
+        yield from _scaled(cluster, config)
     else:
         words = f"{config.project}:replicas has no effect while it is there"
         yield f"HorizontalPodAutoscaler {scaler} decides how many controllers run: {words}"
-        yield from _stopped(reader, config, scaler)
+        yield from _stopped(cluster, config, scaler)
     labels = {NAME: config.project, INSTANCE: config.stack}
     for namespace in (config.namespace, config.sandbox_namespace):
         for kind, path in WATCHED:
             try:
-                found = reader.items(path.format(namespace), labels)
+                found = cluster.items(path.format(namespace), labels)
             except Hidden:
                 continue
             for one in found:
@@ -63,10 +63,10 @@ def _told(config: Config, kind: str, one: Object) -> Iterator[str]:
         )
 
 
-def _stopped(reader: Reader, config: Config, scaler: str) -> Iterator[str]:
+def _stopped(cluster: ClusterClient, config: Config, scaler: str) -> Iterator[str]:
     """An autoscaler leaves what has no replicas as it is, and a `destroy` that was killed has left it so."""
     try:
-        found = reader.get(DEPLOYMENT.format(config.namespace, config.name))
+        found = cluster.get(DEPLOYMENT.format(config.namespace, config.name))
     except Hidden:
         return
     if found and found["spec"].get("replicas") == 0:
@@ -74,9 +74,9 @@ def _stopped(reader: Reader, config: Config, scaler: str) -> Iterator[str]:
         yield f"no controller runs, and HorizontalPodAutoscaler {scaler} starts none: {scale}"
 
 
-def _scaled(reader: Reader, config: Config) -> Iterator[str]:
+def _scaled(cluster: ClusterClient, config: Config) -> Iterator[str]:
     try:
-        found = reader.get(DEPLOYMENT.format(config.namespace, config.name))
+        found = cluster.get(DEPLOYMENT.format(config.namespace, config.name))
     except Hidden:
         return
     replicas = found["spec"].get("replicas") if found else config.replicas

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
+from infra.cluster_client import ClusterClient, Hidden
 from infra.config import ANYWHERE, Config
-from infra.preflight_reader import Hidden, Reader
 
 CLASSES = {
     "runtimeClassName": ("RuntimeClass", "/apis/node.k8s.io/v1/runtimeclasses"),
@@ -16,22 +16,22 @@ SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"  # behind
 OF_API_SERVER = {"kubernetes.io/service-name": "kubernetes"}
 
 
-def class_faults(reader: Reader, config: Config) -> Iterator[str]:
+def class_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
     """What jobOptions names and is not there. What the user may not look up is left to the first sandbox to say."""
     for option, (kind, path) in CLASSES.items():
         name = config.job_options.get(option)
         if not name:
             continue
         try:
-            if reader.get(f"{path}/{name}") is None:
-                names = ", ".join(one["metadata"]["name"] for one in reader.items(path)) or "none"
+            if cluster.get(f"{path}/{name}") is None:
+                names = ", ".join(one["metadata"]["name"] for one in cluster.items(path)) or "none"
                 key = f"{config.project}:jobOptions"
-                yield f"{reader.where} has no {kind} {name}, which {option} of {key} names; there are: {names}"
+                yield f"{cluster.where} has no {kind} {name}, which {option} of {key} names; there are: {names}"
         except Hidden:
             continue
 
 
-def secret_faults(reader: Reader, config: Config) -> Iterator[str]:
+def secret_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
     """Secrets to pull images with that are not where pods look for them."""
     asked = [
         (namespace, config.image_pull_secret, "imagePullSecret")
@@ -45,31 +45,31 @@ def secret_faults(reader: Reader, config: Config) -> Iterator[str]:
         if name is None:
             continue
         try:
-            if reader.get(f"/api/v1/namespaces/{namespace}/secrets/{name}") is None:
-                words = f"{reader.where} has no secret {name} in namespace {namespace}, which {key} names"
+            if cluster.get(f"/api/v1/namespaces/{namespace}/secrets/{name}") is None:
+                words = f"{cluster.where} has no secret {name} in namespace {namespace}, which {key} names"
                 yield f"{words}: create it first (docs/stacks.md, A registry with a login)"
         except Hidden:
             continue  # that this right is missing is told with the others
 
 
-def node_warnings(reader: Reader, config: Config) -> Iterator[str]:
+def node_warnings(cluster: ClusterClient, config: Config) -> Iterator[str]:
     """A cluster may make nodes when pods wait for them, and so nobody is refused."""
     labels = config.job_options.get("nodeSelector") or {}
     try:
-        if labels and not reader.items("/api/v1/nodes", labels):
+        if labels and not cluster.items("/api/v1/nodes", labels):
             words = ", ".join(f"{key}={value}" for key, value in labels.items())
             yield f"no node has the labels {words} of jobOptions' nodeSelector: sandboxes wait until one has"
     except Hidden:
         return
 
 
-def api_server_faults(reader: Reader, config: Config) -> Iterator[str]:
+def api_server_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
     """A controller that the network policy cuts off from the API server never becomes ready."""
     if not config.api_server_cidrs or config.api_server_cidrs == ANYWHERE:
         return
     try:
-        slices = reader.items(SLICES, OF_API_SERVER)
-        service = reader.get("/api/v1/namespaces/default/services/kubernetes")
+        slices = cluster.items(SLICES, OF_API_SERVER)
+        service = cluster.get("/api/v1/namespaces/default/services/kubernetes")
     except Hidden:
         return
     ends = [address for one in slices for end in one.get("endpoints") or () for address in end["addresses"]]

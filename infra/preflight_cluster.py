@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import yaml
-from kubernetes import client
 from kubernetes import config as kubeconfig
 
+from infra.cluster_client import ClusterClient, ClusterError, Hidden
 from infra.config import Config
 from infra.errors import PreflightError
 from infra.kubernetes_rights import LIMITS, Right, each, granted, instead, rights
@@ -17,9 +17,9 @@ from infra.preflight_by_hand import autoscaler, changed_by_hand
 from infra.preflight_classes import api_server_faults, class_faults, node_warnings, secret_faults
 from infra.preflight_database import database_faults
 from infra.preflight_namespaces import given_namespaces, made_namespaces, taken_namespaces
-from infra.preflight_reader import Hidden, Reader
-from infra.preflight_rights import AT_ONCE, in_words, lacking
+from infra.preflight_rights import in_words, lacking
 
+ALL_SECONDS = 25.0  # for every answer of a preflight
 IDENTITY = "kube-system"  # the namespace whose uid tells a cluster from another (OpenTelemetry's k8s.cluster.uid)
 LEAST = 30  # minor version of Kubernetes 1
 SECTION = "docs/stacks.md, Rights"
@@ -47,79 +47,77 @@ class Cluster:
 
 def find_cluster(config: Config) -> Cluster:
     """The cluster, and all that is wrong with it. Raises PreflightError where it cannot be asked who it is."""
-    context, reader = _reached(config)
-    found = Cluster(context, _uid(reader))
+    context, cluster = _reached(config)
+    found = Cluster(context, _uid(cluster))
     try:
-        return _looked_at(found, reader, config)
-    except PreflightError as error:  # it answers some questions, and no stack comes up on such a cluster; one may end
+        return _looked_at(found, cluster, config)
+    except ClusterError as error:  # it answers some questions, and no stack comes up on such a cluster; one may end
         return replace(found, faults=(str(error),))
 
 
-def _looked_at(found: Cluster, reader: Reader, config: Config) -> Cluster:
-    limits, missing, warnings = _rights(reader, config)
-    namespaces, left = made_namespaces(reader, config)
+def _looked_at(found: Cluster, cluster: ClusterClient, config: Config) -> Cluster:
+    limits, missing, warnings = _rights(cluster, config)
+    namespaces, left = made_namespaces(cluster, config)
     faults = (
-        *version_faults(reader),
+        *version_faults(cluster),
         *missing,
         *namespaces,
-        *given_namespaces(reader, config),
-        *secret_faults(reader, config),
-        *database_faults(reader, config),
-        *class_faults(reader, config),
-        *api_server_faults(reader, config),
+        *given_namespaces(cluster, config),
+        *secret_faults(cluster, config),
+        *database_faults(cluster, config),
+        *class_faults(cluster, config),
+        *api_server_faults(cluster, config),
     )
-    scaler = autoscaler(reader, config)
-    said = (*warnings, *node_warnings(reader, config), *changed_by_hand(reader, config, scaler))
-    taken = tuple(taken_namespaces(reader, config))
+    scaler = autoscaler(cluster, config)
+    said = (*warnings, *node_warnings(cluster, config), *changed_by_hand(cluster, config, scaler))
+    taken = tuple(taken_namespaces(cluster, config))
     return replace(found, faults=faults, warnings=said, taken=taken, limits=limits, left=left, autoscaler=scaler)
 
 
-def _reached(config: Config) -> tuple[str, Reader]:
+def _reached(config: Config) -> tuple[str, ClusterClient]:
     if config.kube_context is None and os.pathsep in os.environ.get("KUBECONFIG", ""):
         words = "is missing: KUBECONFIG names several files, and programs differ on whose current context counts"
         raise PreflightError(f"{config.project}:kubeContext {words}")
     try:
         context = config.kube_context or kubeconfig.list_kube_config_contexts()[1]["name"]
-        settings = client.Configuration()
-        settings.retries = False
-        settings.connection_pool_maxsize = AT_ONCE
-        api = kubeconfig.new_client_from_config(context=context, client_configuration=settings)
+        return context, ClusterClient(context, ALL_SECONDS)
     except (kubeconfig.ConfigException, yaml.YAMLError, OSError, TypeError, ValueError, KeyError) as error:
         advice = f"set KUBECONFIG to a kubeconfig, and {config.project}:kubeContext to a context of it"
         raise PreflightError(f"no cluster is configured: {' '.join(str(error).split())}; {advice}") from error
-    return context, Reader(api, f"the cluster at {api.configuration.host} (context {context})")
 
 
-def _uid(reader: Reader) -> str:
+def _uid(cluster: ClusterClient) -> str:
     try:
-        found = reader.get(f"/api/v1/namespaces/{IDENTITY}")
+        found = cluster.get(f"/api/v1/namespaces/{IDENTITY}")
     except Hidden as error:
         needs = f"the context's user needs `get` on it, by which a stack knows its cluster ({SECTION})"
-        raise PreflightError(f"{reader.where} does not show the namespace {IDENTITY}: {needs}") from error
+        raise PreflightError(f"{cluster.where} does not show the namespace {IDENTITY}: {needs}") from error
+    except ClusterError as error:
+        raise PreflightError(f"{error}; start it, or name another kubeContext") from error
     if found is None:
-        raise PreflightError(f"{reader.where} has no namespace {IDENTITY}: is it a Kubernetes cluster?")
+        raise PreflightError(f"{cluster.where} has no namespace {IDENTITY}: is it a Kubernetes cluster?")
     return str(found["metadata"]["uid"])
 
 
-def version_faults(reader: Reader) -> Sequence[str]:
+def version_faults(cluster: ClusterClient) -> Sequence[str]:
     """That the cluster is too old."""
-    version = reader.get("/version") or {}
+    version = cluster.get("/version") or {}
     minor = "".join(filter(str.isdigit, str(version.get("minor", ""))))
     if version.get("major") == "1" and minor and int(minor) < LEAST:
-        return [f"{reader.where} is Kubernetes 1.{minor}: the stack needs 1.{LEAST} or newer"]
+        return [f"{cluster.where} is Kubernetes 1.{minor}: the stack needs 1.{LEAST} or newer"]
     return []
 
 
-def _rights(reader: Reader, config: Config) -> tuple[bool, Sequence[str], Sequence[str]]:
+def _rights(cluster: ClusterClient, config: Config) -> tuple[bool, Sequence[str], Sequence[str]]:
     """Whether limits are made; a line for each place where rights are missing; what is done without one."""
-    missing = lacking(reader, rights(config))
+    missing = lacking(cluster, rights(config))
     held = set(each(granted(config.sandbox_namespace)))
-    if not held.isdisjoint(missing) and not lacking(reader, instead(config.sandbox_namespace)):
+    if not held.isdisjoint(missing) and not lacking(cluster, instead(config.sandbox_namespace)):
         missing = [one for one in missing if one not in held]
     others = [one for one in missing if not _of_limits(one)]
     if config.create_limits is not None or len(others) == len(missing):
         return config.create_limits is not False, _told(config, missing), ()
-    if _limited(reader, config):
+    if _limited(cluster, config):
         return True, _told(config, others), ()
     warning = (
         f"no LimitRange and no ResourceQuota is made in namespace {config.sandbox_namespace}, where the context's user"
@@ -128,10 +126,10 @@ def _rights(reader: Reader, config: Config) -> tuple[bool, Sequence[str], Sequen
     return False, _told(config, others), [warning]
 
 
-def _limited(reader: Reader, config: Config) -> bool:
+def _limited(cluster: ClusterClient, config: Config) -> bool:
     """Whether somebody who may has made them; to leave them out would be to delete them."""
     try:
-        return reader.get(f"/api/v1/namespaces/{config.sandbox_namespace}/resourcequotas/{config.name}") is not None
+        return cluster.get(f"/api/v1/namespaces/{config.sandbox_namespace}/resourcequotas/{config.name}") is not None
     except Hidden:
         return False
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from infra.cluster_client import ClusterClient, Hidden, Object
 from infra.config import Config
 from infra.kubernetes_pods import CONTROLLER, INSTANCE, NAME, Place
-from infra.preflight_reader import Hidden, Object, Reader
 
 
-def given_namespaces(reader: Reader, config: Config) -> Iterator[str]:
+def given_namespaces(cluster: ClusterClient, config: Config) -> Iterator[str]:
     """What is wrong with those that the configuration says are there."""
     own = () if config.create_namespaces else (config.namespace, config.sandbox_namespace)
     for name in (*own, *config.requester_namespaces):
         try:
-            found = reader.get(f"/api/v1/namespaces/{name}")
+            found = cluster.get(f"/api/v1/namespaces/{name}")
         except Hidden:
             continue  # that the right to see it is missing is told with the others
         if found is None:
-            yield f"{reader.where} has no namespace {name}: create it first"
+            yield f"{cluster.where} has no namespace {name}: create it first"
         elif _ends(found):
             yield ending(found)
         elif name in own and _ours(config, found):
@@ -26,7 +26,7 @@ def given_namespaces(reader: Reader, config: Config) -> Iterator[str]:
             yield f"namespace {name} is this stack's own, and would go with all in it: {key} stays true"
 
 
-def made_namespaces(reader: Reader, config: Config) -> tuple[Sequence[str], Mapping[str, str]]:
+def made_namespaces(cluster: ClusterClient, config: Config) -> tuple[Sequence[str], Mapping[str, str]]:
     """What keeps those that the stack makes from being made; and, of those that bear its labels, what to say of each
     if its state does not know it.
     """
@@ -36,7 +36,7 @@ def made_namespaces(reader: Reader, config: Config) -> tuple[Sequence[str], Mapp
         return faults, left
     for key, name in (("namespace", config.namespace), ("sandboxNamespace", config.sandbox_namespace)):
         try:
-            found = reader.get(f"/api/v1/namespaces/{name}")
+            found = cluster.get(f"/api/v1/namespaces/{name}")
         except Hidden:
             continue
         if found is None:
@@ -46,7 +46,7 @@ def made_namespaces(reader: Reader, config: Config) -> tuple[Sequence[str], Mapp
         elif _ours(config, found):
             left[name] = (
                 f"namespace {name} exists with this stack's labels, and the stack's state does not know it"
-                f" (an `up` was killed, or a state was lost): {_way_on(reader, name)}"
+                f" (an `up` was killed, or a state was lost): {_way_on(cluster, name)}"
             )
         else:
             faults.append(
@@ -56,14 +56,14 @@ def made_namespaces(reader: Reader, config: Config) -> tuple[Sequence[str], Mapp
     return faults, left
 
 
-def taken_namespaces(reader: Reader, config: Config) -> Iterator[str]:
+def taken_namespaces(cluster: ClusterClient, config: Config) -> Iterator[str]:
     """What a new stack must leave alone in namespaces that are given: one of its own name, or a neighbour's sandboxes,
     which end with the first of the two."""
     if config.create_namespaces:
         return
     try:
-        account = reader.get(f"/api/v1/namespaces/{config.namespace}/serviceaccounts/{config.name}")
-        roles = reader.items(f"/apis/rbac.authorization.k8s.io/v1/namespaces/{config.sandbox_namespace}/roles")
+        account = cluster.get(f"/api/v1/namespaces/{config.namespace}/serviceaccounts/{config.name}")
+        roles = cluster.items(f"/apis/rbac.authorization.k8s.io/v1/namespaces/{config.sandbox_namespace}/roles")
     except Hidden:
         return  # that these rights are missing is told with the others
     if account is not None:
@@ -86,9 +86,9 @@ def _removal(config: Config) -> str:
     return f"kubectl -n {config.namespace} delete {kinds} -l {NAME}={config.project},{INSTANCE}={config.stack}"
 
 
-def _way_on(reader: Reader, name: str) -> str:
+def _way_on(cluster: ClusterClient, name: str) -> str:
     try:
-        claims = reader.items(f"/api/v1/namespaces/{name}/persistentvolumeclaims")
+        claims = cluster.items(f"/api/v1/namespaces/{name}/persistentvolumeclaims")
     except Hidden:
         return f"if no volume is in it, kubectl delete namespace {name}, and `up` again"
     if held := ", ".join(one["metadata"]["name"] for one in claims):

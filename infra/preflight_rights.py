@@ -6,21 +6,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from infra.cluster_client import AT_ONCE, ClusterClient
 from infra.kubernetes_rights import Right
-from infra.preflight_reader import Reader
 
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-AT_ONCE = 16
 
 
-def lacking(reader: Reader, needed: Sequence[Right]) -> Sequence[Right]:
-    """Those that the user has not. Raises PreflightError."""
+def lacking(cluster: ClusterClient, needed: Sequence[Right]) -> Sequence[Right]:
+    """Those that the user has not. Raises ClusterError."""
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        allowed = threads.map(lambda right: _may(reader, right), needed)
+        allowed = threads.map(lambda right: _may(cluster, right), needed)
         return [right for right, may in zip(needed, allowed, strict=True) if not may]
 
 
-def _may(reader: Reader, right: Right) -> bool:
+def _may(cluster: ClusterClient, right: Right) -> bool:
     kind, _, part = right.kind.partition("/")
     asked = {
         "namespace": right.namespace or "",
@@ -35,7 +34,7 @@ def _may(reader: Reader, right: Right) -> bool:
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": asked},
     }
-    return bool(reader.create(REVIEWS, review)["status"]["allowed"])
+    return bool(cluster.create(REVIEWS, review)["status"]["allowed"])
 
 
 def in_words(missing: Iterable[Right]) -> Sequence[str]:

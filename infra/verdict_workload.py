@@ -13,7 +13,7 @@ from controller.text import visible
 from infra.verdict_container import STARTING_SECONDS, last_words
 from infra.waiting import Unready
 
-Json = dict[str, Any]
+Json = Mapping[str, Any]
 EXITS = 3  # of a container, at once and after a pause: the first may have met a network policy that was not there yet
 PULL_SECONDS = 120.0  # for a registry that does not answer, or is busy
 MENDED_SECONDS = 20.0  # for what a cluster says while its parts have not heard of each other

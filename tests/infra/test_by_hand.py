@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
+from infra.cluster_client import ClusterClient, Hidden
 from infra.config import Config
 from infra.preflight_by_hand import autoscaler, changed_by_hand
-from infra.preflight_reader import Hidden, Reader
 from tests.infra.conftest import PROJECT, configure
 
 APP, BOXES = f"{PROJECT}-prod", f"{PROJECT}-prod-sandboxes"
@@ -31,7 +31,7 @@ class Shown:
     def get(self, path: str) -> Any:
         found = self._objects.get(path, ())
         if found is None:
-            raise Hidden
+            raise Hidden(403, "no right")
         return found or None
 
     def items(self, path: str, labels: Mapping[str, str] | None = None) -> Any:
@@ -47,8 +47,8 @@ def config() -> Config:
 
 def said(config: Config, objects: Mapping[str, Any]) -> list[str]:
     """Every line about these objects."""
-    reader = cast(Reader, Shown(objects))
-    return list(changed_by_hand(reader, config, autoscaler(reader, config)))
+    cluster = cast(ClusterClient, Shown(objects))
+    return list(changed_by_hand(cluster, config, autoscaler(cluster, config)))
 
 
 def deployment(replicas: int, *managers: Mapping[str, Any]) -> dict[str, Any]:

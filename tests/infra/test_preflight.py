@@ -431,7 +431,7 @@ def test_an_admin_of_two_namespaces_needs_no_more(
 def test_a_cluster_that_never_answers_is_given_up_in_seconds(
     config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.preflight_reader.SECONDS", 0.2)
+    monkeypatch.setattr("infra.cluster_client.ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         silent = kubeconfig("it", {"server": f"http://127.0.0.1:{server.getsockname()[1]}"}, "t")
         use_kubeconfig(monkeypatch, tmp_path / "config", yaml.safe_dump(silent))

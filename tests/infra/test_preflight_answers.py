@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 import pytest
 
 from infra import preflight_cluster
+from infra.cluster_client import ClusterClient, ClusterError, Hidden
 from infra.config import Config
 from infra.errors import PreflightError
 from infra.kubernetes_pods import INSTANCE, NAME
@@ -17,7 +17,6 @@ from infra.preflight_classes import api_server_faults, class_faults, node_warnin
 from infra.preflight_cluster import version_faults
 from infra.preflight_database import database_faults
 from infra.preflight_namespaces import given_namespaces, made_namespaces, taken_namespaces
-from infra.preflight_reader import Hidden, Reader
 from tests.infra.conftest import configure
 
 PREBUILT = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}
@@ -28,27 +27,23 @@ SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 SERVICE = "/api/v1/namespaces/default/services/kubernetes"
 
 
-@dataclass(frozen=True)
-class Answers(Reader):
-    """A cluster that has these objects, by path; a list stands for all of a kind, and what is None is not shown."""
+class Answers(ClusterClient):
+    """A cluster called `it` that has these objects, by path; what is None is not shown."""
 
-    objects: Mapping[str, Any] = None  # type: ignore[assignment]
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self.where, self._objects = "it", objects
 
     def get(self, path: str) -> Any:
-        found = self.objects.get(path.partition("?")[0], {})
+        found = self._objects.get(path, ())
         if found is None:
-            raise Hidden
-        return {"items": found} if isinstance(found, list) else found or None
+            raise Hidden(403, "no right")
+        return found or None
+
+    def items(self, path: str, labels: Mapping[str, str] | None = None, fields: str = "") -> Any:
+        return self.get(path) or ()
 
 
-def cluster(**objects: Any) -> Answers:
-    """One that is called `it`."""
-    return Answers(None, "it", objects=objects)  # type: ignore[arg-type]
-
-
-def answers(objects: Mapping[str, Any]) -> Answers:
-    """The same, of paths."""
-    return cluster(**objects)
+answers = Answers
 
 
 @pytest.fixture
@@ -163,12 +158,12 @@ def test_ranges_that_hold_no_address_of_the_api_server_are_named(
 def test_what_the_user_may_not_look_up_holds_nobody_up(config: Any) -> None:
     class Nothing(Answers):
         def get(self, path: str) -> Any:
-            raise Hidden
+            raise Hidden(403, "no right")
 
     options = {"priorityClassName": "a", "runtimeClassName": "b", "nodeSelector": {"a": "b"}, "imagePullSecrets": ["s"]}
     keys = config(jobOptions=options, imagePullSecret="login", requesterNamespaces=["apps"])
-    assert list(taken_namespaces(Nothing(None, "it", objects={}), config(createNamespaces=False))) == []  # type: ignore[arg-type]
-    nothing = Nothing(None, "it", objects={})  # type: ignore[arg-type]
+    assert list(taken_namespaces(Nothing({}), config(createNamespaces=False))) == []
+    nothing = Nothing({})
     looks = (class_faults, secret_faults, node_warnings, database_faults)
     assert [fault for look in looks for fault in look(nothing, keys)] == []
     assert made_namespaces(nothing, keys) == ([], {})
@@ -211,10 +206,10 @@ def test_a_cluster_that_leaves_a_question_without_an_answer_stops_an_up_and_noth
         def get(self, path: str) -> Any:
             if path.endswith("/kube-system"):
                 return {"metadata": {"uid": "uid-1"}}
-            raise PreflightError("it answers with 503: slow down")
+            raise ClusterError(503, "it says: slow down (503)")
 
-    half = Half(None, "it", objects={})  # type: ignore[arg-type]
+    half = Half({})
     monkeypatch.setattr(preflight_cluster, "_reached", lambda config: ("context", half))
-    monkeypatch.setattr(preflight_cluster, "lacking", lambda reader, rights: [])
+    monkeypatch.setattr(preflight_cluster, "lacking", lambda cluster, rights: [])
     found = preflight_cluster.find_cluster(config())
-    assert (found.uid, found.faults) == ("uid-1", ("it answers with 503: slow down",))
+    assert (found.uid, found.faults) == ("uid-1", ("it says: slow down (503)",))

@@ -207,8 +207,8 @@ def test_without_a_right_to_events_and_logs_the_rest_is_told(cluster: Canned) ->
     ("answer", "words"),
     [
         (404, "it is there no more: `pulumi up --refresh --run-program`"),
-        (500, r"the cluster says: status 500 \(500\)"),
-        (b"<html>", "the cluster does not answer: "),
+        (500, r"the cluster at http://\S+ \(context it\) says: status 500 \(500\)"),
+        (b"<html>", r"the cluster at http://\S+ \(context it\) answers with something else than JSON"),
     ],
 )
 def test_a_cluster_that_does_not_answer_as_it_should_is_named(cluster: Canned, answer: Any, words: str) -> None:
@@ -223,13 +223,8 @@ def test_events_that_may_not_be_read_are_none_but_a_cluster_in_trouble_is_told(c
         f"{CORE}/pods": {"items": []},
         f"{CORE}/events": 500,
     }
-    with pytest.raises(NotReady, match="the cluster says: status 500"):
+    with pytest.raises(NotReady, match="says: status 500"):
         asks(WORKLOAD | {"kind": "StatefulSet"})
-
-
-def test_words_of_an_answer_without_json_are_taken_as_they_are() -> None:
-    assert waiting_cluster._words(b"busy\n") == "busy"
-    assert waiting_cluster._words(b"") == "an error without a word"
 
 
 def test_what_is_remembered_as_ready_is_made_by_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
