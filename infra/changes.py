@@ -24,6 +24,7 @@ def remembered(config: Config) -> Remembered:
     """What is kept of a configuration, to know a change by; secrets stay secret, and what is not there is empty."""
     kept: dict[str, Any] = {
         "target": config.target,
+        "name": config.name,
         "databasePassword": config.database_password,
         "postgresMajor": postgres_major(config.postgres_image),
     }
@@ -47,6 +48,10 @@ def meaning(config: Config, before: Remembered, after: Remembered) -> Meaning:
         return Meaning(
             [f"{config.project}:target {words}; make another stack, or destroy this one first, with its former target"]
         )
+    if "name" in changed:
+        was, now = changed["name"]
+        words = f"the project or the stack was renamed: every object is called {was}, and would be made anew as {now}"
+        return Meaning([f"{words}, the database with nothing in it: rename it back (pulumi stack rename)"])
     own = not before.get("databaseUrl") and not after.get("databaseUrl")
     return Meaning(
         [f"{config.project}:{words}" for words in (_faults(config, changed) if own else ())],

@@ -74,9 +74,9 @@ class ClusterClient:
         """What the server made of it. Raises as `get` does."""
         return self._object("POST", path, body)
 
-    def merge(self, path: str, body: Object) -> None:
-        """Changes these fields of one object. Raises as `get` does."""
-        self._object("PATCH", path, body, MERGE)
+    def merge(self, path: str, body: Object, manager: str) -> None:
+        """Changes these fields of one object, which are that manager's then. Raises as `get` does."""
+        self.text("PATCH", path, body, MERGE, {"fieldManager": manager})
 
     def delete(
         self, path: str, labels: Mapping[str, str] | None = None, propagation: str = "Background", **options: Any

@@ -49,10 +49,14 @@ class DockerDatabase(pulumi.ComponentResource):
         )
         merged = pulumi.ResourceOptions.merge(opts, bound_to(rest))
         super().__init__("ci-fixer-sandbox:infra:DockerDatabase", name, None, merged)
-        freed = bound_to(before_deletion("containers", partial(remove, *_containers(args.name))))
         child = pulumi.ResourceOptions(parent=self)
-        joined = pulumi.ResourceOptions.merge(child, freed)
-        kept = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(protect=True)) if args.protect else joined
+        left = before_deletion("containers", partial(remove, *_containers(args.name)))
+        joined = pulumi.ResourceOptions.merge(child, bound_to(left))
+        # Alone: a volume that is made anew changes the database and what was migrated, and no controller.
+        held = before_deletion("database-container", partial(remove, f"{args.name}-database"))
+        kept = pulumi.ResourceOptions.merge(
+            child, pulumi.ResourceOptions(protect=True) if args.protect else bound_to(held)
+        )
         network = docker.Network("network", name=args.name, opts=joined)
         volume = docker.Volume("database-volume", name=f"{args.name}-database", opts=kept)
         image = docker.RemoteImage("database-image", name=args.image, keep_locally=True, opts=child)

@@ -51,7 +51,10 @@ def last_said(lines: Sequence[str]) -> str:
 
 
 def before_deletion(name: str, act: Act) -> pulumi.ResourceHook:
-    """A hook of that name, which `pulumi destroy` says where it lacks --run-program."""
+    """A hook of that name, which `pulumi destroy` says where it lacks --run-program.
+
+    Every program makes it, also one that does not make the resource any more: the state has that with its hook.
+    """
 
     async def run(args: pulumi.ResourceHookArgs) -> None:
         await act()
@@ -77,8 +80,8 @@ def first_deleted(ending: Ending, app: pulumi.Resource, drain: Act, where: Mappi
             raise EndRefused(ending.elsewhere(changed, where))
         await drain()
 
-    hooks = [_protection(ending)] if ending.protect else []
-    options = bound_to(*hooks, pulumi.ResourceHook("drain", run))
+    protection, drain_first = _protection(ending), pulumi.ResourceHook("drain", run)
+    options = bound_to(*([protection] if ending.protect else []), drain_first)
     last = pulumi.ResourceOptions(depends_on=[app])
     pulumi.Stash("end", input=dict(where), opts=pulumi.ResourceOptions.merge(options, last))
 

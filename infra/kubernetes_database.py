@@ -9,8 +9,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.database_urls import DATABASE_NAME, OWNER, PORT, READY
-from infra.ending import before_deletion, bound_to
-from infra.kubernetes_end import KubernetesEnd
+from infra.ending import bound_to
 from infra.kubernetes_pods import (
     DATABASE,
     MADE_IS_ENOUGH,
@@ -45,7 +44,7 @@ class DatabaseArgs:
     protect: bool
     image_pull_secret: str | None
     waits: ClusterWaits
-    end: KubernetesEnd
+    freed: pulumi.ResourceHook  # before the volume goes
 
 
 class Database(pulumi.ComponentResource):
@@ -68,14 +67,13 @@ class Database(pulumi.ComponentResource):
         kept: Any = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": args.storage_size}}}
         if args.storage_class is not None:
             kept["storageClassName"] = args.storage_class
-        freed = bound_to(before_deletion("free-volume", args.end.free_volume))
         claim = k8s.core.v1.PersistentVolumeClaim(
             "database-volume",
             # Not awaited: many classes bind at the first pod alone, and the wait for the pod says what is wrong.
             metadata=args.place.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
             spec=kept,
             opts=pulumi.ResourceOptions.merge(
-                freed if not args.protect else None,
+                None if args.protect else bound_to(args.freed),
                 pulumi.ResourceOptions(
                     parent=self,
                     protect=args.protect,
@@ -83,6 +81,7 @@ class Database(pulumi.ComponentResource):
                 ),
             ),
         )
+        self.volume = claim.metadata.apply(lambda metadata: str(metadata.uid))
         stateful: Any = {
             "serviceName": fixed,
             "replicas": 1,
@@ -95,7 +94,10 @@ class Database(pulumi.ComponentResource):
         }
         pods = k8s.apps.v1.StatefulSet(
             "database",
-            metadata=args.place.metadata(DATABASE, args.namespace, fixed, MADE_IS_ENOUGH),
+            # Of another claim: it was stopped for that, and has to be made whole again.
+            metadata=args.place.metadata(
+                DATABASE, args.namespace, fixed, {**MADE_IS_ENOUGH, f"{args.place.project}/volume": self.volume}
+            ),
             spec=stateful,
             opts=child,
         )
@@ -107,7 +109,6 @@ class Database(pulumi.ComponentResource):
             spec=exposed,
             opts=child,
         )
-        self.volume = claim.metadata.apply(lambda metadata: str(metadata.uid))
         ready = once_ready("database", revision_of(pods), args.waits.ready, child)
         self.host = pulumi.Output.all(name_of(service), args.namespace, ready.id).apply(  # known once a pod is ready
             lambda known: f"{known[0]}.{known[1]}.svc"

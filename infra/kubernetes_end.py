@@ -25,6 +25,7 @@ PODS = f"{NAMESPACES}/{{}}/pods"
 DEPLOYMENTS = "/apis/apps/v1/namespaces/{}/deployments"
 JOBS = "/apis/batch/v1/namespaces/{}/jobs"
 STATEFUL_SETS = "/apis/apps/v1/namespaces/{}/statefulsets"
+STOPPER = "ci-fixer-sandbox-destroy"  # the manager of the fields that are changed here
 SANDBOXES = {"app": LABEL_APP}
 MARGIN_SECONDS = 60.0  # beyond the drain's own limit: for its pod's start
 START_SECONDS = 240.0  # in which its pod must have started: a node may have to pull the image
@@ -74,22 +75,28 @@ class KubernetesEnd:
     async def drain_alone(self, pod: pulumi.Output[Any]) -> None:
         """The same once the Deployment is deleted: one that is there was left by an `up` that was killed, or made again
         since. After a drain only what such a one started is left to end."""
-        await asyncio.to_thread(self._delete, "Deployment", self._where.place.name)
+        await asyncio.to_thread(self._delete_controllers)
         await asyncio.to_thread(self._drain, None if self._done else await known(pod))
 
-    async def free_volume(self) -> None:
-        """Removes a database that an `up` that was killed left: its pod would hold the claim. Raises EndRefused."""
-        name = f"{self._where.place.name}-database"
-        await asyncio.to_thread(self._delete, "StatefulSet", name)
-        if left := await asyncio.to_thread(self._pods, DATABASE):
-            raise EndRefused(
-                f"pod {left[0]} in namespace {self._where.namespace} still uses the claim {name}: delete the pod"
-            )
+    async def free_volume(self, claim: pulumi.ResourceHookArgs) -> None:
+        """Stops the database on a claim that is about to go: its pod would hold it. Raises EndRefused."""
+        metadata = await _metadata(claim)
+        await asyncio.to_thread(self._free, metadata["name"], metadata["namespace"])
 
     async def empty(self, policy: pulumi.ResourceHookArgs) -> None:
         """Ends what still runs in the namespace of a policy that is about to go. Raises EndRefused."""
-        metadata: Any = await pulumi.Output.from_input((policy.old_inputs or {})["metadata"]).future()
-        await asyncio.to_thread(self._empty, metadata["namespace"])
+        await asyncio.to_thread(self._empty, (await _metadata(policy))["namespace"])
+
+    def _free(self, name: str, namespace: str) -> None:
+        """The claim is called as the StatefulSet is. It stays, with no replica: who made it makes it whole again."""
+        try:
+            objects = _Objects(self._where)
+            objects.stop(STATEFUL_SETS, name, namespace)
+            left = objects.wait_for_pods(namespace, self._where.place.selector(DATABASE))
+        except ClusterError as error:
+            raise EndRefused(f"the database of claim {name} in namespace {namespace} does not stop: {error}") from error
+        if left:
+            raise EndRefused(f"pod {left[0]} in namespace {namespace} still uses the claim {name}: delete the pod")
 
     def _empty(self, namespace: str) -> None:
         try:
@@ -143,19 +150,12 @@ class KubernetesEnd:
             time.sleep(POLL_SECONDS)
         raise self._ending.refused(last_said(said) or "its pod said nothing")
 
-    def _delete(self, kind: str, name: str) -> None:
+    def _delete_controllers(self) -> None:
         try:
-            _Objects(self._where).delete(kind, name)
+            _Objects(self._where).delete_controllers()
         except ClusterError as error:
-            namespace = self._where.namespace
-            raise EndRefused(f"{kind} {name} in namespace {namespace} cannot be deleted: {error}") from error
-
-    def _pods(self, component: str) -> list[str]:
-        try:
-            return _Objects(self._where).wait_for_pods(self._where.namespace, self._where.place.selector(component))
-        except ClusterError as error:
-            namespace = self._where.namespace
-            raise EndRefused(f"pods in namespace {namespace} cannot be listed: {error}") from error
+            name, namespace = self._where.place.name, self._where.namespace
+            raise EndRefused(f"Deployment {name} in namespace {namespace} cannot be deleted: {error}") from error
 
 
 class _Objects:
@@ -172,13 +172,12 @@ class _Objects:
         """No controller runs inside the block, but for those that do not stop; after one that failed as many as before
         run again."""
         found = self._cluster.get(self._deployment)
-        if found is not None:
-            self._scale(0)
+        self.stop(DEPLOYMENTS, self._name, self._namespace)
         try:
             yield self.wait_for_pods(self._namespace, self._selector)
         except BaseException:
-            if self._cluster.get(self._deployment) is not None and found is not None:
-                self._scale(found["spec"]["replicas"])
+            if found is not None:
+                self._scale(self._deployment, found["spec"]["replicas"])
             raise
 
     def is_there(self) -> bool:
@@ -217,13 +216,20 @@ class _Objects:
         while self._cluster.items(jobs, SANDBOXES) and time.monotonic() < give_up:
             time.sleep(POLL_SECONDS)
 
-    def delete(self, kind: str, name: str) -> None:
-        """A Deployment or StatefulSet, as far as it is there."""
-        kinds = {"Deployment": DEPLOYMENTS, "StatefulSet": STATEFUL_SETS}
-        self._cluster.delete(f"{kinds[kind].format(self._namespace)}/{name}")
+    def delete_controllers(self) -> None:
+        """Their Deployment, as far as it is there."""
+        self._cluster.delete(self._deployment)
 
-    def _scale(self, replicas: int) -> None:
-        self._cluster.merge(f"{self._deployment}/scale", {"spec": {"replicas": replicas}})
+    def stop(self, kind: str, name: str, namespace: str) -> None:
+        """Lets a Deployment or StatefulSet have no pod, as far as it is there."""
+        self._scale(f"{kind.format(namespace)}/{name}", 0)
+
+    def _scale(self, path: str, replicas: int) -> None:
+        try:
+            self._cluster.merge(path, {"spec": {"replicas": replicas}}, STOPPER)
+        except ClusterError as error:
+            if error.status != 404:
+                raise
 
     def _wait_for_start(self, name: str, path: str) -> None:
         began, told = time.monotonic(), ""
@@ -237,16 +243,23 @@ class _Objects:
             time.sleep(POLL_SECONDS)
 
 
-class Deletion:
-    """The deletion of a namespace, which tells what keeps it."""
+async def _metadata(args: pulumi.ResourceHookArgs) -> Mapping[str, Any]:
+    """Of an object as it is, not as the program has it now."""
+    found: Mapping[str, Any] = await pulumi.Output.from_input((args.old_inputs or {})["metadata"]).future() or {}
+    return found
 
-    def __init__(self, context: str, namespace: str) -> None:
-        self._context, self._namespace = context, namespace
-        self.watching: asyncio.Task[None] | None = None
 
-    async def watch(self) -> None:
+class Deletions:
+    """The deletions of namespaces, which tell what keeps them."""
+
+    def __init__(self, context: str) -> None:
+        self._context = context
+        self.watching: list[asyncio.Task[None]] = []
+
+    async def watch(self, namespace: pulumi.ResourceHookArgs) -> None:
         """Begins, and goes on beside the deletion."""
-        self.watching = asyncio.create_task(_watch(self._context, self._namespace))
+        name = (await _metadata(namespace))["name"]
+        self.watching.append(asyncio.create_task(_watch(self._context, name)))
 
 
 async def _watch(context: str, namespace: str) -> None:
@@ -259,6 +272,8 @@ async def _watch(context: str, namespace: str) -> None:
             return
         if found is None:
             return
+        if "deletionTimestamp" not in found["metadata"]:
+            continue
         if (words := stuck(found)) != told:
             pulumi.log.warn(words)
             told = words

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.ending import before_deletion, bound_to
+from infra.ending import bound_to
 from infra.errors import PreflightError
-from infra.kubernetes_end import Deletion
+from infra.kubernetes_end import Deletions
 from infra.kubernetes_pods import CONTROLLER, Place, name_of
 
 RESTRICTED = {
@@ -44,6 +44,7 @@ class Namespaces(pulumi.ComponentResource):
     def __init__(self, name: str, args: NamespacesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Namespaces", name, None, opts)
         self._args = args
+        self._watched = pulumi.ResourceHook("watch", Deletions(args.context).watch)
         self.app = self._namespace("app-namespace", args.app, protect=args.protect)
         self.sandboxes = self._namespace("sandbox-namespace", args.sandboxes, protect=False)
         self.register_outputs({"app": self.app, "sandboxes": self.sandboxes})
@@ -51,12 +52,11 @@ class Namespaces(pulumi.ComponentResource):
     def _namespace(self, resource: str, name: str, *, protect: bool) -> pulumi.Output[str]:
         if not self._args.create:
             return pulumi.Output.from_input(name)
-        watched = Deletion(self._args.context, name).watch
         made = k8s.core.v1.Namespace(
             resource,
             metadata={"name": name, "labels": {**self._args.place.labels(CONTROLLER), **RESTRICTED}},
             opts=pulumi.ResourceOptions.merge(
-                None if protect else bound_to(before_deletion(f"watch-{resource}", watched)),
+                None if protect else bound_to(self._watched),
                 pulumi.ResourceOptions(parent=self, protect=protect, hooks=self._unless_left(name)),
             ),
         )

@@ -39,7 +39,11 @@ class Place:
         return {**self.selector(component), MANAGED_BY: "pulumi"}
 
     def metadata(
-        self, component: str, namespace: Any, name: str | None = None, annotations: Mapping[str, str] | None = None
+        self,
+        component: str,
+        namespace: Any,
+        name: str | None = None,
+        annotations: Mapping[str, pulumi.Input[str]] | None = None,
     ) -> Any:
         """An object's metadata; without a name Pulumi gives it one that changes with what it may not change."""
         given = {"name": name, "namespace": namespace, "labels": self.labels(component), "annotations": annotations}

@@ -61,7 +61,6 @@ def rules(config: Config) -> Sequence[Rule]:
         Rule(app, "", ("events",), ("list",)),
         Rule(app, "", ("pods/log", "pods/status"), ("get",)),
         Rule(app, "", ("pods",), ("create", "delete")),
-        Rule(app, "apps", ("deployments/scale",), ("patch",)),
         Rule(boxes, "batch", ("jobs",), ("deletecollection",)),
         Rule(boxes, RBAC, ("rolebindings", "roles"), KEPT),
         Rule(boxes, "networking.k8s.io", ("networkpolicies",), KEPT),

@@ -16,20 +16,22 @@ class Found:
     """What the stack is sent to: a cluster, or None for the Docker engine.
 
     `faults` stop an `up`, `taken` (what a new stack would make, and somebody has) the first one; neither anything else.
+    `warnings` are said.
     """
 
     cluster: Cluster | None = None
     faults: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def preflight(config: Config) -> Found:
     """Asks the Docker engine, where one is needed, and the cluster. Raises PreflightError where there is no answer."""
     if config.target == "docker":
         engine = find_engine(config)
-        return Found(None, engine.faults, engine.taken)
+        return Found(None, engine.faults, engine.taken, engine.warnings)
     cluster = find_cluster(config)
-    return Found(cluster, (*_engine_faults(config), *cluster.faults), cluster.taken)
+    return Found(cluster, (*_engine_faults(config), *cluster.faults), cluster.taken, cluster.warnings)
 
 
 def _engine_faults(config: Config) -> Sequence[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from infra.cluster_client import ClusterClient, Hidden, Object
 from infra.config import Config
+from infra.kubernetes_end import STOPPER
 from infra.kubernetes_pods import INSTANCE, MANAGED_BY, NAME
 
 NOBODYS = ("pulumi-kubernetes", "kube-", "cloud-controller")  # how field managers of the provider and the cluster begin
@@ -81,7 +82,10 @@ def _scaled(cluster: ClusterClient, config: Config) -> Iterator[str]:
         return
     replicas = found["spec"].get("replicas") if found else config.replicas
     managers = _others(found, ("f:spec", "f:replicas")) if found else []
-    if managers and replicas != config.replicas:
+    again = f"pulumi up --stack {config.stack} --refresh --run-program"
+    if replicas == 0 and STOPPER in managers:
+        yield f"no controller runs, since a `destroy` was interrupted; so that some run again: {again}"
+    elif managers and replicas != config.replicas:
         keep = f"pulumi config set --stack {config.stack} replicas {replicas}"
         yield (
             f"Deployment {config.name} was scaled to {replicas} by hand ({', '.join(managers)}); it has"

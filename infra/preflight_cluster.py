@@ -22,6 +22,7 @@ from infra.preflight_rights import in_words, lacking
 ALL_SECONDS = 25.0  # for every answer of a preflight
 IDENTITY = "kube-system"  # the namespace whose uid tells a cluster from another (OpenTelemetry's k8s.cluster.uid)
 LEAST = 30  # minor version of Kubernetes 1
+GONE = "a stack whose cluster is gone for good is forgotten by `pulumi stack rm --force`"
 SECTION = "docs/stacks.md, Rights"
 
 
@@ -82,7 +83,7 @@ def _reached(config: Config) -> tuple[str, ClusterClient]:
         context = config.kube_context or kubeconfig.list_kube_config_contexts()[1]["name"]
         return context, ClusterClient(context, ALL_SECONDS)
     except (kubeconfig.ConfigException, yaml.YAMLError, OSError, TypeError, ValueError, KeyError) as error:
-        advice = f"set KUBECONFIG to a kubeconfig, and {config.project}:kubeContext to a context of it"
+        advice = f"set KUBECONFIG to a kubeconfig, and {config.project}:kubeContext to a context of it; {GONE}"
         raise PreflightError(f"no cluster is configured: {' '.join(str(error).split())}; {advice}") from error
 
 
@@ -93,7 +94,7 @@ def _uid(cluster: ClusterClient) -> str:
         needs = f"the context's user needs `get` on it, by which a stack knows its cluster ({SECTION})"
         raise PreflightError(f"{cluster.where} does not show the namespace {IDENTITY}: {needs}") from error
     except ClusterError as error:
-        raise PreflightError(f"{error}; start it, or name another kubeContext") from error
+        raise PreflightError(f"{error}; start it, or name another kubeContext; {GONE}") from error
     if found is None:
         raise PreflightError(f"{cluster.where} has no namespace {IDENTITY}: is it a Kubernetes cluster?")
     return str(found["metadata"]["uid"])

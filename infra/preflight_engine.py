@@ -7,11 +7,12 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from controller.backends.docker_engine import Engine, EngineError
 from controller.errors import NotNow
@@ -19,65 +20,86 @@ from infra.config import Config
 from infra.docker_containers import LOOPBACK
 from infra.errors import PreflightError
 
+T = TypeVar("T")
+
 ENGINE = "unix:///var/run/docker.sock"
 SECONDS = 10  # for all answers
 
 
 @dataclass(frozen=True)
 class FoundEngine:
-    """An engine that answers. `faults` stop an `up`; `taken`: that something with the stack's names is there."""
+    """An engine that answers. `faults` stop an `up`; `taken`: that something with the stack's names is there.
+    `warnings` are said.
+    """
 
     faults: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the engine has of a stack: its containers, as it shows them, by name; whether it has the volume."""
+
+    containers: Mapping[str, Any]
+    volume: bool
 
 
 def find_engine(config: Config) -> FoundEngine:
     """Asks the engine, and looks at this machine if the stack runs on it. Raises PreflightError without an answer."""
-    host = os.environ.get("DOCKER_HOST", ENGINE)  # the provider's choice too; it knows no contexts
-    with ThreadPoolExecutor(1) as thread:  # Pulumi runs the program inside an event loop
-        ports, volume = thread.submit(asyncio.run, _asked(host, config)).result()
-    if host.startswith("unix://"):
-        faults = [*_taken_ports(config, {port for held in ports.values() for port in held}), *_missing_socket(config)]
+    if context := os.environ.get("DOCKER_CONTEXT"):
+        words = "would send the provider's containers there, and its images to DOCKER_HOST"
+        raise PreflightError(
+            f"DOCKER_CONTEXT is {context!r}, which {words}: unset it, and name the engine by DOCKER_HOST"
+        )
+    made = _answer(partial(_made, config))
+    if _host().startswith("unix://"):
+        faults = [*_taken_ports(config, _ports(made)), *_missing_socket(config)]
     else:
-        faults = _missing_group(config, host)
-    return FoundEngine(tuple(faults), _taken_names(config, list(ports), volume))
+        faults = _missing_group(config, _host())
+    return FoundEngine(tuple(faults), _taken_names(config, made), _stopped(config, made))
 
 
 def ping_engine() -> None:
     """Asks whether it answers. Raises PreflightError where it does not."""
-    host = os.environ.get("DOCKER_HOST", ENGINE)
+    _answer(_version)
+
+
+def _host() -> str:
+    return os.environ.get("DOCKER_HOST", ENGINE)  # the provider's choice too
+
+
+def _answer(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
+    """The engine's. Pulumi runs the program inside an event loop, so that another thread has to wait."""
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, _asked(host, None)).result()
+        return thread.submit(asyncio.run, _asked(ask)).result()
 
 
-async def _asked(host: str, config: Config | None) -> tuple[Mapping[str, Sequence[int]], bool]:
-    """The stack's containers on that engine, with their ports on the machine, and whether its volume is there."""
-    engine = Engine(host)
+async def _asked(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
+    engine = Engine(_host())
     try:
         async with asyncio.timeout(SECONDS):
-            await engine.json("GET", "version")
-            if config is None:
-                return {}, False
-            names = [f"{config.name}-{one}" for one in ("database", "app")]
-            found = {name: await _published(engine, name) for name in names}
-            volume = await _there(engine, f"volumes/{config.name}-database")
-            return {name: ports for name, ports in found.items() if ports is not None}, volume is not None
+            return await ask(engine)
     except TimeoutError as error:
         words = f"the Docker engine gave no answer in {SECONDS} s: start it, or set DOCKER_HOST"
         raise PreflightError(words) from error
     except NotNow as error:
-        raise PreflightError(f"images are built and run by a Docker engine: {error}") from error
+        gone = "a stack whose engine is gone for good is forgotten by `pulumi stack rm --force`"
+        raise PreflightError(f"images are built and run by a Docker engine: {error}; {gone}") from error
     finally:
         await engine.close()
 
 
-async def _published(engine: Engine, container: str) -> list[int] | None:
-    """The ports of one container, None where it is not there."""
-    found = await _there(engine, f"containers/{container}/json")
-    if found is None:
-        return None
-    bindings = found["HostConfig"]["PortBindings"] or {}
-    return [int(one["HostPort"]) for bound in bindings.values() for one in bound or []]
+async def _version(engine: Engine) -> None:
+    await engine.json("GET", "version")
+
+
+async def _made(config: Config, engine: Engine) -> Made:
+    await _version(engine)
+    names = [f"{config.name}-{one}" for one in ("database", "app")]
+    found = {name: await _there(engine, f"containers/{name}/json") for name in names}
+    volume = await _there(engine, f"volumes/{config.name}-database")
+    return Made({name: one for name, one in found.items() if one is not None}, volume is not None)
 
 
 async def _there(engine: Engine, path: str) -> Any:
@@ -90,18 +112,37 @@ async def _there(engine: Engine, path: str) -> Any:
         raise
 
 
-def _taken_names(config: Config, containers: Sequence[str], volume: bool) -> tuple[str, ...]:
+def _taken_names(config: Config, made: Made) -> tuple[str, ...]:
     """Another state's stack of this name would lose what is its own: `destroy` removes by name."""
-    if not containers and not volume:
+    volume = [f"{config.name}-database"] if made.volume else []
+    held = [*(f"container {one}" for one in made.containers), *(f"volume {one}" for one in volume)]
+    if not held:
         return ()
-    held = [*(f"container {one}" for one in containers), *([f"volume {config.name}-database"] if volume else [])]
-    removed = [f"docker rm -fv {' '.join(containers)}"] if containers else []
-    removed += [f"docker volume rm {config.name}-database"] if volume else []
+    removed = [f"docker rm -fv {' '.join(made.containers)}"] if made.containers else []
+    removed += [f"docker volume rm {one}" for one in volume]
     return (
         f"the engine has {', '.join(held)}, and this stack's state does not know it: another state (pulumi whoami -v)"
         f" has a stack {config.stack}, or the state was lost. Bring that state back, or name this stack otherwise"
         f" (pulumi stack init NAME); if nobody needs it, with its rows: {' && '.join(removed)}",
     )
+
+
+def _stopped(config: Config, made: Made) -> tuple[str, ...]:
+    """A controller that somebody stopped, or a `destroy` that was interrupted, is no change that a plain `up` sees."""
+    app = made.containers.get(f"{config.name}-app")
+    if app is None or app["State"]["Running"] or app["State"].get("Restarting"):
+        return ()
+    again = f"pulumi up --stack {config.stack} --refresh --run-program"
+    return (
+        f"container {config.name}-app does not run: it was stopped, or a `destroy` was interrupted; to have it run"
+        f" again: {again}",
+    )
+
+
+def _ports(made: Made) -> set[int]:
+    """Of this machine, that the stack's own containers have."""
+    bindings = [one["HostConfig"]["PortBindings"] or {} for one in made.containers.values()]
+    return {int(one["HostPort"]) for each in bindings for bound in each.values() for one in bound or []}
 
 
 def _taken_ports(config: Config, ours: set[int]) -> list[str]:

@@ -61,8 +61,6 @@ def prod(
     if config.kube_context is None:
         words = f"the cluster of the context in use, {cluster.context}, is taken for this stack's"
         pulumi.log.warn(f"{config.project}:kubeContext is not set: {words}")
-    for words in cluster.warnings:
-        pulumi.log.warn(words)
     after = pulumi.ResourceOptions(depends_on=[passed])
     passwords = Passwords("passwords", config.database_password, pulumi.ResourceOptions.merge(after, first))
     after = pulumi.ResourceOptions(depends_on=[passed, passwords])
@@ -88,10 +86,11 @@ def prod(
         inside,
     )
     databases: list[pulumi.Resource] = []
+    freed = pulumi.ResourceHook("free-volume", end.free_volume)
     if config.database_url is not None:
         reach = _existing(config.database_url, passwords, config.stack)
     else:
-        database = _database(config, place, spaces, passwords, waits, end, inside)
+        database = _database(config, place, spaces, passwords, waits, freed, inside)
         reach = _own(config, cluster.context, database, passwords)
         databases.append(database)
     network = Network("network", _network(config, place, spaces, reach, end), inside)
@@ -207,7 +206,7 @@ def _database(
     spaces: Namespaces,
     passwords: Passwords,
     waits: ClusterWaits,
-    end: KubernetesEnd,
+    freed: pulumi.ResourceHook,
     opts: pulumi.ResourceOptions,
 ) -> Database:
     args = DatabaseArgs(
@@ -220,7 +219,7 @@ def _database(
         protect=config.protect_database,
         image_pull_secret=config.image_pull_secret,
         waits=waits,
-        end=end,
+        freed=freed,
     )
     return Database("database", args, opts)
 

@@ -19,6 +19,8 @@ def main() -> None:
     """Makes everything, and exports the outputs. Raises ConfigError or PreflightError before it makes anything."""
     config = Config.read()
     found = preflight(config)
+    for words in found.warnings:
+        pulumi.log.warn(words)
     for name, value in _stack(config, found).items():
         pulumi.export(name, value)
 

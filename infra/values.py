@@ -50,7 +50,17 @@ def matching(pattern: re.Pattern[str], words: str) -> Callable[[str], str]:
 
 label = matching(LABEL, "at most 63 lower-case letters, digits and -, such as ci-fixer")
 subdomain = matching(SUBDOMAIN, "lower-case letters, digits, - and ., such as registry-login")
-registry = matching(REGISTRY, "a registry without scheme or closing slash, such as registry.example.com/team")
+_registry = matching(REGISTRY, "a registry without scheme or closing slash, such as registry.example.com/team")
+
+
+def registry(value: str) -> str:
+    """A registry's name, as images bear it."""
+    host = _registry(value).partition("/")[0]
+    if host == "index.docker.io":
+        raise ValueError("takes docker.io for Docker Hub, as images are called there")
+    if host != "localhost" and not {".", ":"} & set(host):
+        raise ValueError(f"takes the registry's host too, such as docker.io/{value}")
+    return value
 
 
 def text(value: str) -> str:

@@ -352,6 +352,28 @@ def test_a_change_that_would_delete_rows_is_said_in_the_preview_and_another_targ
             stack.preview()
 
 
+def test_what_left_the_program_goes_with_what_ends_before_it(
+    tmp_path: Path, providers: tuple[FakeProvider, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "preflight", fake_preflight)
+    provider, debug = providers
+    with untidy():
+        stack = made("prod", tmp_path, debug)
+        stack.up()
+        provider.done.clear()
+        stack.set_config(
+            "ci-fixer-sandbox:databaseUrl", auto.ConfigValue("postgresql://me:p@db.example/it", secret=True)
+        )
+        stack.set_config("ci-fixer-sandbox:databaseCidrs", auto.ConfigValue('["10.1.0.0/16"]'))
+        stack.preview()
+        stack.up()
+        order = [thing for _, thing in provider.done]
+        assert order.index("free_volume") < order.index("PersistentVolumeClaim database-volume")
+        assert changes(stack.up()) == {}
+        stack.destroy(run_program=True)
+        assert left_of(stack.export_stack().deployment) == []
+
+
 @pytest.mark.parametrize("name", STACKS)
 def test_what_does_not_get_ready_ends_an_up_there_and_the_next_goes_on(
     name: str,

@@ -46,6 +46,11 @@ def test_what_a_change_would_do_to_rows_is_told(config: Config, changes: dict[st
     assert warning.startswith(f"ci-fixer-sandbox:{words}")
 
 
+def test_a_renamed_stack_is_refused_before_everything_is_made_anew(config: Config) -> None:
+    (fault,) = told(config, stack="mine").faults
+    assert "every object is called ci-fixer-sandbox-it, and would be made anew as ci-fixer-sandbox-mine" in fault
+
+
 def test_an_existing_database_that_is_left_keeps_its_rows(config: Config) -> None:
     existing = replace(config, database_url="postgresql://one")  # type: ignore[arg-type]
     (gone,) = told(existing, database_url=None).warnings

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pulumi
 import pytest
 import yaml
 
+from infra.config import Config
 from infra.errors import ConfigError
-from tests.infra.conftest import ROOT, Deploy
+from tests.infra.conftest import ROOT, Deploy, configure
 from tests.support.config_keys import every_key
 
 CLUSTER: dict[str, Any] = {"target": "kubernetes", "registry": "r.example"}
@@ -35,6 +37,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("kubernetes", {"dockerSocketGroup": "1"}, "dockerSocketGroup is for target docker alone"),
     ("kubernetes", {"registry": ""}, "registry is missing: images are built here"),
     ("kubernetes", {"registry": "https://r.example/"}, "registry takes a registry without scheme or closing slash"),
+    ("kubernetes", {"registry": "team"}, "registry takes the registry's host too, such as docker.io/team"),
+    ("kubernetes", {"registry": "index.docker.io/team"}, "registry takes docker.io for Docker Hub"),
     ("kubernetes", {**PREBUILT}, "registry is for images that are built here, and both are prebuilt"),
     ("kubernetes", {**PREBUILT, "pullRegistry": "r.example"}, "pullRegistry is for images that are built here"),
     ("kubernetes", {"registryUsername": "me"}, "registryPassword is missing, and registryUsername is given"),
@@ -125,3 +129,13 @@ def test_every_key_of_the_schema_is_read_and_every_key_is_described() -> None:
     assert {key for key in schema if ":" not in key} <= every_key()
     rows = re.findall(r"^\| (`.*?) \| (?:both|docker|kubernetes) \|", (ROOT / "docs" / "stacks.md").read_text(), re.M)
     assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == every_key()
+
+
+def test_a_key_of_the_provider_that_the_program_does_not_read_is_refused() -> None:
+    configure({"target": "docker"}, "it", ())
+    pulumi.runtime.set_config("docker:host", "tcp://127.0.0.1:2375")
+    try:
+        with pytest.raises(ConfigError, match="docker:host would send the provider to an engine that is not asked"):
+            Config.read()
+    finally:
+        pulumi.runtime.reset_options()

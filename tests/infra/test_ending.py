@@ -21,8 +21,8 @@ from infra.config import Config
 from infra.docker_end import DockerEnd
 from infra.ending import Ending
 from infra.errors import EndRefused
-from infra.kubernetes_end import Deletion, KubernetesEnd, Where
-from infra.kubernetes_pods import CONTROLLER, Place, container_security, pod_security
+from infra.kubernetes_end import Deletions, KubernetesEnd, Where
+from infra.kubernetes_pods import CONTROLLER, DATABASE, Place, container_security, pod_security
 from infra.kubernetes_sweep import sweep
 from tests.infra.conftest import configure
 from tests.support.cluster import IMAGE
@@ -219,14 +219,33 @@ def test_where_nobody_is_to_wait_a_pod_that_stays_is_said_and_keeps_nobody_from_
     assert f"kubectl delete pod --force -n {where.sandbox_namespace}" in told.out + told.err
 
 
+def deleted(kind: str, name: str, namespace: str = "") -> pulumi.ResourceHookArgs:
+    """What a hook is told of an object that is about to go."""
+    old = {"metadata": {"name": name, "namespace": namespace}}
+    return pulumi.ResourceHookArgs("urn", "id", "it", kind, old_inputs=old)
+
+
+def test_a_volume_that_goes_stops_the_database_on_it_and_no_other(where: Where) -> None:
+    name, apps = f"{where.place.name}-database", client.AppsV1Api()
+    labels = where.place.labels(DATABASE)
+    template = {"metadata": {"labels": labels}, "spec": {**pod("sleep 600"), "restartPolicy": "Always"}}
+    spec = {"replicas": 1, "selector": {"matchLabels": labels}, "serviceName": name, "template": template}
+    for namespace in (where.namespace, where.sandbox_namespace):
+        body: Any = {"metadata": {"name": name, "labels": labels}, "spec": spec}
+        apps.create_namespaced_stateful_set(namespace, body)
+    former, now = where.namespace, replace(where, namespace=where.sandbox_namespace)
+    asyncio.run(KubernetesEnd(now, ENDING).free_volume(deleted("PersistentVolumeClaim", name, former)))
+    left: Any = [apps.read_namespaced_stateful_set(name, one).spec for one in (former, where.sandbox_namespace)]
+    assert [one.replicas for one in left] == [0, 1]
+    assert client.CoreV1Api().list_namespaced_pod(former).items == []
+
+
 def test_no_sandbox_outlives_the_policies_of_a_namespace_that_stays(where: Where) -> None:
     a_job(where)
-    metadata = {"name": "deny-all", "namespace": where.sandbox_namespace}
 
     async def end() -> None:
         moved = replace(where, sandbox_namespace="elsewhere")
-        policy = pulumi.ResourceHookArgs("urn", "id", "it", "NetworkPolicy", old_inputs={"metadata": metadata})
-        await KubernetesEnd(moved, ENDING).empty(policy)
+        await KubernetesEnd(moved, ENDING).empty(deleted("NetworkPolicy", "deny-all", where.sandbox_namespace))
 
     asyncio.run(end())
     assert living(where) == []
@@ -265,8 +284,8 @@ def test_a_namespace_that_stays_says_by_what(
     core.create_namespaced_config_map(where.namespace, {"metadata": held})  # type: ignore[arg-type]
 
     async def end() -> None:
-        deletion = Deletion(where.context, where.namespace)
-        await deletion.watch()
+        deletions = Deletions(where.context)
+        await deletions.watch(deleted("Namespace", where.namespace))
         core.delete_namespace(where.namespace)
         told = ""
         while "example.com/never" not in told:
@@ -276,8 +295,7 @@ def test_a_namespace_that_stays_says_by_what(
         assert f"namespace {where.namespace} is still being deleted" in told
         assert "configmaps" in told
         core.patch_namespaced_config_map("held", where.namespace, {"metadata": {"finalizers": None}})
-        assert deletion.watching is not None
-        await deletion.watching  # it ends with the namespace
+        await asyncio.gather(*deletions.watching)  # they end with the namespace
 
     asyncio.run(asyncio.wait_for(end(), 110))
 

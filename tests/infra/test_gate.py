@@ -46,7 +46,8 @@ def finding(monkeypatch: pytest.MonkeyPatch, *faults: str, **found: Any) -> None
     """Makes this the preflight's answer."""
 
     def answer(config: Config) -> Found:
-        return Found(Cluster("it", "uid-1", **found), faults)
+        cluster = Cluster("it", "uid-1", **found)
+        return Found(cluster, faults, warnings=cluster.warnings)
 
     monkeypatch.setattr(program, "preflight", answer)
 

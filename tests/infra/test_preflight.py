@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from infra.kubernetes_rights import RBAC, Rule, rights, rules
 from infra.preflight import preflight
 from infra.preflight_cluster import find_cluster
 from infra.preflight_database import major_faults
+from infra.preflight_engine import Made
 from tests.infra.conftest import ROOT, configure
 from tests.support.cluster import NAMESPACES, Admin
 from tests.support.deployer import Deployer, deployer, documented_roles
@@ -56,10 +57,13 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The ports of the stack's own containers, of an engine that answers here."""
     ports: set[int] = set()
 
-    async def answers(host: str, config: Config | None) -> tuple[Mapping[str, Sequence[int]], bool]:
-        return ({"it-app": list(ports)} if ports else {}), False
+    def answers(ask: object) -> Made:
+        bound = {str(port): [{"HostPort": str(port)}] for port in ports}
+        app = {"HostConfig": {"PortBindings": bound}, "State": {"Running": False}}
+        return Made({"ci-fixer-sandbox-it-app": app} if ports else {}, volume=False)
 
-    monkeypatch.setattr("infra.preflight_engine._asked", answers)
+    monkeypatch.setattr("infra.preflight_engine._answer", answers)
+    monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     return ports
 
@@ -128,6 +132,27 @@ def test_a_port_that_the_stack_itself_has_is_not_refused_and_another_one_keeps_n
         ours.add(free)  # its containers are there, and were made with another port
         (fault,) = preflight(found).faults
         assert f"port {port} of 127.0.0.1 is taken by another program" in fault
+
+
+def test_a_controller_that_an_interrupted_destroy_left_stopped_is_told_with_what_to_do(
+    config: Configured, ours: set[int]
+) -> None:
+    found = config(target="docker", dockerSocket="")
+    assert preflight(found).warnings == ()
+    ours.update(free_ports(1))
+    (words,) = preflight(found).warnings
+    assert words.startswith("container ci-fixer-sandbox-it-app does not run")
+    assert words.endswith("pulumi up --stack it --refresh --run-program")
+
+
+def test_a_docker_context_that_the_provider_alone_would_follow_is_refused(
+    config: Configured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONTEXT", "default")
+    with pytest.raises(
+        PreflightError, match=r"DOCKER_CONTEXT is 'default'.*unset it, and name the engine by DOCKER_HOST"
+    ):
+        preflight(config(target="docker", dockerSocketGroup=0))
 
 
 def test_what_another_state_has_under_the_stacks_names_is_named_with_what_to_do(config: Configured) -> None:
@@ -382,7 +407,7 @@ def test_every_right_that_is_missing_is_told_at_once_with_where_to_look(
     assert in_app.startswith(f"the context's user may not, in namespace {somebody.app}: get, list, ")
     assert "get, list, watch, create, patch, delete secrets" in in_app
     assert "; create, patch, delete deployments.apps; " in in_app
-    assert "; create, delete pods; " in in_app
+    assert "; create, delete pods" in in_app
     assert in_boxes.startswith(f"the context's user may not, in namespace {somebody.boxes}: ")
     assert "create, patch, delete limitranges" in in_boxes.replace("get, list, watch, ", "")
     assert "createLimits false leaves them to it" in limits

@@ -8,7 +8,7 @@ import pytest
 
 from infra import docker_database, program
 from infra.docker_end import DockerEnd
-from infra.kubernetes_end import Deletion, KubernetesEnd
+from infra.kubernetes_end import Deletions, KubernetesEnd
 
 
 def fake_ending(monkeypatch: pytest.MonkeyPatch, done: list[tuple[str, str]]) -> None:
@@ -25,6 +25,6 @@ def fake_ending(monkeypatch: pytest.MonkeyPatch, done: list[tuple[str, str]]) ->
             monkeypatch.setattr(kind, act, noted(act))
     for act in ("free_volume", "empty"):
         monkeypatch.setattr(KubernetesEnd, act, noted(act))
-    monkeypatch.setattr(Deletion, "watch", noted("watch"))
+    monkeypatch.setattr(Deletions, "watch", noted("watch"))
     monkeypatch.setattr(docker_database, "remove", noted("remove"))
     monkeypatch.setattr(program, "sweep", noted("sweep"))

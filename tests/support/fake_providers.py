@@ -20,6 +20,12 @@ REPLACING = {  # what the real providers cannot change in place, as far as the t
 }
 
 
+def place(inputs: Any, key: str) -> Any:
+    """A name or namespace of a cluster's object."""
+    metadata = inputs.get("metadata")
+    return metadata.get(key) if isinstance(metadata, dict) else None
+
+
 class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
     """Takes all that it is given, and remembers what was done to what: `create`, `Deployment controller`.
 
@@ -54,7 +60,9 @@ class FakeProvider(provider_pb2_grpc.ResourceProviderServicer):
         changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
         kind = provider_pb2.DiffResponse.DIFF_SOME if changed else provider_pb2.DiffResponse.DIFF_NONE
         token, _ = token_and_name(request.urn)
-        replacing = {"stringData"} if after.get("immutable") else REPLACING.get(token, ())
+        replacing = {"stringData"} if after.get("immutable") else set(REPLACING.get(token, ()))
+        if any(place(before, key) != place(after, key) for key in ("name", "namespace")):
+            replacing |= {"metadata"}
         return provider_pb2.DiffResponse(
             changes=kind, diffs=changed, replaces=[key for key in changed if key in replacing]
         )
