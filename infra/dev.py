@@ -20,13 +20,16 @@ from infra.waiting_engine import EngineWaits
 
 
 def dev(
-    config: Config, passed: pulumi.Resource, first: pulumi.ResourceOptions, waits: EngineWaits
+    config: Config, platform: str, passed: pulumi.Resource, first: pulumi.ResourceOptions, waits: EngineWaits
 ) -> dict[str, pulumi.Input[Any]]:
-    """Makes it all, after what it has to pass; returns the stack's outputs. `first`: what a new stack has to pass."""
+    """Makes it all, after what it has to pass; returns the stack's outputs. `first`: what a new stack has to pass;
+    `platform`: what is built for."""
     after = pulumi.ResourceOptions(depends_on=[passed])
     passwords = Passwords("passwords", config.database_password, pulumi.ResourceOptions.merge(after, first))
     after = pulumi.ResourceOptions(depends_on=[passed, passwords])
-    images = Images("images", ImagesArgs(config.stack, config.app_image, config.sandbox_image), after)
+    images = Images(
+        "images", ImagesArgs(config.stack, config.app_image, config.sandbox_image, platform=platform), after
+    )
     args = DockerDatabaseArgs(
         config.name, config.postgres_image, passwords.owner, config.database_port, config.protect_database, waits
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +15,12 @@ CHECKOUT = Path("..")  # Pulumi runs the program in its own directory; an absolu
 ENTRYPOINT = ["python", "-m", "controller"]  # said to every engine: an app image of another make may have its own
 HTTP_PORT = 3000  # on which the controller listens
 STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
-ARCHITECTURES = {"arm64": "linux/arm64", "aarch64": "linux/arm64"}  # of this machine, for what is built to run on it
 
 
 @dataclass(frozen=True)
 class ImagesArgs:
-    """Where images come from. Without a registry they stay in the engine that built them."""
+    """Where images come from. Without a registry they stay in the engine that built them. `platform`: of what runs
+    them."""
 
     stack: str
     app_image: str | None = None  # prebuilt
@@ -30,6 +29,7 @@ class ImagesArgs:
     pull_registry: str | None = None  # the cluster's name for it
     username: str | None = None
     password: pulumi.Input[str] | None = None
+    platform: str = "linux/amd64"
 
 
 class Images(pulumi.ComponentResource):
@@ -57,7 +57,7 @@ class Images(pulumi.ComponentResource):
             build=docker.DockerBuildArgs(
                 context=context,
                 dockerfile=f"{context}/Dockerfile",
-                platform=_platform() if args.registry is None else "linux/amd64",
+                platform=args.platform,
             ),
             registry=self._login(),
             skip_push=args.registry is None,
@@ -88,7 +88,3 @@ def _context(what: str) -> str:
     except OSError as error:
         words = "mend the checkout, or give prebuilt images (appImage, sandboxImage)"
         raise PreflightError(f"the {what} image cannot be built: {error}; {words}") from error
-
-
-def _platform() -> str:
-    return ARCHITECTURES.get(platform.machine().lower(), "linux/amd64")

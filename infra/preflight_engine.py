@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from controller.backends.docker_engine import Engine, EngineError
+from controller.backends.docker_login import config_file
 from controller.errors import NotNow
 from infra.config import Config
 from infra.docker_containers import LOOPBACK
@@ -29,18 +32,21 @@ SECONDS = 10  # for all answers
 @dataclass(frozen=True)
 class FoundEngine:
     """An engine that answers. `faults` stop an `up`; `taken`: that something with the stack's names is there.
-    `warnings` are said.
+    `warnings` are said. `platform`: what its containers are built for.
     """
 
     faults: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    platform: str = "linux/amd64"
 
 
 @dataclass(frozen=True)
 class Made:
-    """What the engine has of a stack: its containers, as it shows them, by name; whether it has the volume."""
+    """What the engine has of a stack: its containers, as it shows them, by name; whether it has the volume.
+    `architecture` is the engine's machine's."""
 
+    architecture: str
     containers: Mapping[str, Any]
     volume: bool
 
@@ -57,7 +63,23 @@ def find_engine(config: Config) -> FoundEngine:
         faults = [*_taken_ports(config, _ports(made)), *_missing_socket(config)]
     else:
         faults = _missing_group(config, _host())
-    return FoundEngine(tuple(faults), _taken_names(config, made), _stopped(config, made))
+    faults += login_faults(config)
+    return FoundEngine(tuple(faults), _taken_names(config, made), _stopped(config, made), f"linux/{made.architecture}")
+
+
+def login_faults(config: Config) -> list[str]:
+    """The provider asks every credential helper for its logins before it builds, and fails where one is not there."""
+    try:
+        found = json.loads(config_file().read_bytes()) if config.builds else {}
+        named = {found.get("credsStore"), *(found.get("credHelpers") or {}).values()}
+    except (OSError, ValueError, AttributeError):
+        return []  # no logins; a file that cannot be read is the provider's to name
+    missing = sorted(one for one in named if isinstance(one, str) and shutil.which(f"docker-credential-{one}") is None)
+    return [
+        f"{config_file()} names the credential helper {one}, and there is no program docker-credential-{one}: install"
+        " it, or take it out of the file"
+        for one in missing
+    ]
 
 
 def ping_engine() -> None:
@@ -90,16 +112,17 @@ async def _asked(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
         await engine.close()
 
 
-async def _version(engine: Engine) -> None:
-    await engine.json("GET", "version")
+async def _version(engine: Engine) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = await engine.json("GET", "version")
+    return found
 
 
 async def _made(config: Config, engine: Engine) -> Made:
-    await _version(engine)
+    version = await _version(engine)
     names = [f"{config.name}-{one}" for one in ("database", "app")]
     found = {name: await _there(engine, f"containers/{name}/json") for name in names}
     volume = await _there(engine, f"volumes/{config.name}-database")
-    return Made({name: one for name, one in found.items() if one is not None}, volume is not None)
+    return Made(version["Arch"], {name: one for name, one in found.items() if one is not None}, volume is not None)
 
 
 async def _there(engine: Engine, path: str) -> Any:

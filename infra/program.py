@@ -31,7 +31,7 @@ def _stack(config: Config, found: Found) -> dict[str, pulumi.Input[Any]]:
     if found.cluster is None:
         from infra.dev import dev
 
-        return dev(config, gate(config, found.faults), first, EngineWaits())
+        return dev(config, found.platform, gate(config, found.faults), first, EngineWaits())
     from infra.prod import prod
 
     context = found.cluster.context

@@ -60,7 +60,7 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     def answers(ask: object) -> Made:
         bound = {str(port): [{"HostPort": str(port)}] for port in ports}
         app = {"HostConfig": {"PortBindings": bound}, "State": {"Running": False}}
-        return Made({"ci-fixer-sandbox-it-app": app} if ports else {}, volume=False)
+        return Made("arm64", {"ci-fixer-sandbox-it-app": app} if ports else {}, volume=False)
 
     monkeypatch.setattr("infra.preflight_engine._answer", answers)
     monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
@@ -138,7 +138,7 @@ def test_a_controller_that_an_interrupted_destroy_left_stopped_is_told_with_what
     config: Configured, ours: set[int]
 ) -> None:
     found = config(target="docker", dockerSocket="")
-    assert preflight(found).warnings == ()
+    assert (preflight(found).warnings, preflight(found).platform) == ((), "linux/arm64")  # the engine's, not ours
     ours.update(free_ports(1))
     (words,) = preflight(found).warnings
     assert words.startswith("container ci-fixer-sandbox-it-app does not run")
@@ -168,6 +168,23 @@ def test_what_another_state_has_under_the_stacks_names_is_named_with_what_to_do(
         subprocess.run(["docker", "volume", "rm", volume], check=True, capture_output=True)
     assert words.startswith(f"the engine has volume {volume}, and this stack's state does not know it")
     assert words.endswith(f"docker volume rm {volume}")
+
+
+def test_a_credential_helper_that_is_not_there_is_named_with_its_file(
+    config: Configured, ours: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    ports = dict(zip(("databasePort", "httpPort"), free_ports(2), strict=True))
+    keys = {"target": "docker", "dockerSocket": "", **ports}
+    for text in (None, "[", "[]", "{}", '{"credHelpers": {}}'):
+        if text is not None:
+            (tmp_path / "config.json").write_text(text)
+        assert preflight(config(**keys)).faults == ()
+    (tmp_path / "config.json").write_text('{"credsStore": "nowhere", "credHelpers": {"r.example": "none"}}')
+    first, second = preflight(config(**keys)).faults
+    assert first.startswith(f"{tmp_path}/config.json names the credential helper none")
+    assert "there is no program docker-credential-nowhere: install it" in second
+    assert preflight(config(**keys, appImage="r.example/a:1", sandboxImage="r.example/b:1")).faults == ()
 
 
 @pytest.mark.parametrize("text", ["a: [b", "[]", "", "{}"])
