@@ -20,22 +20,23 @@ class Meaning:
     warnings: Sequence[str] = ()
 
 
+def whereabouts(config: Config) -> Mapping[str, str]:
+    """What says where the stack and its sandboxes are: a destroy after a change of it would end others."""
+    found = {"name": config.name, "target": config.target}
+    if config.target == "docker":
+        return {**found, "dockerSocket": config.docker_socket or ""}
+    return {**found, "namespace": config.namespace, "sandboxNamespace": config.sandbox_namespace}
+
+
 def remembered(config: Config) -> Remembered:
     """What is kept of a configuration, to know a change by; secrets stay secret, and what is not there is empty."""
     kept: dict[str, Any] = {
-        "target": config.target,
-        "name": config.name,
+        **whereabouts(config),
         "databasePassword": config.database_password,
         "postgresMajor": postgres_major(config.postgres_image),
     }
-    if config.target == "docker":
-        kept |= {"dockerSocket": config.docker_socket}
-    else:
-        kept |= {
-            "namespace": config.namespace,
-            "sandboxNamespace": config.sandbox_namespace,
-            "databaseUrl": config.database_url,
-        }
+    if config.target != "docker":
+        kept |= {"databaseUrl": config.database_url}
     return {key: "" if value is None else value for key, value in kept.items()}
 
 

@@ -130,8 +130,9 @@ class ClusterClient:
         content: str = "application/json",
         query: Mapping[str, str] | None = None,
     ) -> Object:
+        answer = self.text(method, path, body, content, query)
         try:
-            found: Object = json.loads(self.text(method, path, body, content, query))
+            found: Object = json.loads(answer)
         except ValueError as error:
             raise ClusterError(0, f"{self.where} answers with something else than JSON: {error}") from error
         return found
@@ -153,13 +154,18 @@ class ClusterClient:
             body=body,
             auth_settings=["BearerToken"],
         )
-        return self._api.call_api(*sent, _request_timeout=seconds)
+        try:
+            return self._api.call_api(*sent, _request_timeout=seconds)
+        except ValueError:  # its text holds the token
+            raise ClusterError(
+                0, f"{self.where} cannot be asked: the kubeconfig's token has a line end in it"
+            ) from None
 
     def _refused(self, response: Any) -> None:
         """Raises what an answer refuses."""
         if response.status < 300:
             return
-        kind = Hidden if response.status in (401, 403) else ClusterError
+        kind = Hidden if response.status == 403 else ClusterError
         raise kind(response.status, f"{self.where} says: {_words(response.read() or b'')} ({response.status})")
 
     @contextmanager

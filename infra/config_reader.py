@@ -71,7 +71,7 @@ class Reader:
             if space == self.project and key not in self.known:
                 near = get_close_matches(key, self.known, n=1)
                 self.fault(key, f"is no key of this project; {f'is {near[0]} meant?' if near else 'see Pulumi.yaml'}")
-            elif space == "docker":
+            elif full in ("docker:host", "docker:context"):
                 self.faults.append(
                     f"{full} would send the provider to an engine that is not asked: set DOCKER_HOST instead"
                 )

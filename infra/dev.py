@@ -8,6 +8,7 @@ from typing import Any
 
 import pulumi
 
+from infra.changes import whereabouts
 from infra.config import Config
 from infra.database_urls import CONTROLLER, OWNER, REQUESTER, database_url, example_request, psql
 from infra.docker_app import DockerApp, DockerAppArgs
@@ -57,7 +58,7 @@ def dev(
         ),
         after,
     )
-    first_deleted(ending, app, app.end.drain, {"target": config.target, "dockerSocket": config.docker_socket or ""})
+    first_deleted(ending, app, app.end.drain, whereabouts(config))
     return {
         "database_url": database_url(OWNER, passwords.owner, LOOPBACK, config.database_port),
         "requester_database_url": database_url(REQUESTER, passwords.requester, LOOPBACK, config.database_port),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +13,7 @@ import pulumi
 from controller.backends.docker_engine import SLOW, STREAM, Engine, EngineError
 from controller.errors import NotNow
 from infra.ending import Ending, known, last_said, typed_here
-from infra.preflight_engine import ENGINE
+from infra.preflight_engine import engine_host
 
 POLL_SECONDS = 0.2
 MARGIN_SECONDS = 60.0  # beyond the drain's own limit: for its start, and for its last words
@@ -99,7 +99,7 @@ async def remove(*containers: str, networks: Sequence[str] = (), volumes: Sequen
 
 @asynccontextmanager
 async def _engine() -> AsyncIterator[Engine]:
-    engine = Engine(os.environ.get("DOCKER_HOST", ENGINE))  # the provider's choice too
+    engine = Engine(engine_host())  # the provider's choice too
     try:
         yield engine
     finally:
@@ -107,14 +107,15 @@ async def _engine() -> AsyncIterator[Engine]:
 
 
 async def _removed(engine: Engine, container: str) -> None:
-    """Returns once it is gone."""
+    """Returns once it is gone. Raises EngineError, also where another removal of it does not come to its end."""
+    give_up = time.monotonic() + MARGIN_SECONDS
     while True:
         try:
             return await _tried(
                 engine, "DELETE", f"containers/{container}", params={"force": "1", "v": "1"}, timeout=SLOW
             )
         except EngineError as error:
-            if error.status != 409:
+            if error.status != 409 or time.monotonic() > give_up:
                 raise
         await asyncio.sleep(POLL_SECONDS)  # another removal is under way
 

@@ -31,11 +31,15 @@ class Ending:
 
     def elsewhere(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
         """That keys were changed since the last `up`, so that what runs is not where they say."""
-        words = "; ".join(
+        words = [
             f"{key} was {was!r} when `up` last came to its end, and is {now[key]!r}" for key, was in before.items()
-        )
-        back = " && ".join(f"pulumi config set --stack {self.stack} {key} {was!r}" for key, was in before.items())
-        return f"nothing was deleted: {words}; destroy with what was: {back}, or `pulumi up --stack {self.stack}` first"
+        ]
+        if "name" in before:
+            back = "name the project and the stack as they were (pulumi stack rename)"
+        else:
+            back = " && ".join(f"pulumi config set --stack {self.stack} {key} {was!r}" for key, was in before.items())
+            back = f"destroy with what was: {back}, or `pulumi up --stack {self.stack}` first"
+        return f"nothing was deleted: {'; '.join(words)}; {back}"
 
 
 def typed_here(words: str, inside: str) -> str:

@@ -8,15 +8,12 @@ import pulumi
 
 from infra.changes import Meaning, meaning, remembered
 from infra.config import Config
-from infra.ending import Act, before_deletion, bound_to, stashed
+from infra.ending import stashed
 from infra.errors import PreflightError
 
 
-def gate(config: Config, faults: Sequence[str], last: Act | None = None) -> pulumi.Resource:
-    """What everything else depends on: it remembers the configuration, and with faults it cannot be made or changed.
-
-    So it is deleted after all else; `last` is done then.
-    """
+def gate(config: Config, faults: Sequence[str]) -> pulumi.Resource:
+    """What everything else depends on: it remembers the configuration, and with faults it cannot be made or changed."""
 
     async def check(args: pulumi.ResourceHookArgs) -> None:
         found = Meaning()
@@ -29,15 +26,13 @@ def gate(config: Config, faults: Sequence[str], last: Act | None = None) -> pulu
 
     hook = pulumi.ResourceHook("preflight", check, pulumi.ResourceHookOptions(on_dry_run=True))
     options = pulumi.ResourceOptions(hooks=pulumi.ResourceHookBinding(before_create=[hook], before_update=[hook]))
-    if last is not None:
-        options = pulumi.ResourceOptions.merge(options, bound_to(before_deletion("sweep", last)))
     return pulumi.Stash("configuration", input={**remembered(config), "faults": list(faults)}, opts=options)
 
 
 def unless_taken(taken: Sequence[str]) -> pulumi.ResourceOptions:
     """Options of a component that every version's stack has: no new one, where somebody has what would follow it.
 
-    All else depends on it, so that it goes last: a destroy makes each component anew that is gone.
+    All else depends on it, so that it goes last but for the gate: a destroy makes each component anew that is gone.
     """
 
     def check(args: pulumi.ResourceHookArgs) -> None:

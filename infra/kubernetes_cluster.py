@@ -9,9 +9,10 @@ from infra.errors import PreflightError
 from infra.preflight_cluster import Cluster
 
 
-def cluster_provider(cluster: Cluster, stack: str) -> k8s.Provider:
+def cluster_provider(cluster: Cluster, stack: str, passed: pulumi.Resource) -> k8s.Provider:
     """Makes objects there. Raises PreflightError, before any is touched, where the stack is another cluster's."""
-    made_on = pulumi.Stash("cluster-uid", input=cluster.uid).output  # the first one, whatever comes later
+    after = pulumi.ResourceOptions(depends_on=[passed])
+    made_on = pulumi.Stash("cluster-uid", input=cluster.uid, opts=after).output  # the first one, whatever comes later
     uid = made_on.apply(lambda known: _same(str(known), cluster, stack))
     return k8s.Provider(
         "cluster",

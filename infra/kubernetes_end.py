@@ -67,9 +67,14 @@ class KubernetesEnd:
     async def drain(self, pod: pulumi.Output[Any]) -> None:
         """Stops the controllers, so that nothing is claimed any more, ends every sandbox, and sees their pods go.
 
-        `pod` is the spec of one that drains. Raises EndRefused; then as many controllers as before run again.
+        `pod` is the spec of one that drains. Raises EndRefused, also where that is not known any more; then as many
+        controllers as before run again.
         """
-        await asyncio.to_thread(self._drain, await known(pod))
+        spec = await known(pod)
+        if spec is None and self._ending.seconds > 0:
+            again = f"pulumi up --refresh --run-program --stack {self._ending.stack}"
+            raise self._ending.refused(f"what drains is not known any more: {again}")
+        await asyncio.to_thread(self._drain, spec)
         self._done = True
 
     async def drain_alone(self, pod: pulumi.Output[Any]) -> None:
@@ -101,6 +106,11 @@ class KubernetesEnd:
     def _empty(self, namespace: str) -> None:
         try:
             objects = _Objects(self._where)
+            if objects.controllers_use(namespace):
+                again = f"pulumi up --stack {self._ending.stack}"
+                raise EndRefused(
+                    f"controllers still start sandboxes in namespace {namespace}: {again} (without --target)"
+                )
             objects.delete_sandboxes(namespace)
             left = objects.wait_for_pods(namespace, SANDBOXES)
         except ClusterError as error:
@@ -109,8 +119,8 @@ class KubernetesEnd:
             self._are_left(namespace, left)
 
     def _drain(self, spec: Any) -> None:
-        """Without a spec (something that it is made of was never made, or is not known any more) Jobs are deleted, and
-        their rows stay as they are."""
+        """Without a spec (something that it is made of was never made) Jobs are deleted, and their rows stay as they
+        are."""
         boxes = self._where.sandbox_namespace
         try:
             objects = _Objects(self._where)
@@ -166,18 +176,20 @@ class _Objects:
         self._labels, self._selector = where.place.labels(CONTROLLER), where.place.selector(CONTROLLER)
         self._namespace = where.namespace
         self._deployment = f"{DEPLOYMENTS.format(where.namespace)}/{self._name}"
+        self._drainer = f"{PODS.format(where.namespace)}/{self._name}-drain"
 
     @contextlib.contextmanager
     def without_controllers(self) -> Iterator[list[str]]:
         """No controller runs inside the block, but for those that do not stop; after one that failed as many as before
         run again."""
+        self._cluster.delete(self._drainer, gracePeriodSeconds=0)  # of a destroy that was killed
         found = self._cluster.get(self._deployment)
         self.stop(DEPLOYMENTS, self._name, self._namespace)
         try:
             yield self.wait_for_pods(self._namespace, self._selector)
         except BaseException:
             if found is not None:
-                self._scale(self._deployment, found["spec"]["replicas"])
+                self._start_again(max(1, found["spec"]["replicas"]))  # none: a destroy before this one was killed
             raise
 
     def is_there(self) -> bool:
@@ -188,33 +200,39 @@ class _Objects:
     def run(self, spec: Any, silent_seconds: float) -> Iterator[str]:
         """What a pod of this spec says until it ends. Raises _NotStarted, and ClusterError if it says nothing for so
         long."""
-        pods, name = PODS.format(self._namespace), f"{self._name}-drain"
-        pod = f"{pods}/{name}"
+        name = f"{self._name}-drain"
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": self._labels}, "spec": spec}
-        self._cluster.delete(pod, gracePeriodSeconds=0)
+        self._cluster.delete(self._drainer, gracePeriodSeconds=0)
         try:
-            self._cluster.create(pods, body)
-            self._wait_for_start(name, f"{pod}/status")
-            yield from self._cluster.follow(f"{pod}/log", silent_seconds)
+            self._cluster.create(PODS.format(self._namespace), body)
+            self._wait_for_start(name)
+            yield from self._cluster.follow(f"{self._drainer}/log", silent_seconds)
         finally:
-            self._cluster.delete(pod, gracePeriodSeconds=0)
+            self._cluster.delete(self._drainer, gracePeriodSeconds=0)
 
     def wait_for_pods(self, namespace: str, labels: Mapping[str, str]) -> list[str]:
         """Waits until no such pod runs, terminating ones included; the names of those that stay."""
-        give_up = time.monotonic() + STOP_SECONDS
-        while True:
+        for _ in _looks("pods to end"):
             listed = self._cluster.items(PODS.format(namespace), labels)
             left = [str(pod["metadata"]["name"]) for pod in listed if pod["status"].get("phase") not in OVER]
-            if not left or time.monotonic() > give_up:
-                return left
-            time.sleep(POLL_SECONDS)
+            if not left:
+                break
+        return left
 
     def delete_sandboxes(self, namespace: str) -> None:
         """Every Job of sandboxes, with its pods: one that was made just now may get its pod yet."""
-        jobs, give_up = JOBS.format(namespace), time.monotonic() + STOP_SECONDS
-        self._cluster.delete(jobs, SANDBOXES, "Foreground")
-        while self._cluster.items(jobs, SANDBOXES) and time.monotonic() < give_up:
-            time.sleep(POLL_SECONDS)
+        for _ in _looks("the sandboxes' Jobs to go"):
+            self._cluster.delete(JOBS.format(namespace), SANDBOXES, "Foreground")
+            if not self._cluster.items(JOBS.format(namespace), SANDBOXES):
+                break
+
+    def controllers_use(self, namespace: str) -> bool:
+        """Whether there are controllers that start sandboxes there."""
+        found = self._cluster.get(self._deployment)
+        if found is None or not found["spec"].get("replicas"):
+            return False
+        settings = found["spec"]["template"]["spec"]["containers"][0].get("env", ())
+        return {"name": "SANDBOX_NAMESPACE", "value": namespace} in settings
 
     def delete_controllers(self) -> None:
         """Their Deployment, as far as it is there."""
@@ -231,9 +249,20 @@ class _Objects:
             if error.status != 404:
                 raise
 
-    def _wait_for_start(self, name: str, path: str) -> None:
+    def _start_again(self, replicas: int) -> None:
+        """Also on an API server that is away for a moment."""
+        for _ in _looks(f"the cluster, to have {replicas} controllers again"):
+            try:
+                self._scale(self._deployment, replicas)
+            except ClusterError:
+                continue
+            return
+        scale = f"kubectl -n {self._namespace} scale deployment {self._name} --replicas {replicas}"
+        pulumi.log.warn(f"no controller runs any more; once the cluster answers: {scale}")
+
+    def _wait_for_start(self, name: str) -> None:
         began, told = time.monotonic(), ""
-        while (pod := self._cluster.get(path)) is not None and pod["status"].get("phase") == "Pending":
+        while (pod := self._cluster.get(f"{self._drainer}/status")) is not None and pod["status"]["phase"] == "Pending":
             why, seconds = _waiting(pod["status"]), time.monotonic() - began
             if _is_hopeless(pod["status"]) or seconds > START_SECONDS:
                 raise _NotStarted(f"the pod {name} does not start: {why}")
@@ -269,14 +298,25 @@ async def _watch(context: str, namespace: str) -> None:
         try:
             found = await asyncio.to_thread(cluster.get, f"{NAMESPACES}/{namespace}")
         except ClusterError:  # the provider says what the API server says
-            return
+            continue
         if found is None:
             return
-        if "deletionTimestamp" not in found["metadata"]:
-            continue
-        if (words := stuck(found)) != told:
+        if "deletionTimestamp" in found["metadata"] and (words := stuck(found)) != told:
             pulumi.log.warn(words)
             told = words
+
+
+def _looks(what: str) -> Iterator[None]:
+    """One look after another, for STOP_SECONDS; what is waited for is told again and again."""
+    began = told = time.monotonic()
+    while True:
+        yield
+        if (now := time.monotonic()) - began > STOP_SECONDS:
+            return
+        if now - told > TELL_SECONDS:
+            pulumi.log.info(f"waiting for {what} ({now - began:.0f} s)")
+            told = now
+        time.sleep(POLL_SECONDS)
 
 
 def stuck(namespace: Object) -> str:

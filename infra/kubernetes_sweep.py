@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from infra.cluster_client import ClusterClient, ClusterError, Hidden
+from infra.cluster_client import ClusterClient, ClusterError, Hidden, Object
 from infra.config import Config
 from infra.errors import EndRefused
 from infra.kubernetes_pods import INSTANCE, MANAGED_BY, NAME
@@ -24,19 +24,24 @@ def _sweep(config: Config, context: str) -> None:
     labels = {NAME: config.project, INSTANCE: config.stack, MANAGED_BY: "pulumi"}
     for path in sorted(set(_paths(config))):
         try:
-            for one in cluster.items(path, labels):
+            for one in _seen(cluster, path, labels):
                 cluster.delete(f"{path}/{one['metadata']['name']}")
-        except Hidden:
-            continue  # who may not see it has made nothing there
         except ClusterError as error:
             raise EndRefused(f"what an interrupted `up` may have left cannot be removed: {error}") from error
 
 
+def _seen(cluster: ClusterClient, path: str, labels: Mapping[str, str]) -> Sequence[Object]:
+    try:
+        return cluster.items(path, labels)
+    except Hidden:
+        return []  # who may not see it has made nothing there
+
+
 def _paths(config: Config) -> Iterator[str]:
-    """Of the kinds that a stack makes, where no namespace takes them along."""
-    own = {config.namespace, config.sandbox_namespace} if config.create_namespaces else set[str]()
+    """Of the kinds that a stack makes in namespaces that it shares with no stack, and does not take along itself."""
+    given = set[str | None]() if config.create_namespaces else {config.namespace, config.sandbox_namespace}
     for rule in rules(config):
-        if rule.namespace is None or rule.namespace in own or not set(KEPT) <= set(rule.verbs):
+        if rule.namespace not in given or not set(KEPT) <= set(rule.verbs):
             continue
         for kind in rule.kinds:
             if kind != VOLUMES or not config.protect_database:

@@ -35,12 +35,7 @@ def autoscaler(cluster: ClusterClient, config: Config) -> str | None:
 
 def changed_by_hand(cluster: ClusterClient, config: Config, scaler: str | None) -> Iterator[str]:
     """A line for each object that somebody has changed."""
-    if scaler is None:
-        yield from _scaled(cluster, config)
-    else:
-        words = f"{config.project}:replicas has no effect while it is there"
-        yield f"HorizontalPodAutoscaler {scaler} decides how many controllers run: {words}"
-        yield from _stopped(cluster, config, scaler)
+    yield from _scaled(cluster, config, scaler)
     labels = {NAME: config.project, INSTANCE: config.stack}
     for namespace in (config.namespace, config.sandbox_namespace):
         for kind, path in WATCHED:
@@ -64,28 +59,24 @@ def _told(config: Config, kind: str, one: Object) -> Iterator[str]:
         )
 
 
-def _stopped(cluster: ClusterClient, config: Config, scaler: str) -> Iterator[str]:
-    """An autoscaler leaves what has no replicas as it is, and a `destroy` that was killed has left it so."""
+def _scaled(cluster: ClusterClient, config: Config, scaler: str | None) -> Iterator[str]:
+    """How many controllers run, where that is not what the configuration says."""
+    if scaler is not None:
+        words = f"{config.project}:replicas has no effect while it is there"
+        yield f"HorizontalPodAutoscaler {scaler} decides how many controllers run: {words}"
     try:
         found = cluster.get(DEPLOYMENT.format(config.namespace, config.name))
     except Hidden:
         return
-    if found and found["spec"].get("replicas") == 0:
+    replicas = found["spec"].get("replicas") if found else None
+    managers = _others(found, ("f:spec", "f:replicas")) if found else []
+    if replicas == 0 and scaler is not None:  # which leaves it so
         scale = f"kubectl -n {config.namespace} scale deployment {config.name} --replicas 1"
         yield f"no controller runs, and HorizontalPodAutoscaler {scaler} starts none: {scale}"
-
-
-def _scaled(cluster: ClusterClient, config: Config) -> Iterator[str]:
-    try:
-        found = cluster.get(DEPLOYMENT.format(config.namespace, config.name))
-    except Hidden:
-        return
-    replicas = found["spec"].get("replicas") if found else config.replicas
-    managers = _others(found, ("f:spec", "f:replicas")) if found else []
-    again = f"pulumi up --stack {config.stack} --refresh --run-program"
-    if replicas == 0 and STOPPER in managers:
+    elif replicas == 0 and STOPPER in managers:
+        again = f"pulumi up --stack {config.stack} --refresh --run-program"
         yield f"no controller runs, since a `destroy` was interrupted; so that some run again: {again}"
-    elif managers and replicas != config.replicas:
+    elif scaler is None and managers and replicas != config.replicas:
         keep = f"pulumi config set --stack {config.stack} replicas {replicas}"
         yield (
             f"Deployment {config.name} was scaled to {replicas} by hand ({', '.join(managers)}); it has"

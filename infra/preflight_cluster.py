@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from threading import Thread
 
 import yaml
 from kubernetes import config as kubeconfig
@@ -81,10 +83,28 @@ def _reached(config: Config) -> tuple[str, ClusterClient]:
         raise PreflightError(f"{config.project}:kubeContext {words}")
     try:
         context = config.kube_context or kubeconfig.list_kube_config_contexts()[1]["name"]
-        return context, ClusterClient(context, ALL_SECONDS)
+        return context, _client(context)
     except (kubeconfig.ConfigException, yaml.YAMLError, OSError, TypeError, ValueError, KeyError) as error:
         advice = f"set KUBECONFIG to a kubeconfig, and {config.project}:kubeContext to a context of it; {GONE}"
         raise PreflightError(f"no cluster is configured: {' '.join(str(error).split())}; {advice}") from error
+
+
+def _client(context: str) -> ClusterClient:
+    """A program of the kubeconfig may give the login, and ask for one where nobody sees it."""
+    made: Future[ClusterClient] = Future()
+
+    def make() -> None:
+        try:
+            made.set_result(ClusterClient(context, ALL_SECONDS))
+        except Exception as error:
+            made.set_exception(error)
+
+    Thread(target=make, daemon=True).start()
+    try:
+        return made.result(ALL_SECONDS)
+    except TimeoutError as error:
+        words = f"context {context} has no login after {ALL_SECONDS:.0f} s: its program may wait for one"
+        raise PreflightError(f"{words}; `kubectl --context {context} get namespaces` shows it") from error
 
 
 def _uid(cluster: ClusterClient) -> str:
@@ -92,7 +112,7 @@ def _uid(cluster: ClusterClient) -> str:
         found = cluster.get(f"/api/v1/namespaces/{IDENTITY}")
     except Hidden as error:
         needs = f"the context's user needs `get` on it, by which a stack knows its cluster ({SECTION})"
-        raise PreflightError(f"{cluster.where} does not show the namespace {IDENTITY}: {needs}") from error
+        raise PreflightError(f"{error}; {needs}") from error
     except ClusterError as error:
         raise PreflightError(f"{error}; start it, or name another kubeContext; {GONE}") from error
     if found is None:

@@ -25,7 +25,6 @@ from infra.errors import PreflightError
 
 T = TypeVar("T")
 
-ENGINE = "unix:///var/run/docker.sock"
 SECONDS = 10  # for all answers
 
 
@@ -59,10 +58,10 @@ def find_engine(config: Config) -> FoundEngine:
             f"DOCKER_CONTEXT is {context!r}, which {words}: unset it, and name the engine by DOCKER_HOST"
         )
     made = _answer(partial(_made, config))
-    if _host().startswith("unix://"):
+    if engine_host().startswith("unix://"):
         faults = [*_taken_ports(config, _ports(made)), *_missing_socket(config)]
     else:
-        faults = _missing_group(config, _host())
+        faults = _missing_group(config, engine_host())
     faults += login_faults(config)
     return FoundEngine(tuple(faults), _taken_names(config, made), _stopped(config, made), f"linux/{made.architecture}")
 
@@ -87,8 +86,9 @@ def ping_engine() -> None:
     _answer(_version)
 
 
-def _host() -> str:
-    return os.environ.get("DOCKER_HOST", ENGINE)  # the provider's choice too
+def engine_host() -> str:
+    """Where the engine is: what the provider takes too."""
+    return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
 
 
 def _answer(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
@@ -98,7 +98,7 @@ def _answer(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
 
 
 async def _asked(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
-    engine = Engine(_host())
+    engine = Engine(engine_host())
     try:
         async with asyncio.timeout(SECONDS):
             return await ask(engine)

@@ -46,7 +46,8 @@ def made_namespaces(cluster: ClusterClient, config: Config) -> tuple[Sequence[st
         elif _ours(config, found):
             left[name] = (
                 f"namespace {name} exists with this stack's labels, and the stack's state does not know it"
-                f" (an `up` was killed, or a state was lost): {_way_on(cluster, name)}"
+                " (another state has it, see pulumi whoami -v; or an `up` was killed, or a state was lost):"
+                f" {_way_on(cluster, name)}"
             )
         else:
             faults.append(
@@ -90,10 +91,10 @@ def _way_on(cluster: ClusterClient, name: str) -> str:
     try:
         claims = cluster.items(f"/api/v1/namespaces/{name}/persistentvolumeclaims")
     except Hidden:
-        return f"if no volume is in it, kubectl delete namespace {name}, and `up` again"
+        return f"if nobody's sandboxes and no volume are in it, kubectl delete namespace {name}, and `up` again"
     if held := ", ".join(one["metadata"]["name"] for one in claims):
         return f"it holds a volume ({held}), so keep it, and bring the state back (pulumi stack import)"
-    return f"it holds no volume: kubectl delete namespace {name}, and `up` again"
+    return f"it holds no volume; if no other state has it, kubectl delete namespace {name}, and `up` again"
 
 
 def ending(namespace: Object) -> str:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pulumi
 
+from infra.changes import whereabouts
 from infra.config import Config
 from infra.database_urls import (
     CONTROLLER,
@@ -23,7 +24,7 @@ from infra.database_urls import (
     psql,
     with_login,
 )
-from infra.ending import Ending, first_deleted, without_controllers
+from infra.ending import Ending, before_deletion, bound_to, first_deleted, without_controllers
 from infra.images import HTTP_PORT, Images, ImagesArgs
 from infra.kubernetes_access import Access, AccessArgs
 from infra.kubernetes_app import App, AppArgs, Pod
@@ -36,6 +37,7 @@ from infra.kubernetes_migration import Migration, MigrationArgs
 from infra.kubernetes_namespaces import Namespaces, NamespacesArgs
 from infra.kubernetes_network import Network, NetworkArgs
 from infra.kubernetes_pods import Place
+from infra.kubernetes_sweep import sweep
 from infra.passwords import Passwords
 from infra.preflight_cluster import Cluster
 from infra.waiting_cluster import ClusterWaits
@@ -62,9 +64,11 @@ def prod(
         words = f"the cluster of the context in use, {cluster.context}, is taken for this stack's"
         pulumi.log.warn(f"{config.project}:kubeContext is not set: {words}")
     after = pulumi.ResourceOptions(depends_on=[passed])
-    passwords = Passwords("passwords", config.database_password, pulumi.ResourceOptions.merge(after, first))
+    swept = bound_to(before_deletion("sweep", partial(sweep, config, cluster.context)))  # all else is gone then
+    noted = pulumi.ResourceOptions.merge(pulumi.ResourceOptions.merge(after, first), swept)
+    passwords = Passwords("passwords", config.database_password, noted)
     after = pulumi.ResourceOptions(depends_on=[passed, passwords])
-    provider = cluster_provider(cluster, config.stack)
+    provider = cluster_provider(cluster, config.stack, passed)
     inside = pulumi.ResourceOptions.merge(after, pulumi.ResourceOptions(providers=[provider]))
     place = Place(config.project, config.stack)
     pull = config.image_pull_secret
@@ -137,8 +141,7 @@ def prod(
         ),
         inside,
     )
-    where = {"target": config.target, "namespace": config.namespace, "sandboxNamespace": config.sandbox_namespace}
-    first_deleted(ending, app, partial(end.drain, drains), where)
+    first_deleted(ending, app, partial(end.drain, drains), whereabouts(config))
     return {
         "database_url": reach.owner,
         "requester_database_url": reach.requester,

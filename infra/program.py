@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pulumi
 
 from infra.config import Config
 from infra.gate import gate, unless_taken
-from infra.kubernetes_sweep import sweep
 from infra.preflight import Found, preflight
 from infra.waiting_cluster import ClusterWaits
 from infra.waiting_engine import EngineWaits
@@ -34,6 +32,4 @@ def _stack(config: Config, found: Found) -> dict[str, pulumi.Input[Any]]:
         return dev(config, found.platform, gate(config, found.faults), first, EngineWaits())
     from infra.prod import prod
 
-    context = found.cluster.context
-    passed = gate(config, found.faults, partial(sweep, config, context))
-    return prod(config, found.cluster, passed, first, ClusterWaits(context))
+    return prod(config, found.cluster, gate(config, found.faults), first, ClusterWaits(found.cluster.context))

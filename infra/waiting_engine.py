@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 from controller.backends.docker_engine import Engine, EngineError
 from controller.backends.docker_output import LogTail
 from controller.errors import NotNow
-from infra.preflight_engine import ENGINE
+from infra.preflight_engine import engine_host
 from infra.verdict_container import SeenContainer, ended_well, healthy
 from infra.waiting import GONE, Unready, until_ready
 
@@ -67,7 +66,7 @@ class EngineWaits:
 
 @asynccontextmanager
 async def _engine() -> AsyncIterator[Engine]:
-    engine = Engine(os.environ.get("DOCKER_HOST", ENGINE))
+    engine = Engine(engine_host())
     try:
         yield engine
     finally:

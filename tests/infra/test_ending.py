@@ -162,12 +162,28 @@ def living(where: Where) -> list[Any]:
     return [one for one in left if one.status.phase not in ("Succeeded", "Failed")]
 
 
-def test_what_drains_may_be_unknown_and_the_controllers_and_sandboxes_end_all_the_same(where: Where) -> None:
+def test_where_what_drains_is_unknown_a_destroy_says_so_and_without_a_drain_all_ends_the_same(where: Where) -> None:
     controllers(where, 1)
     a_job(where)
-    drain(where, None)
+    words = "what drains is not known any more: pulumi up --refresh --run-program --stack it"
+    with pytest.raises(EndRefused, match=words):
+        drain(where, None)
+    assert replicas(where) == 1
+    drain(where, None, replace(ENDING, seconds=0))
     assert replicas(where) == 0
     assert living(where) == []
+
+
+def test_what_a_destroy_that_was_killed_left_keeps_no_other_from_draining(where: Where) -> None:
+    controllers(where, 0)  # it had stopped them
+    metadata = {"name": f"{where.place.name}-drain", "labels": where.place.labels(CONTROLLER)}
+    body: Any = {"metadata": metadata, "spec": {**pod("sleep 600"), "nodeSelector": {"nowhere": "here"}}}
+    client.CoreV1Api().create_namespaced_pod(where.namespace, body)
+    with pytest.raises(EndRefused, match="1 is left"):
+        drain(where, pod("echo 'drain: 1 is left'; exit 1"))
+    assert replicas(where) == 1  # and one that is refused leaves some that run
+    drain(where, pod("echo 'drain: nothing is left'"))
+    assert replicas(where) == 0
 
 
 def test_what_was_started_after_the_drain_ends_before_the_isolation_goes(where: Where) -> None:
@@ -213,7 +229,7 @@ def test_where_nobody_is_to_wait_a_pod_that_stays_is_said_and_keeps_nobody_from_
     monkeypatch.setattr("infra.kubernetes_end.STOP_SECONDS", 0)
     sandbox(where, "sleep 600")
     with pytest.raises(EndRefused, match="pods of sandboxes are still there: sandbox"):
-        drain(where, None)
+        drain(where, pod("echo 'drain: nothing is left'"))
     drain(where, None, replace(ENDING, seconds=0))
     told = capfd.readouterr()
     assert f"kubectl delete pod --force -n {where.sandbox_namespace}" in told.out + told.err
@@ -249,6 +265,16 @@ def test_no_sandbox_outlives_the_policies_of_a_namespace_that_stays(where: Where
 
     asyncio.run(end())
     assert living(where) == []
+
+
+def test_a_policy_stays_while_controllers_start_sandboxes_behind_it(where: Where) -> None:
+    controllers(where, 1)
+    patch = [{"name": "it", "env": [{"name": "SANDBOX_NAMESPACE", "value": where.sandbox_namespace}]}]
+    body = {"spec": {"template": {"spec": {"containers": patch}}}}
+    client.AppsV1Api().patch_namespaced_deployment(where.place.name, where.namespace, body)
+    policy = deleted("NetworkPolicy", "deny-all", where.sandbox_namespace)
+    with pytest.raises(EndRefused, match=f"controllers still start sandboxes in namespace {where.sandbox_namespace}"):
+        asyncio.run(KubernetesEnd(where, ENDING).empty(policy))
 
 
 def test_what_an_interrupted_up_made_and_did_not_record_goes_and_nobody_elses(

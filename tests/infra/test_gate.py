@@ -106,11 +106,14 @@ def test_a_new_stack_leaves_alone_what_somebody_has_under_its_names(
 
 def test_a_key_that_was_changed_since_the_last_up_ends_no_other_sandboxes(prod: Deploy, hooks: Hooks) -> None:
     kept = prod().one("Stash", "end")["input"]
-    assert kept == {"target": "kubernetes", "namespace": APP, "sandboxNamespace": f"{APP}-sandboxes"}
+    where = {"target": "kubernetes", "namespace": APP, "sandboxNamespace": f"{APP}-sandboxes"}
+    assert kept == {"name": "ci-fixer-sandbox-prod", **where}
     with pytest.raises(EndRefused) as raised:
         asyncio.run(hooks["drain"](step({**kept, "namespace": "former"}, {})))
     assert "namespace was 'former' when `up` last came to its end, and is 'ci-fixer-sandbox-prod'" in str(raised.value)
     assert "pulumi config set --stack prod namespace 'former'" in str(raised.value)
+    with pytest.raises(EndRefused, match=r"nothing was deleted: name was 'another'.*pulumi stack rename"):
+        asyncio.run(hooks["drain"](step({**kept, "name": "another"}, {})))
 
 
 def test_a_namespace_that_is_there_is_made_by_nobody(

@@ -415,7 +415,9 @@ def test_every_right_that_is_missing_is_told_at_once_with_where_to_look(
 ) -> None:
     use_kubeconfig(monkeypatch, tmp_path / "config", somebody.kubeconfig())
     keys = config(**of(somebody), createLimits=True)
-    with pytest.raises(PreflightError, match=r"does not show the namespace kube-system: .*docs/stacks.md, Rights"):
+    with pytest.raises(
+        PreflightError, match=r"\"kube-system\".*the context's user needs `get` on it.*docs/stacks.md, Rights"
+    ):
         find_cluster(keys)
     somebody.may([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}])
     somebody.bind("ClusterRole", "view", somebody.app)

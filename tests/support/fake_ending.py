@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra import docker_database, program
+from infra import docker_database, prod
 from infra.docker_end import DockerEnd
 from infra.kubernetes_end import Deletions, KubernetesEnd
 
@@ -27,4 +27,4 @@ def fake_ending(monkeypatch: pytest.MonkeyPatch, done: list[tuple[str, str]]) ->
         monkeypatch.setattr(KubernetesEnd, act, noted(act))
     monkeypatch.setattr(Deletions, "watch", noted("watch"))
     monkeypatch.setattr(docker_database, "remove", noted("remove"))
-    monkeypatch.setattr(program, "sweep", noted("sweep"))
+    monkeypatch.setattr(prod, "sweep", noted("sweep"))

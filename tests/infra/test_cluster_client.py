@@ -1,0 +1,68 @@
+"""What a cluster's answers, and those that it does not give, become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.cluster_client import ClusterClient, ClusterError, Hidden
+from infra.errors import PreflightError
+from infra.preflight_cluster import _client
+from tests.support.canned import Canned, canned
+from tests.support.kubeconfig import kubeconfig
+
+KUBECONFIG = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
+    """A cluster of the context `it`."""
+    with canned({}) as server:
+        file = tmp_path / "config"
+        file.write_text(yaml.safe_dump(kubeconfig("it", {"server": server.url}, "t", current=False)))
+        monkeypatch.setattr(KUBECONFIG, str(file))
+        yield server
+
+
+def test_what_is_not_there_is_none_and_nothing_else_is(served: Canned) -> None:
+    paths = {"/one": {"metadata": {}}, "/hidden": 403, "/nobody": 401, "/busy": 503, "/page": b"<html>"}
+    served.answers |= {f"GET {path}": answer for path, answer in paths.items()}
+    cluster = ClusterClient("it")
+    assert cluster.get("/one") == {"metadata": {}}
+    assert (cluster.get("/none"), cluster.items("/none")) == (None, [])
+    with pytest.raises(Hidden):
+        cluster.get("/hidden")
+    for path, status in (("/nobody", 401), ("/busy", 503), ("/page", 0)):  # a login that is over is no missing right
+        with pytest.raises(ClusterError, match="the cluster at http://") as raised:
+            cluster.get(path)
+        assert (raised.value.status, isinstance(raised.value, Hidden)) == (status, False)
+
+
+def test_a_token_that_cannot_be_sent_is_told_without_it(
+    served: Canned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    file.write_text(yaml.safe_dump(kubeconfig("it", {"server": served.url}, "hidden\n", current=False)))
+    with pytest.raises(ClusterError, match="token has a line end in it") as raised:
+        ClusterClient("it").get("/one")
+    assert "hidden" not in str(raised.value)
+
+
+def test_a_program_that_gives_no_login_is_named_with_what_shows_it(
+    served: Canned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.preflight_cluster.ALL_SECONDS", 0.2)
+    text = yaml.safe_load((tmp_path / "config").read_text())
+    waits = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "sleep",
+        "args": ["3"],
+        "interactiveMode": "Never",
+    }
+    text["users"] = [{"name": one["name"], "user": {"exec": waits}} for one in text["users"]]
+    (tmp_path / "config").write_text(yaml.safe_dump(text))
+    with pytest.raises(PreflightError, match=r"context it has no login after 0 s.*kubectl --context it get namespaces"):
+        _client("it")
