@@ -57,6 +57,8 @@ class DockerDatabase(pulumi.ComponentResource):
         kept = pulumi.ResourceOptions.merge(
             child, pulumi.ResourceOptions(protect=True) if args.protect else bound_to(held)
         )
+        # The engine takes the one that is there for the one that is to be made.
+        kept = pulumi.ResourceOptions.merge(kept, pulumi.ResourceOptions(delete_before_replace=True))
         network = docker.Network("network", name=args.name, opts=joined)
         volume = docker.Volume("database-volume", name=f"{args.name}-database", opts=kept)
         image = docker.RemoteImage("database-image", name=args.image, keep_locally=True, opts=child)
@@ -88,7 +90,10 @@ class DockerDatabase(pulumi.ComponentResource):
             destroy_grace_seconds=STOP_SECONDS,
             **bounded(1024),
             **LOGGED,
-            opts=child,
+            # Another volume bears the same name, and so is no change that the provider sees.
+            opts=pulumi.ResourceOptions.merge(
+                child, pulumi.ResourceOptions(replace_with=[volume], delete_before_replace=True)
+            ),
         )
         self.network = network.name
         ready = once_ready("database", {"name": container.name, "id": container.id}, args.waits.healthy, child)

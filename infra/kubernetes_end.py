@@ -130,8 +130,7 @@ class KubernetesEnd:
                 if spec is not None and self._ending.seconds > 0 and objects.is_there():
                     pulumi.log.info(f"ends every sandbox, and waits for it up to {self._ending.seconds} s")
                     self._run(objects, spec)
-                else:
-                    objects.delete_sandboxes(boxes)
+                objects.delete_sandboxes(boxes)  # a former database's too, of which the drain knows nothing
                 if left := objects.wait_for_pods(boxes, SANDBOXES):
                     self._are_left(boxes, left)
         except (_NotStarted, ClusterError) as error:

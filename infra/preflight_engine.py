@@ -146,7 +146,8 @@ def _taken_names(config: Config, made: Made) -> tuple[str, ...]:
     return (
         f"the engine has {', '.join(held)}, and this stack's state does not know it: another state (pulumi whoami -v)"
         f" has a stack {config.stack}, or the state was lost. Bring that state back, or name this stack otherwise"
-        f" (pulumi stack init NAME); if nobody needs it, with its rows: {' && '.join(removed)}",
+        f" (pulumi stack init NAME; `pulumi stack rm --force` forgets this one); if nobody needs it, with its rows:"
+        f" {' && '.join(removed)}",
     )
 
 

@@ -71,7 +71,8 @@ def taken_namespaces(cluster: ClusterClient, config: Config) -> Iterator[str]:
         yield (
             f"namespace {config.namespace} has a stack {config.stack} already, and this stack's state does not know it:"
             " another state (pulumi whoami -v) has it, or the state was lost. Bring that state back, or name this stack"
-            f" otherwise (pulumi stack init NAME); if nobody needs it: {_removal(config)}"
+            " otherwise (pulumi stack init NAME; `pulumi stack rm --force` forgets this one); if nobody needs it:"
+            f" {_removal(config)}"
         )
     labels = [role["metadata"].get("labels", {}) for role in roles]
     stacks = {one[INSTANCE] for one in labels if one.get(NAME) == config.project and INSTANCE in one}

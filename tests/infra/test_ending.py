@@ -104,6 +104,12 @@ def test_a_drain_stops_the_controllers_first_and_sees_the_last_pod_of_a_sandbox_
     assert "noise" not in told.out + told.err
 
 
+def test_a_sandbox_that_no_row_knows_ends_too(where: Where) -> None:
+    a_job(where)
+    drain(where, pod("echo 'drain: nothing is left'"))
+    assert living(where) == []
+
+
 def test_a_drain_that_leaves_something_is_refused_with_what_to_type_and_the_controllers_run_again(where: Where) -> None:
     controllers(where, 1)
     with pytest.raises(EndRefused) as raised:
