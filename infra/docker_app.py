@@ -41,7 +41,7 @@ class DockerAppArgs:
     controller_url: pulumi.Input[str]
     controller_password: pulumi.Input[str]
     requester_password: pulumi.Input[str]
-    database: pulumi.Input[str]  # another one is migrated anew
+    database: pulumi.Input[str]  # another one may be empty: it is migrated, and is another installation
     port: int  # the host's, on its loopback alone
     socket: str | None
     socket_group: int
@@ -127,6 +127,7 @@ class DockerApp(pulumi.ComponentResource):
             image=args.image,
             entrypoints=ENTRYPOINT,
             command=["run"],
+            labels=[docker.ContainerLabelArgs(label="database", value=args.database)],
             envs=[secret("DATABASE_URL=", args.controller_url), *settings],
             ports=[docker.ContainerPortArgs(internal=HTTP_PORT, external=args.port, ip=LOOPBACK)],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],

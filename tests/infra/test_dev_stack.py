@@ -64,9 +64,11 @@ def test_no_password_is_in_clear(dev: Deploy) -> None:
     assert recorded.secret_outputs == {"database_url", "requester_database_url"}
 
 
-def test_another_database_container_is_migrated_anew_for_its_volume_may_be_empty(dev: Deploy) -> None:
-    migration = dev().one(CONTAINER, "migration")
-    assert migration["labels"] == [{"label": "database", "value": "database_id"}]
+def test_another_database_container_gets_another_migration_and_controller_for_its_volume_may_be_empty(
+    dev: Deploy,
+) -> None:
+    for name in ("migration", "app"):
+        assert dev().one(CONTAINER, name)["labels"] == [{"label": "database", "value": "database_id"}]
 
 
 def test_a_password_that_is_given_is_not_generated(dev: Deploy) -> None:
