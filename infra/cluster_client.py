@@ -123,14 +123,9 @@ class ClusterClient:
             return (response.read() or b"").decode("utf-8", "replace")
 
     def _object(
-        self,
-        method: str,
-        path: str,
-        body: Object | None = None,
-        content: str = "application/json",
-        query: Mapping[str, str] | None = None,
+        self, method: str, path: str, body: Object | None = None, query: Mapping[str, str] | None = None
     ) -> Object:
-        answer = self.text(method, path, body, content, query)
+        answer = self.text(method, path, body, query=query)
         try:
             found: Object = json.loads(answer)
         except ValueError as error:

@@ -52,8 +52,7 @@ class DockerEnd:
             return None
         body = await known(self._drains)
         if body is None:
-            again = f"pulumi up --refresh --run-program --stack {self._ending.stack}"
-            raise self._ending.refused(f"what drains is not known any more: {again}")
+            raise self._ending.forgotten()
         return body
 
     async def _drain(self, engine: Engine, body: Any) -> None:

@@ -29,6 +29,11 @@ class Ending:
             f" (`pulumi up --stack {self.stack}` brings back what is gone already), or leave them to their fate: {key}"
         )
 
+    def forgotten(self) -> EndRefused:
+        """That something is gone of which a drain is made, and what to do."""
+        again = f"pulumi up --refresh --run-program --stack {self.stack}"
+        return self.refused(f"what drains is not known any more: {again}")
+
     def elsewhere(self, before: Mapping[str, str], now: Mapping[str, str]) -> str:
         """That keys were changed since the last `up`, so that what runs is not where they say."""
         words = [

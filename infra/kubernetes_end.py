@@ -72,8 +72,7 @@ class KubernetesEnd:
         """
         spec = await known(pod)
         if spec is None and self._ending.seconds > 0:
-            again = f"pulumi up --refresh --run-program --stack {self._ending.stack}"
-            raise self._ending.refused(f"what drains is not known any more: {again}")
+            raise self._ending.forgotten()
         await asyncio.to_thread(self._drain, spec)
         self._done = True
 

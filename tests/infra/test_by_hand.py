@@ -9,6 +9,7 @@ import pytest
 
 from infra.cluster_client import ClusterClient, Hidden
 from infra.config import Config
+from infra.kubernetes_end import STOPPER
 from infra.preflight_by_hand import autoscaler, changed_by_hand
 from tests.infra.conftest import PROJECT, configure
 
@@ -81,6 +82,13 @@ def test_controllers_that_an_autoscaler_leaves_at_none_are_told(config: Config) 
     for replicas, told in ((0, 1), (1, 0)):
         lines = said(config, {**deployment(replicas, OURS), **autoscalers(APP)})
         assert sum(line.startswith(words) for line in lines) == told
+
+
+def test_controllers_that_an_interrupted_destroy_stopped_are_told_as_that(config: Config) -> None:
+    stopped = {"manager": STOPPER, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    (line,) = said(config, deployment(0, OURS, stopped))
+    assert line.startswith("no controller runs, since a `destroy` was interrupted")
+    assert line.endswith("pulumi up --stack prod --refresh --run-program")
 
 
 def test_a_scale_by_hand_is_told_with_how_to_keep_it(config: Config) -> None:

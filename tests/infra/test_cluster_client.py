@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.cluster_client import ClusterClient, ClusterError, Hidden
+from infra.cluster_client import ClusterClient, ClusterError, Hidden, _words
 from infra.errors import PreflightError
 from infra.preflight_cluster import _client
 from tests.support.canned import Canned, canned
@@ -39,6 +39,11 @@ def test_what_is_not_there_is_none_and_nothing_else_is(served: Canned) -> None:
         with pytest.raises(ClusterError, match="the cluster at http://") as raised:
             cluster.get(path)
         assert (raised.value.status, isinstance(raised.value, Hidden)) == (status, False)
+
+
+def test_words_of_an_answer_without_json_are_taken_as_they_are() -> None:
+    assert _words(b"busy\n") == "busy"
+    assert _words(b"") == "an error without a word"
 
 
 def test_a_token_that_cannot_be_sent_is_told_without_it(
