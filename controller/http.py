@@ -19,6 +19,7 @@ from controller.serving import Door
 from controller.text import without_addresses
 
 STALLED_SECONDS = 15.0  # an event loop that has not turned for this long is not healthy
+WAITING = 1024  # connections kept by the kernel until taken; one that it drops comes again after 1 s: a probe missed
 COUNT_SECONDS = 3.0  # for the database to count rows; a scrape must not wait longer for it
 
 
@@ -37,7 +38,7 @@ class Http:
         both = socket.has_dualstack_ipv6()  # one socket, so that port 0 is one port
         family = socket.AF_INET6 if both else socket.AF_INET
         try:
-            listening = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+            listening = socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=WAITING)
         except OSError as error:
             raise SettingsError(f"HTTP_PORT = {port} cannot be listened on: {error.strerror}; set another") from error
         door, port = Door(app, listening), listening.getsockname()[1]
