@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Collection
 
 from controller.errors import SandboxError
-from controller.lifecycle import Do, abandon
 from controller.log import about
 from controller.metrics import Metrics
-from controller.model import Row
 from controller.presence import Lasting
+from controller.protocol.decide import Do, abandon
+from controller.protocol.model import Row
 from controller.queue.registry import Attendant
 from controller.queue.store import Ended, Mark, Queue
 

@@ -8,11 +8,11 @@ import time
 from uuid import UUID
 
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
-from controller.lifecycle import Do, decide
 from controller.live import Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
-from controller.model import Seen, State
+from controller.protocol.decide import Do, decide
+from controller.protocol.model import Seen, State
 from controller.queue.store import Mark, Queue
 from controller.steps import Steps
 

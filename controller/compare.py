@@ -11,12 +11,12 @@ from uuid import UUID
 from controller.backends.base import Backend
 from controller.carry import Carrier
 from controller.errors import NotNow
-from controller.lifecycle import Do, decide
 from controller.live import Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
-from controller.model import Key, Listing, Phase, Row, Seen, State
 from controller.presence import Presence
+from controller.protocol.decide import Do, decide
+from controller.protocol.model import Key, Listing, Phase, Row, Seen, State
 from controller.queue.store import Queue
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from controller.model import Outcome, Reason, State
+from controller.protocol.model import Outcome, Reason, State
 
 
 class SandboxError(Exception):

@@ -13,10 +13,10 @@ from controller.backends.base import Backend
 from controller.errors import SandboxError, SettingsError
 from controller.loop import Controller
 from controller.metrics import Metrics
+from controller.protocol.text import without_addresses
 from controller.queue.store import Queue
 from controller.readiness import Readiness
 from controller.serving import Door
-from controller.text import without_addresses
 
 STALLED_SECONDS = 15.0  # an event loop that has not turned for this long is not healthy
 WAITING = 1024  # connections kept by the kernel until taken; one that it drops comes again after 1 s: a probe missed

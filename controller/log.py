@@ -8,8 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from controller.model import Key
-from controller.text import harmless, visible
+from controller.protocol.model import Key
+from controller.protocol.text import harmless, visible
 
 FIELDS = ("sandbox", "attempt")
 

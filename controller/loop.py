@@ -17,8 +17,8 @@ from controller.compare import Comparison
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
 from controller.live import Live, Lives
 from controller.metrics import Metrics
-from controller.model import Listing, Phase, Seen, State
 from controller.presence import Presence
+from controller.protocol.model import Listing, Phase, Seen, State
 from controller.queue.store import Claimed, Queue
 
 log = logging.getLogger(__name__)

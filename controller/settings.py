@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from controller.errors import SettingsError
-from controller.names import IMAGE, LABEL, is_image, is_label
+from controller.protocol.names import IMAGE, LABEL, is_image, is_label
 
 Read = TypeVar("Read", bound=BaseSettings)
 

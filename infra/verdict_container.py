@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from controller.text import visible
+from controller.protocol.text import visible
 from infra.waiting import Unready
 
 EXITS = 2  # of a container that is started again each time: more of them will bring nothing new

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller.backends.pull_words import pull_is_hopeless
-from controller.text import visible
+from controller.protocol.text import visible
 from infra.verdict_container import STARTING_SECONDS, last_words
 from infra.waiting import Unready
 

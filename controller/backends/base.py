@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 from uuid import UUID
 
-from controller.model import Key, Launch, Listing, Output, Seen
+from controller.protocol.model import Key, Launch, Listing, Output, Seen
 
 
 class Marks(Protocol):

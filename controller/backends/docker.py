@@ -20,7 +20,7 @@ from controller.backends.docker_spec import create_body
 from controller.backends.docker_volumes import Volumes
 from controller.backends.json_lines import Json, Lines
 from controller.errors import BackendClosed, BackendUnavailable, ImageAway, NotNow, Refused, Vanished
-from controller.model import Key, Launch, Listing, Output, Phase, Reason, Seen
+from controller.protocol.model import Key, Launch, Listing, Output, Phase, Reason, Seen
 
 RELIST_SECONDS = 10.0
 LOOKS_AT_ONCE = 8

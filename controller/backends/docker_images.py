@@ -15,7 +15,7 @@ from controller.backends.docker_pulls import Pulls
 from controller.backends.json_lines import Json, Lines
 from controller.backends.pull_words import pull_is_hopeless
 from controller.errors import NotNow, Refused, SandboxError
-from controller.model import Launch, Reason
+from controller.protocol.model import Launch, Reason
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from controller.backends.docker_spec import LOG_FILE_MB, LOG_FILES
-from controller.model import Output
+from controller.protocol.model import Output
 
 PART_BYTES = 16384  # a longer line comes in frames of this size and a last shorter one
 HEADER_BYTES = 8  # of a frame: its stream, three zeros, its length

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from controller.errors import ImageAway, NotNow, SandboxError
-from controller.model import Key
+from controller.protocol.model import Key
 
 log = logging.getLogger(__name__)
 

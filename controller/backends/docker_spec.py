@@ -13,7 +13,7 @@ from typing import Any
 from controller.backends import docker_volumes, labels
 from controller.backends.json_lines import Json
 from controller.backends.wrapper import Evidence, is_number, keeper_text, killed, untold, wrapper_text
-from controller.model import Key, Launch, Outcome, Phase, Seen
+from controller.protocol.model import Key, Launch, Outcome, Phase, Seen
 
 MIB = 1 << 20
 USER = 1000

@@ -24,7 +24,7 @@ from controller.backends.kubernetes_output import Logs
 from controller.backends.kubernetes_runs import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes_watch import Event, Events, Feed
 from controller.errors import BackendClosed, BackendUnavailable, NotNow, Refused, Vanished
-from controller.model import Key, Launch, Listing, Output, Phase, Seen
+from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 
 RELIST_SECONDS = 30.0
 REMOVAL_SECONDS = 10.0  # of one call for a removal; it goes on without it

@@ -10,9 +10,9 @@ from pydantic import AfterValidator
 
 from controller.backends.labels import labels
 from controller.backends.wrapper import keeper_text, wrapper_text
-from controller.lifecycle import KILL_MARGIN
-from controller.model import LABEL_APP, Key, Launch
-from controller.names import SUBDOMAIN, is_label_value, is_subdomain
+from controller.protocol.decide import KILL_MARGIN
+from controller.protocol.model import LABEL_APP, Key, Launch
+from controller.protocol.names import SUBDOMAIN, is_label_value, is_subdomain
 
 GATE = "ci-fixer-sandbox/bound"  # on every pod until its run is bound: no scheduler takes it before
 RECORDED = "ci-fixer-sandbox/recorded-at"  # on a Job whose outcome is in the table: seconds since 1970

@@ -14,7 +14,7 @@ from controller.backends.kubernetes_api import MERGE, STRATEGIC, Api, ApiError
 from controller.backends.kubernetes_runs import Run, run_of
 from controller.backends.labels import key_of, selecting
 from controller.errors import NotNow, Refused, SandboxError
-from controller.model import Key, Reason
+from controller.protocol.model import Key, Reason
 
 # Words of a 403 that stays; any other may pass: a quota, a right not granted yet, an API server that is starting.
 DENIED = re.compile(r"denied the request|denied request|violates PodSecurity")

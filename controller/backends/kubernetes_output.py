@@ -11,7 +11,7 @@ import aiohttp
 from controller.backends.kubernetes_api import Api, ApiError
 from controller.backends.kubernetes_job import CONTAINER
 from controller.errors import NotNow, Vanished
-from controller.model import Output
+from controller.protocol.model import Output
 
 AT_ONCE = 8  # logs read at a time
 SAVING_SECONDS = 15.0  # that an outcome waits for a log that is being saved

@@ -9,7 +9,7 @@ from controller.backends.json_lines import Json
 from controller.backends.kubernetes_job import CONTAINER, END_NOW, GATE
 from controller.backends.pull_words import pull_is_hopeless
 from controller.backends.wrapper import Evidence, is_number, killed, untold
-from controller.model import Key, Outcome, Phase, Reason, Seen, State, exit_outcome
+from controller.protocol.model import Key, Outcome, Phase, Reason, Seen, State, exit_outcome
 
 UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB; the cluster may write our 1024Mi as 1Gi
 OVER = (Phase.ENDED, Phase.NEVER)

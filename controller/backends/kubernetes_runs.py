@@ -11,7 +11,7 @@ from controller.backends import kubernetes_pod as pods
 from controller.backends.json_lines import Json
 from controller.backends.kubernetes_job import RECORDED
 from controller.backends.labels import key_of
-from controller.model import Key, Listing, Phase, Seen
+from controller.protocol.model import Key, Listing, Phase, Seen
 
 RECORDED_SECONDS = 900.0  # after which a recorded Job that is still there is shown again, to be swept
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from controller.model import LABEL_APP, Key
+from controller.protocol.model import LABEL_APP, Key
 
 
 def installation_labels(installation: str) -> dict[str, str]:

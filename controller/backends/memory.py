@@ -13,7 +13,7 @@ from enum import Enum, auto
 from uuid import UUID, uuid4
 
 from controller.errors import BackendClosed, ImageAway, NotNow, Refused, Vanished
-from controller.model import (
+from controller.protocol.model import (
     Key,
     Launch,
     Listing,

@@ -23,7 +23,7 @@ from controller.backends.process_marks import ProcessMarks
 from controller.backends.process_runs import Runs
 from controller.backends.process_spec import request_bytes
 from controller.errors import BackendClosed, BackendUnavailable, NotNow, Vanished
-from controller.model import Key, Launch, Listing, Output, Phase, Seen
+from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 
 POLL_SECONDS = 1.0
 TIDY_SECONDS = 60.0

@@ -20,7 +20,7 @@ from controller.backends import process_files as files
 from controller.backends.process_host import empty_trash, end_marked, spawn_supervisor
 from controller.backends.process_spec import Look, look, read_output
 from controller.errors import BackendUnavailable, NotNow, Vanished
-from controller.model import Key, Listing, Output, Phase, Seen
+from controller.protocol.model import Key, Listing, Output, Phase, Seen
 
 START = (
     "import os, sys; sys.path.append(sys.argv[1]); from controller.backends.supervisor import main; "

@@ -14,7 +14,18 @@ from typing import TypeVar
 
 from controller.backends import process_files as files
 from controller.errors import Refused
-from controller.model import Key, Launch, Outcome, Output, Phase, Reason, Seen, State, exit_outcome, timeout_outcome
+from controller.protocol.model import (
+    Key,
+    Launch,
+    Outcome,
+    Output,
+    Phase,
+    Reason,
+    Seen,
+    State,
+    exit_outcome,
+    timeout_outcome,
+)
 
 HEAD = 4096
 NO_FILE = {  # what opening or reading tells where a command put something else

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 
-from controller.model import Outcome, Reason, State, exit_outcome, timeout_outcome
+from controller.protocol.model import Outcome, Reason, State, exit_outcome, timeout_outcome
 
 UNWRITTEN = 125  # exit code of a wrapper that stopped itself before the command
 STRUCK = (137, 255)  # exit codes of one that was killed, or went with its host

@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from controller import sql
 from controller.errors import DatabaseUnavailable, SandboxError, SchemaError, WriteRefused
-from controller.model import State
+from controller.protocol.model import State
 from controller.queue.connect import connect
 from controller.queue.faults import in_words, line
 

@@ -17,11 +17,11 @@ from psycopg_pool import AsyncConnectionPool
 
 from controller import sql
 from controller.errors import DatabaseUnavailable
-from controller.model import Key, Launch, Outcome, Output, Reason, Row, Seen, State
+from controller.protocol.model import Key, Launch, Outcome, Output, Reason, Row, Seen, State
+from controller.protocol.text import storable, tail
 from controller.queue.batch import Batch
 from controller.queue.faults import STALE, Locked, Strained, in_words
 from controller.queue.stalled import Aside, Overdue
-from controller.text import storable, tail
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.errors import BackendUnavailable, SandboxError
+from controller.protocol.text import encodable, visible
 from controller.queue.client import Client, RequestRefused
 from controller.queue.migrate import migrate
-from controller.text import encodable, visible
 from controller.tools import terminal
 from controller.tools.demo_cases import Case, Run, cases, faults
 from controller.tools.explain import WIDTH, screen

@@ -12,7 +12,7 @@ from typing import cast
 from controller.backends.base import Backend
 from controller.errors import NotNow
 from controller.loop import Controller
-from controller.model import Listing, Seen
+from controller.protocol.model import Listing, Seen
 from controller.queue.registry import Registry
 from controller.queue.store import Queue
 from controller.tools import terminal

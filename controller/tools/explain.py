@@ -16,9 +16,9 @@ from unicodedata import east_asian_width
 from uuid import UUID
 
 from controller.errors import SandboxError
-from controller.model import State
+from controller.protocol.model import State
+from controller.protocol.text import encodable, visible
 from controller.queue.client import Client
-from controller.text import encodable, visible
 from controller.tools import terminal
 
 Row = Mapping[str, Any]

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from controller.errors import SandboxError
-from controller.model import State
+from controller.protocol.model import State
 from controller.queue.client import Client, Progress, RequestRefused
 from controller.tools import terminal
 from controller.tools.explain import START

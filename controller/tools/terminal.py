@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from typing import Literal, TextIO
 
 from controller.errors import SandboxError
-from controller.text import encodable, harmless, visible
+from controller.protocol.text import encodable, harmless, visible
 
 
 def prepare() -> None:

@@ -21,7 +21,7 @@ import psycopg
 
 from controller.backends.connect import AT_ONCE
 from controller.backends.kubernetes_job import JobOptions, manifest
-from controller.model import Key, Launch
+from controller.protocol.model import Key, Launch
 from tests.bench.kubernetes_cluster import Json, Plain, Watcher, plain, watching
 from tests.bench.scale import peak
 from tests.bench.support import fresh

@@ -11,7 +11,7 @@ from psycopg.rows import dict_row
 
 from controller.__main__ import assemble
 from controller.backends.memory import MemoryBackend, MemoryEngine
-from controller.model import Key, Outcome, Output, Reason, State
+from controller.protocol.model import Key, Outcome, Output, Reason, State
 from controller.queue.connect import open_pool
 from controller.queue.store import Bind, Ended, Mark, Queue
 from controller.settings import Settings

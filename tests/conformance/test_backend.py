@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from controller.errors import BackendUnavailable, Vanished
-from controller.model import Key, Launch, Outcome, Phase, Reason, State
+from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, State
 from tests.support.engines import DEADLINE, Engine, Watched, derived_image
 
 

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from controller.errors import DatabaseUnavailable
-from controller.model import Outcome, Reason, State
+from controller.protocol.model import Outcome, Reason, State
 from controller.queue.store import Bind, Ended
 from tests.support.database import (
     ENGINE,

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from controller.model import State
+from controller.protocol.model import State
 from tests.support.corpus import NUMBERS, REFUSED, TAKEN
 from tests.support.database import Connection, at, clock, connect, insert, one, row
 

@@ -20,7 +20,7 @@ from controller.backends import docker_spec as spec
 from controller.backends.docker import DockerBackend
 from controller.backends.labels import labels
 from controller.errors import BackendUnavailable, ImageAway, NotNow, Refused, SandboxError, Vanished
-from controller.model import Key, Launch, Listing, Outcome, Phase, Reason, Seen, State
+from controller.protocol.model import Key, Launch, Listing, Outcome, Phase, Reason, Seen, State
 from tests.support.engines import SHELL_IMAGE, Engine, Watched, make_engine
 
 REGISTRY = "localhost:5000"

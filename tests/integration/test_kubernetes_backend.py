@@ -23,7 +23,7 @@ from controller.backends.connect import connect
 from controller.backends.kubernetes import KubernetesBackend
 from controller.backends.kubernetes_job import RECORDED, JobOptions
 from controller.errors import BackendUnavailable, NotNow, Refused, SettingsError, Vanished
-from controller.model import Key, Launch, Outcome, Phase, Reason, Seen, State
+from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Seen, State
 from controller.settings import Settings
 from tests.support import engines
 from tests.support.cluster import IMAGE, Namespace, Refusal, make_namespace, session_namespace

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from controller.errors import BackendUnavailable, SandboxError
-from controller.model import Phase
+from controller.protocol.model import Phase
 from tests.support.cluster import IMAGE, ROLE, Namespace, make_namespace
 from tests.support.engines import Engine, Watched, need_cluster
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from controller.backends.kubernetes_job import JobOptions, manifest
-from controller.model import Key, Launch
+from controller.protocol.model import Key, Launch
 from controller.settings import Settings
 from tests.bench.scale import peak
 from tests.support import fake_registry

@@ -15,7 +15,7 @@ from psycopg.rows import DictRow
 
 from controller import loop
 from controller.backends.base import Backend
-from controller.model import Key, Listing, Phase, Seen
+from controller.protocol.model import Key, Listing, Phase, Seen
 from tests.support.control import Table, control, table
 from tests.support.engines import Engine, make_engine
 from tests.support.passing import Passing

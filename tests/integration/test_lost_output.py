@@ -12,7 +12,7 @@ import pytest
 from controller import steps
 from controller.backends.base import Backend
 from controller.errors import NotNow
-from controller.model import Key, Listing, Output, Phase, Seen
+from controller.protocol.model import Key, Listing, Output, Phase, Seen
 from tests.support.control import control, table
 from tests.support.engines import Engine, make_engine
 from tests.support.passing import Passing

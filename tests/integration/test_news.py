@@ -13,7 +13,7 @@ from controller import carry
 from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from controller.errors import NotNow
 from controller.loop import Controller
-from controller.model import Key, Launch, Listing, Phase, Seen
+from controller.protocol.model import Key, Launch, Listing, Phase, Seen
 from tests.support.control import Table, control, table
 
 HOUR = 3600.0

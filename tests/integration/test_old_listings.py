@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from controller.model import Listing
+from controller.protocol.model import Listing
 from tests.support.control import control, table
 from tests.support.memory_listings import CountedListings
 

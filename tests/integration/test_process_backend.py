@@ -21,7 +21,7 @@ from controller.backends import process_files as files
 from controller.backends import process_runs
 from controller.backends.process import ProcessBackend
 from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
-from controller.model import Key, Launch, Listing, Phase, Reason, Seen, State
+from controller.protocol.model import Key, Launch, Listing, Phase, Reason, Seen, State
 
 DEADLINE = 20.0
 INSTALLATION = uuid4()
@@ -192,7 +192,7 @@ import asyncio, sys
 from pathlib import Path
 from uuid import UUID
 from controller.backends.process import ProcessBackend
-from controller.model import Key, Launch
+from controller.protocol.model import Key, Launch
 
 async def main():
     backend = ProcessBackend(Path(sys.argv[1]))

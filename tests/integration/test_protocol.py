@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
-from controller.model import Key, Launch, Output, Phase, Seen
+from controller.protocol.model import Key, Launch, Output, Phase, Seen
 from tests.support.control import Table, control, table
 
 

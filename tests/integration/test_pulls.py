@@ -17,7 +17,7 @@ import pytest
 
 from controller.backends.docker import DockerBackend
 from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
-from controller.model import Key
+from controller.protocol.model import Key
 from tests.support.control import Table, control, table
 from tests.support.engines import SHELL_IMAGE, need_docker
 from tests.support.registry import PASSWORD, USER, registry_with_login, silent_registry

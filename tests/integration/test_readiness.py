@@ -15,7 +15,7 @@ from controller import __main__ as program
 from controller import readiness
 from controller.backends.memory import MemoryBackend
 from controller.loop import Controller, cancel
-from controller.model import Launch, Seen
+from controller.protocol.model import Launch, Seen
 from controller.queue.listen import listen
 from controller.queue.migrate import check_schema
 from controller.settings import Settings

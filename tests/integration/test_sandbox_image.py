@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.model import State
+from controller.protocol.model import State
 from controller.tools.demo import CHECKOUT, IMAGE
 from controller.tools.image_context import stage
 from tests.support.engines import Engine, make_engine

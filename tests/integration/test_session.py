@@ -13,7 +13,7 @@ from psycopg import conninfo
 from psycopg.sql import SQL, Identifier, Literal
 
 from controller.errors import SchemaError
-from controller.model import Key, Outcome, Output, Phase, Reason, Seen, State
+from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State
 from controller.queue.client import Client
 from controller.queue.connect import connect as connect_ours
 from controller.queue.migrate import check_schema, migrate

@@ -24,7 +24,7 @@ from controller.backends.process_host import end_marked
 from controller.backends.process_runs import MODULES, Runs
 from controller.backends.process_spec import request_bytes
 from controller.errors import Vanished
-from controller.model import Key, Launch, Phase, Reason, Seen
+from controller.protocol.model import Key, Launch, Phase, Reason, Seen
 
 DEADLINE = 20.0
 BACKENDS = str(Path(files.__file__).parent)

@@ -230,13 +230,20 @@ def test_a_migration_leaves_the_sessions_of_a_running_controller_working(
             assert session.execute(call.encode()).rowcount == 1, call
 
 
+OLD_MODULES = """
+from controller.backends.process_runs import Runs
+from controller.backends.process_spec import request_bytes
+from controller.model import Key, Launch, Phase
+"""
+NEW_MODULES = """
+from controller.backends.process_runs import Runs
+from controller.backends.process_spec import request_bytes
+from controller.protocol.model import Key, Launch, Phase
+"""
 MAKE_OR_START = """
 import sys, time
 from pathlib import Path
 from uuid import UUID
-from controller.backends.process_runs import Runs
-from controller.backends.process_spec import request_bytes
-from controller.model import Key, Launch, Phase
 
 what, key = sys.argv[1], Key(UUID(sys.argv[3]), 1)
 runs = Runs(Path(sys.argv[2]), UUID(int=1))
@@ -256,9 +263,10 @@ else:
 def test_what_either_version_made_the_other_starts_as_it_was_asked_for(
     maker: str, older: Older, tmp_path: Path
 ) -> None:
-    versions, key = [older.directory, ROOT], str(uuid4())
-    for what, version in zip(("make", "start"), versions if maker == "old" else reversed(versions), strict=True):
-        line = [sys.executable, "-c", MAKE_OR_START, what, str(tmp_path / "work"), key]
-        done = subprocess.run(line, cwd=version, capture_output=True, text=True, timeout=60, check=False)
+    versions, key = [(older.directory, OLD_MODULES), (ROOT, NEW_MODULES)], str(uuid4())
+    turns = versions if maker == "old" else reversed(versions)
+    for what, (directory, modules) in zip(("make", "start"), turns, strict=True):
+        line = [sys.executable, "-c", modules + MAKE_OR_START, what, str(tmp_path / "work"), key]
+        done = subprocess.run(line, cwd=directory, capture_output=True, text=True, timeout=60, check=False)
         assert not done.stderr
     assert done.stdout == "7 as asked\n"

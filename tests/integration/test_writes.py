@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from controller.errors import DatabaseUnavailable, WriteRefused
-from controller.model import Key, Outcome, Output, Phase, Reason, Seen, State, exit_outcome
+from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State, exit_outcome
 from controller.queue.store import Bind, Claimed, Ended, Mark, Queue
 from tests.support.database import (
     Connection,

@@ -19,7 +19,7 @@ from controller.backends.docker import DockerBackend
 from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.backends.process import ProcessBackend
 from controller.errors import BackendUnavailable, ImageAway, NotNow
-from controller.model import Key, Launch, Listing, Phase, Seen
+from controller.protocol.model import Key, Launch, Listing, Phase, Seen
 from tests.support.cluster import IMAGE as CLUSTER_IMAGE
 from tests.support.cluster import session_namespace, trouble
 

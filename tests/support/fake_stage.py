@@ -25,7 +25,7 @@ import pytest
 from controller.backends.kubernetes import PROBE, KubernetesBackend
 from controller.backends.kubernetes_job import RECORDED, JobOptions, manifest
 from controller.loop import Controller
-from controller.model import Key, Launch
+from controller.protocol.model import Key, Launch
 from tests.support import crashing
 from tests.support.control import Table, control, table
 from tests.support.fake_api import Answer, FakeApi, Fault

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from controller.backends.memory import MemoryBackend, MemoryEngine
-from controller.model import Listing, Seen
+from controller.protocol.model import Listing, Seen
 
 LIST_SECONDS = 0.2
 

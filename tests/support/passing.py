@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 from controller.backends.base import Backend, Marks
-from controller.model import Key, Launch, Listing, Output, Seen
+from controller.protocol.model import Key, Launch, Listing, Output, Seen
 
 
 class Passing:

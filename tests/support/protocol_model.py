@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from uuid import UUID
 
-from controller.lifecycle import Do, Standing, Step, abandon, decide
-from controller.model import Key, Outcome, Phase, Reason, Row, Seen, State, exit_outcome
+from controller.protocol.decide import Do, Standing, Step, abandon, decide
+from controller.protocol.model import Key, Outcome, Phase, Reason, Row, Seen, State, exit_outcome
 
 ID = UUID(int=1)
 KILLED = Outcome(State.FAILED, Reason.KILLED, "killed", 137)

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.errors import BackendUnavailable, NotNow
-from controller.model import Key, Launch, Listing, Output, Seen
+from controller.protocol.model import Key, Launch, Listing, Output, Seen
 
 HEAD = 4  # bytes of a message's length
 

@@ -14,7 +14,7 @@ import pytest
 from controller.compare import Comparison
 from controller.live import Live, Lives
 from controller.metrics import Metrics
-from controller.model import Key, Listing, Phase, Row, Seen, State
+from controller.protocol.model import Key, Listing, Phase, Row, Seen, State
 
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
 INERT = Seen(Key(ROW.id, 1), "made", Phase.INERT)

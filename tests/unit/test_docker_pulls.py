@@ -12,7 +12,7 @@ from controller.backends import docker_pulls as module
 from controller.backends.docker_login import registry_of
 from controller.backends.docker_pulls import Pulls
 from controller.errors import ImageAway, NotNow, Refused
-from controller.model import Key, Reason
+from controller.protocol.model import Key, Reason
 
 
 class Engine:

@@ -22,7 +22,7 @@ from controller.backends.docker_output import FULL_LOG_BYTES, PART_BYTES, RECORD
 from controller.backends.labels import filters, labels
 from controller.backends.wrapper import WORDS, Evidence, keeper_text, wrapper_text
 from controller.errors import NotNow, Refused
-from controller.model import Key, Launch, Outcome, Phase, Reason, State
+from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, State
 
 KEY = Key(UUID("11111111-2222-3333-4444-555555555555"), 2)
 INSTALLATION = str(uuid4())

@@ -74,7 +74,7 @@ def test_a_context_follows_its_sources_and_what_is_right_in_it_is_not_touched(ch
     context = stage("app", checkout)
     (context / "controller" / "litter").mkdir()
     (context / "controller" / "litter" / "x.py").write_text("")
-    (context / "controller" / "model.py").chmod(0o600)
+    (context / "controller" / "protocol" / "model.py").chmod(0o600)
     (checkout / "controller" / "loop.py").write_text("changed")
     (checkout / "controller" / "new.py").write_text("new")
     shutil.rmtree(checkout / "controller" / "queue")

@@ -18,8 +18,8 @@ from controller.backends import kubernetes_job as jobs
 from controller.backends.kubernetes_job import JobOptions
 from controller.backends.labels import installation_labels, key_of, labels
 from controller.backends.wrapper import keeper_text, wrapper_text
-from controller.lifecycle import KILL_MARGIN
-from controller.model import Key, Launch
+from controller.protocol.decide import KILL_MARGIN
+from controller.protocol.model import Key, Launch
 
 KEY = Key(UUID("11111111-2222-3333-4444-555555555555"), 2)
 INSTALLATION = str(uuid4())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from controller.backends import kubernetes_pod as pods
 from controller.backends.kubernetes_job import GATE
 from controller.backends.kubernetes_runs import Runs, run_of
-from controller.model import Key, Phase, Reason, Seen, State
+from controller.protocol.model import Key, Phase, Reason, Seen, State
 
 PODS = Path(__file__).parent / "pods"
 KEY = Key(UUID("11111111-2222-3333-4444-555555555555"), 1)

@@ -89,9 +89,9 @@ def test_only_main_wires() -> None:
 
 def test_the_pure_parts_import_no_other() -> None:
     for pure, may in {
-        "model.py": set[str](),
-        "lifecycle.py": {"controller.model"},
-        "text.py": set[str](),
-        "errors.py": {"controller.model"},
+        "protocol/model.py": set[str](),
+        "protocol/decide.py": {"controller.protocol.model"},
+        "protocol/text.py": set[str](),
+        "errors.py": {"controller.protocol.model"},
     }.items():
         assert {one for one in imports(ROOT / pure) if one.startswith("controller")} <= may, pure

@@ -11,8 +11,8 @@ from uuid import UUID
 
 import pytest
 
-from controller.lifecycle import REPLACE_DELAY, RETRY_MOST, RETRYABLE, Do, Standing, Step, decide, settle
-from controller.model import Key, Outcome, Phase, Reason, Row, Seen, State, exit_outcome, timeout_outcome
+from controller.protocol.decide import REPLACE_DELAY, RETRY_MOST, RETRYABLE, Do, Standing, Step, decide, settle
+from controller.protocol.model import Key, Outcome, Phase, Reason, Row, Seen, State, exit_outcome, timeout_outcome
 from tests.support import protocol_model
 
 ROW = Row(

@@ -13,7 +13,7 @@ import pytest
 
 from controller import log as logs
 from controller.backends.memory import Fault, MemoryBackend
-from controller.model import Key, Launch
+from controller.protocol.model import Key, Launch
 
 KEY = Key(UUID(int=5), 2)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from controller.backends import process_files as files
 from controller.backends.process_spec import Look, look, read_output, request_bytes
 from controller.errors import Refused
-from controller.model import Key, Launch, Output, Phase, Reason, State
+from controller.protocol.model import Key, Launch, Output, Phase, Reason, State
 
 KEY = Key(uuid4(), 1)
 UID = "0123456789abcdef" * 2

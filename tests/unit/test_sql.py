@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from controller import sql
-from controller.model import Reason, State
+from controller.protocol.model import Reason, State
 
 ROOT = Path(sql.__file__).parent
 FILES = ("queue.sql", "controllers.sql", "installation.sql", "client.sql")

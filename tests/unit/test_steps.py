@@ -11,10 +11,10 @@ from uuid import UUID
 import pytest
 
 from controller.errors import NotNow, Vanished
-from controller.lifecycle import Do, Step, decide
 from controller.live import Live, Lives
 from controller.metrics import Metrics
-from controller.model import Key, Launch, Outcome, Phase, Reason, Row, Seen, State
+from controller.protocol.decide import Do, Step, decide
+from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Row, Seen, State
 from controller.queue.store import Bind, Ended
 from controller.steps import Steps
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from controller.model import State
+from controller.protocol.model import State
 from controller.queue.client import Client, Progress
 from controller.tools.interrupts import Interrupts
 from controller.tools.submit import NUMBERS, add_options, exit_code, follow, request

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from controller.text import encodable, harmless, storable, tail, visible, without_addresses
+from controller.protocol.text import encodable, harmless, storable, tail, visible, without_addresses
 
 ANY_TEXT = some.text(some.characters())  # lone surrogates and NUL among them
 PIECES = some.sampled_from(

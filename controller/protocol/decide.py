@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import assert_never
 
-from controller.model import Outcome, Phase, Reason, Row, Seen, State
+from controller.protocol.model import Outcome, Phase, Reason, Row, Seen, State
 
 RETRY_FIRST, RETRY_MOST = 1.0, 60.0  # seconds before the second attempt; doubled up to the second
 REPLACE_DELAY = 1.0  # seconds before an attempt that never started is replaced
