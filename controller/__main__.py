@@ -24,18 +24,18 @@ from controller.backends.base import Backend
 from controller.backends.connect import AT_ONCE, LAUNCHING, connect
 from controller.carry import Carrier
 from controller.compare import Comparison
+from controller.db.installation import settle_identity
+from controller.db.listener import listen
+from controller.db.migrate import check_schema, migrate, retain
+from controller.db.pool import open_pool, refuse_shared_sessions
+from controller.db.registry import Registry
+from controller.db.store import Queue
 from controller.errors import OnlyReads, SandboxError, SettingsError
 from controller.http import Http
 from controller.live import Lives
 from controller.loop import Controller, Pace, cancel
 from controller.metrics import Metrics
 from controller.presence import RENAMED, Presence
-from controller.queue.connect import open_pool, refuse_shared_sessions
-from controller.queue.installation import settle_identity
-from controller.queue.listen import listen
-from controller.queue.migrate import check_schema, migrate, retain
-from controller.queue.registry import Registry
-from controller.queue.store import Queue
 from controller.settings import OwnersSettings, Settings
 from controller.steps import Steps
 from controller.tools import add_verbs, terminal

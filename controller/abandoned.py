@@ -7,14 +7,14 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 
+from controller.db.registry import Attendant
+from controller.db.store import Ended, Mark, Queue
 from controller.errors import SandboxError
 from controller.log import about
 from controller.metrics import Metrics
 from controller.presence import Lasting
 from controller.protocol.decide import Do, abandon
 from controller.protocol.model import Row
-from controller.queue.registry import Attendant
-from controller.queue.store import Ended, Mark, Queue
 
 log = logging.getLogger(__name__)
 

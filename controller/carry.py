@@ -7,13 +7,13 @@ import logging
 import time
 from uuid import UUID
 
+from controller.db.store import Mark, Queue
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
 from controller.live import Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, decide
 from controller.protocol.model import Seen, State
-from controller.queue.store import Mark, Queue
 from controller.steps import Steps
 
 log = logging.getLogger(__name__)

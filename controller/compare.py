@@ -10,6 +10,7 @@ from uuid import UUID
 
 from controller.backends.base import Backend
 from controller.carry import Carrier
+from controller.db.store import Queue
 from controller.errors import NotNow
 from controller.live import Live, Lives
 from controller.log import about
@@ -17,7 +18,6 @@ from controller.metrics import Metrics
 from controller.presence import Presence
 from controller.protocol.decide import Do, decide
 from controller.protocol.model import Key, Listing, Phase, Row, Seen, State
-from controller.queue.store import Queue
 
 log = logging.getLogger(__name__)
 

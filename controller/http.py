@@ -10,11 +10,11 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller.backends.base import Backend
+from controller.db.store import Queue
 from controller.errors import SandboxError, SettingsError
 from controller.loop import Controller
 from controller.metrics import Metrics
 from controller.protocol.text import without_addresses
-from controller.queue.store import Queue
 from controller.readiness import Readiness
 from controller.serving import Door
 

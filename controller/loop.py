@@ -14,12 +14,12 @@ from controller.backends.base import Backend
 from controller.carry import Carrier
 from controller.claims import Claims
 from controller.compare import Comparison
+from controller.db.store import Claimed, Queue
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
 from controller.live import Live, Lives
 from controller.metrics import Metrics
 from controller.presence import Presence
 from controller.protocol.model import Listing, Phase, Seen, State
-from controller.queue.store import Claimed, Queue
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from controller.backends.base import Backend
+from controller.db.registry import Attendant, Registry
 from controller.errors import BackendUnavailable, NotNow, SandboxError, SettingsError
-from controller.queue.registry import Attendant, Registry
 
 log = logging.getLogger(__name__)
 

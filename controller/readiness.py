@@ -8,9 +8,9 @@ from uuid import UUID
 
 from controller.backends.base import Backend
 from controller.claims import Claims
+from controller.db.migrate import check_schema
+from controller.db.store import Queue
 from controller.errors import SandboxError
-from controller.queue.migrate import check_schema
-from controller.queue.store import Queue
 
 READY_SECONDS = 5.0  # for database and engine to answer
 KEPT_SECONDS = 1.0  # that an answer is given again: one check at a time, whoever asks

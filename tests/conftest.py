@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from controller.queue.migrate import migrate
+from controller.db.migrate import migrate
 
 for name in [name for name in os.environ if name.startswith(("SANDBOX_", "DATABASE_URL", "HTTP_PORT", "LOG_FORMAT"))]:
     del os.environ[name]  # a developer's settings must not reach the tests

@@ -22,10 +22,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from controller.db.migrate import migrate
 from controller.errors import BackendUnavailable, SandboxError
 from controller.protocol.text import encodable, visible
-from controller.queue.client import Client, RequestRefused
-from controller.queue.migrate import migrate
+from controller.requester.client import Client, RequestRefused
 from controller.tools import terminal
 from controller.tools.demo_cases import Case, Run, cases, faults
 from controller.tools.explain import WIDTH, screen

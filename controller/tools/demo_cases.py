@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from controller.queue.client import Progress
+from controller.requester.client import Progress
 
 MIB = 1 << 20
 TRICKY = "$HOME `id` $(id) $$ $(X) \"'\\ ; & | > * ? ~ ! # % {} é\t\n end "

@@ -10,11 +10,11 @@ from contextlib import aclosing
 from typing import cast
 
 from controller.backends.base import Backend
+from controller.db.registry import Registry
+from controller.db.store import Queue
 from controller.errors import NotNow
 from controller.loop import Controller
 from controller.protocol.model import Listing, Seen
-from controller.queue.registry import Registry
-from controller.queue.store import Queue
 from controller.tools import terminal
 
 POLL_SECONDS = 0.2

@@ -18,7 +18,7 @@ from uuid import UUID
 from controller.errors import SandboxError
 from controller.protocol.model import State
 from controller.protocol.text import encodable, visible
-from controller.queue.client import Client
+from controller.requester.client import Client
 from controller.tools import terminal
 
 Row = Mapping[str, Any]

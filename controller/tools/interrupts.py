@@ -13,7 +13,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from controller.errors import DatabaseUnavailable, SandboxError
-from controller.queue.client import AWAY_SECONDS, POLL_SECONDS, Client
+from controller.requester.client import AWAY_SECONDS, POLL_SECONDS, Client
 from controller.tools import terminal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

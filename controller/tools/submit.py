@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from controller.errors import SandboxError
 from controller.protocol.model import State
-from controller.queue.client import Client, Progress, RequestRefused
+from controller.requester.client import Client, Progress, RequestRefused
 from controller.tools import terminal
 from controller.tools.explain import START
 from controller.tools.interrupts import Interrupts, look

@@ -11,9 +11,9 @@ from uuid import UUID
 
 import psycopg
 
-from controller import sql
 from controller.backends.memory import Fault, MemoryBackend
 from controller.backends.process import ProcessBackend
+from controller.db import sql
 from controller.protocol.model import Key
 from tests.bench.report import Figure, ms, quantile
 from tests.bench.support import controller, fresh, paced_inserts, until_empty

@@ -11,7 +11,7 @@ from statistics import median
 import psutil
 import psycopg
 
-from controller import sql
+from controller.db import sql
 from tests.bench.report import Figure, ms
 from tests.bench.support import fresh
 

@@ -15,9 +15,9 @@ from psycopg.sql import SQL, Identifier
 
 from controller.__main__ import assemble
 from controller.backends.base import Backend
+from controller.db.listener import listen
+from controller.db.migrate import migrate
 from controller.loop import cancel
-from controller.queue.listen import listen
-from controller.queue.migrate import migrate
 from controller.settings import Settings
 from tests.conftest import in_database
 

@@ -11,9 +11,9 @@ from psycopg.rows import dict_row
 
 from controller.__main__ import assemble
 from controller.backends.memory import MemoryBackend, MemoryEngine
+from controller.db.pool import open_pool
+from controller.db.store import Bind, Ended, Mark, Queue
 from controller.protocol.model import Key, Outcome, Output, Reason, State
-from controller.queue.connect import open_pool
-from controller.queue.store import Bind, Ended, Mark, Queue
 from controller.settings import Settings
 from tests.bench.report import Figure
 from tests.bench.support import fresh, until_empty

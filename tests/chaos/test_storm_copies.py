@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import psutil
 import pytest
 
-from controller.queue.installation import FOREIGN
+from controller.db.installation import FOREIGN
 from tests.conftest import in_database
 from tests.support.copies import by_dump
 from tests.support.engines import make_engine

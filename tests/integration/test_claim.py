@@ -14,9 +14,9 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from controller.db.store import Bind, Ended
 from controller.errors import DatabaseUnavailable
 from controller.protocol.model import Outcome, Reason, State
-from controller.queue.store import Bind, Ended
 from tests.support.database import (
     ENGINE,
     WAITS_FOR_LOCK,

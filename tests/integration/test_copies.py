@@ -15,8 +15,8 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from controller.backends.process import ProcessBackend
+from controller.db.installation import FOREIGN, settle_identity
 from controller.errors import SchemaError
-from controller.queue.installation import FOREIGN, settle_identity
 from tests.conftest import in_database
 from tests.integration.test_gone_engines import verb
 from tests.support.control import Table, control, table

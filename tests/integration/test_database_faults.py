@@ -18,9 +18,9 @@ from psycopg.sql import SQL, Identifier
 
 from controller.__main__ import serve
 from controller.backends.memory import MemoryBackend
+from controller.db.migrate import check_schema, migrate
 from controller.errors import DatabaseUnavailable
-from controller.queue.client import Client
-from controller.queue.migrate import check_schema, migrate
+from controller.requester.client import Client
 from controller.settings import Settings
 from tests.support.command_line import command_line
 from tests.support.control import control

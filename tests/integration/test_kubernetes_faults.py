@@ -28,9 +28,9 @@ import pytest
 from psycopg.rows import DictRow
 
 from controller.backends import kubernetes_api
+from controller.db.listener import listen
+from controller.db.store import Queue
 from controller.errors import DatabaseUnavailable
-from controller.queue.listen import listen
-from controller.queue.store import Queue
 from tests.support import control as controlling
 from tests.support.fake_api import Answer
 from tests.support.fake_stage import Scene, play

@@ -10,8 +10,8 @@ import pytest
 
 from controller.__main__ import assemble
 from controller.backends.memory import MemoryBackend
-from controller.queue import listen as listening
-from controller.queue.listen import listen
+from controller.db import listener as listening
+from controller.db.listener import listen
 from controller.settings import Settings
 from tests.support.database import Connection, ask, connect, insert, insert_many, one, until
 from tests.support.proxy import Proxy

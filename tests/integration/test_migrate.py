@@ -15,9 +15,9 @@ import pytest
 from psycopg import conninfo
 from psycopg.sql import SQL, Identifier, Literal
 
-from controller import sql
+from controller.db import sql
+from controller.db.migrate import CODE_VERSION, check_schema, migrate
 from controller.errors import DatabaseUnavailable, SandboxError, SchemaError, SettingsError
-from controller.queue.migrate import CODE_VERSION, check_schema, migrate
 from tests.support.database import Connection, connect, insert, one, together, until
 
 NOBODY = "postgresql://u:s3cr3t@127.0.0.1:1/x"

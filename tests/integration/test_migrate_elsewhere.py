@@ -15,9 +15,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 
-from controller import sql
+from controller.db import sql
+from controller.db.migrate import CODE_VERSION, check_schema, migrate
 from controller.errors import SchemaError
-from controller.queue.migrate import CODE_VERSION, check_schema, migrate
 from tests.support.database import Connection, connect, insert, one, opened
 from tests.support.older import ROOT, Older, controller, run_verb
 from tests.support.stage import Postgres

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
-from controller import sql
-from controller.queue.connect import open_pool
+from controller.db import sql
+from controller.db.pool import open_pool
 from tests.conftest import in_database
 from tests.support.database import ENGINE, QUEUE, Connection, claim, connect, one
 

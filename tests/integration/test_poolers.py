@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from controller.backends.memory import MemoryBackend
+from controller.db.pool import check_own_sessions, connect_async, open_pool, refuse_shared_sessions
+from controller.db.registry import Registry
+from controller.db.store import Queue
 from controller.errors import SettingsError
 from controller.presence import Presence
-from controller.queue.connect import check_own_sessions, connect_async, open_pool, refuse_shared_sessions
-from controller.queue.registry import Registry
-from controller.queue.store import Queue
 
 ME, ENGINE = "host/1-abc", "memory:one"
 

@@ -14,10 +14,10 @@ import pytest
 from controller import __main__ as program
 from controller import readiness
 from controller.backends.memory import MemoryBackend
+from controller.db.listener import listen
+from controller.db.migrate import check_schema
 from controller.loop import Controller, cancel
 from controller.protocol.model import Launch, Seen
-from controller.queue.listen import listen
-from controller.queue.migrate import check_schema
 from controller.settings import Settings
 from tests.support.control import Table, table
 

@@ -11,8 +11,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from controller.db.migrate import migrate, retain
 from controller.errors import SettingsError
-from controller.queue.migrate import migrate, retain
 from tests.support.database import Connection, ask, claim, clock, connect, insert, insert_many, one, opened
 
 LATER = 10_000.0  # second of the fake clock at which what ended at its beginning is past the retention
@@ -169,7 +169,7 @@ def test_what_keeps_rows_is_logged_once(database: str, owner: Connection, caplog
     owner.execute("update sandbox_installation set retention_seconds = 1")
     owner.execute("create or replace function sandbox_now() returns timestamptz return clock_timestamp()")
     finish_earlier(owner)
-    with caplog.at_level(logging.WARNING, "controller.queue.store"):
+    with caplog.at_level(logging.WARNING, "controller.db.store"):
         asyncio.run(go())
     assert [record.message for record in caplog.records] == [
         "retention leaves sandboxes, and tries them again later; "

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from controller.queue.migrate import migrate
+from controller.db.migrate import migrate
 from tests.support.database import Connection, ask, claim, connect, insert, one, row
 
 REQUEST = {

@@ -12,12 +12,12 @@ import pytest
 from psycopg import conninfo
 from psycopg.sql import SQL, Identifier, Literal
 
+from controller.db.migrate import check_schema, migrate
+from controller.db.pool import connect as connect_ours
+from controller.db.store import Bind, Ended, Mark
 from controller.errors import SchemaError
 from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State
-from controller.queue.client import Client
-from controller.queue.connect import connect as connect_ours
-from controller.queue.migrate import check_schema, migrate
-from controller.queue.store import Bind, Ended, Mark
+from controller.requester.client import Client
 from tests.conftest import in_database
 from tests.support.command_line import command_line
 from tests.support.database import at, one, opened

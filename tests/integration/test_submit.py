@@ -23,8 +23,8 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow, dict_row
 
-from controller.queue.client import Client, RequestRefused
-from controller.queue.migrate import migrate
+from controller.db.migrate import migrate
+from controller.requester.client import Client, RequestRefused
 from tests.support.proxy import Proxy
 from tests.support.stage import Postgres
 

@@ -13,8 +13,8 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from controller import sql
-from controller.queue.migrate import CODE_VERSION, migrate
+from controller.db import sql
+from controller.db.migrate import CODE_VERSION, migrate
 from tests.support.database import ENGINE, Connection, ask, connect, insert, one, row, until
 from tests.support.older import ROOT, Older, controller, run_verb
 

@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from controller.db.store import Bind, Claimed, Ended, Mark, Queue
 from controller.errors import DatabaseUnavailable, WriteRefused
 from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State, exit_outcome
-from controller.queue.store import Bind, Claimed, Ended, Mark, Queue
 from tests.support.database import (
     Connection,
     ask,

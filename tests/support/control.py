@@ -15,8 +15,8 @@ from psycopg.rows import DictRow, dict_row
 
 from controller import __main__ as program
 from controller.backends.base import Backend
+from controller.db.listener import listen
 from controller.loop import Controller, Pace, cancel
-from controller.queue.listen import listen
 from controller.settings import Settings
 
 DEADLINE = 20.0  # seconds that a condition may take to come true

@@ -24,8 +24,8 @@ from controller.backends import docker, docker_spec
 from controller.backends.base import Backend
 from controller.backends.kubernetes import KubernetesBackend
 from controller.backends.process import ProcessBackend
+from controller.db.store import Queue
 from controller.loop import Pace
-from controller.queue.store import Queue
 from controller.settings import Settings
 from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE

@@ -14,9 +14,9 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg.sql import SQL, Identifier, Placeholder
 
-from controller import sql
-from controller.queue.connect import open_pool
-from controller.queue.store import Queue
+from controller.db import sql
+from controller.db.pool import open_pool
+from controller.db.store import Queue
 
 Connection = psycopg.Connection[DictRow]
 QUEUE = sql.statements("queue.sql")

@@ -20,7 +20,7 @@ import psutil
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
-from controller.queue.migrate import migrate
+from controller.db.migrate import migrate
 from tests.support.cluster import session_namespace
 from tests.support.marks import MarkListener
 from tests.support.remote_engine import RemoteBackend

@@ -6,8 +6,8 @@ import psycopg
 import pytest
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
+from controller.db.faults import Locked, in_words, meaning
 from controller.errors import DatabaseUnavailable, WriteRefused
-from controller.queue.faults import Locked, in_words, meaning
 
 PASSES = {
     "08006": "connection failure",

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.db.pool import connect, connect_async
+from controller.db.url import check_url
 from controller.errors import DatabaseUnavailable, SettingsError
-from controller.queue.connect import connect, connect_async
-from controller.queue.url import check_url
 
 HOST = "postgresql://u:s3cr3t@127.0.0.1:1/x"
 

@@ -17,7 +17,7 @@ LITTER = [
     *(".git/x.py", "controller/.venv/x.py", "controller/.#loop.py", "controller/__pycache__/loop.cpython-311.pyc"),
     *(
         "controller/loop.py~",
-        "controller/sql/#queue.sql#",
+        "controller/db/sql/#queue.sql#",
         "images/sandbox/gitconfig.orig",
         "images/app/.Dockerfile.swp",
     ),
@@ -77,12 +77,12 @@ def test_a_context_follows_its_sources_and_what_is_right_in_it_is_not_touched(ch
     (context / "controller" / "protocol" / "model.py").chmod(0o600)
     (checkout / "controller" / "loop.py").write_text("changed")
     (checkout / "controller" / "new.py").write_text("new")
-    shutil.rmtree(checkout / "controller" / "queue")
+    shutil.rmtree(checkout / "controller" / "requester")
     before = {path: path.stat().st_ino for path in context.rglob("*") if path.is_file()}
     stage("app", checkout)
     assert (context / "controller" / "loop.py").read_text() == "changed"
     assert (context / "controller" / "new.py").read_text() == "new"
-    assert not (context / "controller" / "queue").exists()
+    assert not (context / "controller" / "requester").exists()
     assert not (context / "controller" / "litter").exists()
     touched = {path.name for path, inode in before.items() if path.exists() and path.stat().st_ino != inode}
     assert touched == {"loop.py", "model.py"}

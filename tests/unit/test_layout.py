@@ -13,9 +13,9 @@ import controller
 
 ROOT = Path(controller.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
-THIN = [path for path in MODULES if path.relative_to(ROOT).parts[0] not in ("backends", "sql", "tools")]
+THIN = [path for path in MODULES if path.relative_to(ROOT).parts[0] not in ("backends", "tools")]
 ENGINES = {"aiodocker", "docker", "kubernetes"}
-TOOLS = {"queue/client.py"}  # what `tools` asks the table by
+TOOLS = {"requester/client.py"}  # what `tools` asks the table by
 
 
 def name(path: Path) -> str:
@@ -64,12 +64,12 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
 
 def test_only_the_queue_touches_postgres() -> None:
     found = {name(path) for path in MODULES if any(one.split(".")[0].startswith("psycopg") for one in imports(path))}
-    assert all(one.startswith("queue/") for one in found)
+    assert all(one.startswith(("db/", "requester/")) for one in found)
 
 
 def test_one_module_makes_every_connection() -> None:
     calls = ("Connection.connect(", "Connection[DictRow].connect(", "psycopg.connect(", "ConnectionPool(")
-    assert {name(path) for path in MODULES if any(call in path.read_text() for call in calls)} == {"queue/connect.py"}
+    assert {name(path) for path in MODULES if any(call in path.read_text() for call in calls)} == {"db/pool.py"}
 
 
 def test_only_a_backend_touches_its_engine() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller import sql
+from controller.db import sql
 from controller.protocol.model import Reason, State
 
 ROOT = Path(sql.__file__).parent
@@ -15,7 +15,7 @@ FILES = ("queue.sql", "controllers.sql", "installation.sql", "client.sql")
 
 
 def used(module: str) -> set[str]:
-    source = (ROOT.parent / "queue" / module).read_text()
+    source = (ROOT.parent / module).read_text()
     return set(re.findall(r"""(?:_once|ask|_ids)\(\s*"(\w+)\"""", source))
 
 
@@ -43,13 +43,13 @@ def test_the_registry_uses_every_statement_and_no_other() -> None:
 
 
 def test_migrate_uses_every_statement_and_no_other() -> None:
-    source = (ROOT.parent / "queue" / "migrate.py").read_text()
+    source = (ROOT.parent / "migrate.py").read_text()
     assert [name for name in sql.statements("roles.sql") if f'"{name}"' not in source] == []
 
 
 def test_no_sql_stands_in_python() -> None:
-    allowed = {"listen.py", "migrate.py", "store.py"}  # connection set-up: listen, set, alter role, the advisory lock
-    for path in ROOT.parent.rglob("*.py"):
+    allowed = {"listener.py", "migrate.py", "store.py"}  # connection set-up: listen, set, alter role, the advisory lock
+    for path in ROOT.parents[1].rglob("*.py"):
         found = re.findall(r"""["'](?:select|insert into|update|delete from|with|alter|create) """, path.read_text())
         assert not found or path.name in allowed, (path, found)
 

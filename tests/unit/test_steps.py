@@ -10,12 +10,12 @@ from uuid import UUID
 
 import pytest
 
+from controller.db.store import Bind, Ended
 from controller.errors import NotNow, Vanished
 from controller.live import Live, Lives
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step, decide
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Row, Seen, State
-from controller.queue.store import Bind, Ended
 from controller.steps import Steps
 
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)

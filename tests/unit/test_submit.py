@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from controller.protocol.model import State
-from controller.queue.client import Client, Progress
+from controller.requester.client import Client, Progress
 from controller.tools.interrupts import Interrupts
 from controller.tools.submit import NUMBERS, add_options, exit_code, follow, request
 

@@ -14,11 +14,11 @@ from psycopg.rows import DictRow
 from psycopg.sql import SQL, Composed, Identifier, Placeholder
 from psycopg.types.json import Jsonb
 
-from controller import sql
+from controller.db import sql
+from controller.db.faults import in_words, line
+from controller.db.pool import connect
 from controller.errors import DatabaseUnavailable, SandboxError, SchemaError, WriteRefused
 from controller.protocol.model import State
-from controller.queue.connect import connect
-from controller.queue.faults import in_words, line
 
 POLL_SECONDS = 0.5  # between looks where no notification comes
 AWAY_SECONDS = 60.0  # that the database may be gone for while somebody waits

@@ -7,10 +7,10 @@ from typing import Literal
 
 import psycopg
 
-from controller import sql
+from controller.db import sql
+from controller.db.faults import meaning
+from controller.db.pool import connect
 from controller.errors import DatabaseUnavailable, SchemaError
-from controller.queue.connect import connect
-from controller.queue.faults import meaning
 
 FOREIGN = (
     "this database bears the installation id of another one, and sandboxes are under way in it: if the original lives "

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from psycopg.sql import SQL, Identifier
 
+from controller.db.faults import in_words
+from controller.db.pool import connect_async
 from controller.errors import SandboxError
-from controller.queue.connect import connect_async
-from controller.queue.faults import in_words
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ import psycopg
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier, Literal
 
-from controller import sql
+from controller.db import sql
+from controller.db.faults import in_words, line, meaning
+from controller.db.pool import connect, connect_async
 from controller.errors import DatabaseUnavailable, OnlyReads, SchemaError, SettingsError
-from controller.queue.connect import connect, connect_async
-from controller.queue.faults import in_words, line, meaning
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

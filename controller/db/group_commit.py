@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
-from controller.queue.faults import Locked, Strained
+from controller.db.faults import Locked, Strained
 
 log = logging.getLogger(__name__)
 

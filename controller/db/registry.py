@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from controller.db.installation import FOREIGN
+from controller.db.store import Queue
 from controller.errors import SchemaError
-from controller.queue.installation import FOREIGN
-from controller.queue.store import Queue
 
 
 @dataclass(frozen=True, slots=True)

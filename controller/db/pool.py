@@ -13,10 +13,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from controller import sql
+from controller.db import sql
+from controller.db.faults import in_words, line
+from controller.db.url import check_url
 from controller.errors import DatabaseUnavailable, SchemaError, SettingsError
-from controller.queue.faults import in_words, line
-from controller.queue.url import check_url
 
 DEFAULTS: dict[str, Any] = {  # a URL's own parameters come before these
     "connect_timeout": 10,

@@ -15,13 +15,13 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 from psycopg_pool import AsyncConnectionPool
 
-from controller import sql
+from controller.db import sql
+from controller.db.faults import STALE, Locked, Strained, in_words
+from controller.db.group_commit import Batch
+from controller.db.stalled import Aside, Overdue
 from controller.errors import DatabaseUnavailable
 from controller.protocol.model import Key, Launch, Outcome, Output, Reason, Row, Seen, State
 from controller.protocol.text import storable, tail
-from controller.queue.batch import Batch
-from controller.queue.faults import STALE, Locked, Strained, in_words
-from controller.queue.stalled import Aside, Overdue
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The queue in Postgres, and all that touches the database."""

@@ -1,1 +1,0 @@
-"""The queue in Postgres: the only part that touches the database."""
