@@ -19,6 +19,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports below, Ctrl-C would leave a trace
 
 from controller import log as logs
+from controller import terminal
 from controller.abandoned import Abandoned
 from controller.backends.base import Backend
 from controller.backends.connect import AT_ONCE, LAUNCHING, connect
@@ -30,16 +31,17 @@ from controller.db.migrate import check_schema, migrate, retain
 from controller.db.pool import open_pool, refuse_shared_sessions
 from controller.db.registry import Registry
 from controller.db.store import Queue
+from controller.drain import drain
 from controller.errors import OnlyReads, SandboxError, SettingsError
 from controller.http import Http
 from controller.live import Lives
 from controller.loop import Controller, Pace, cancel
 from controller.metrics import Metrics
 from controller.presence import RENAMED, Presence
+from controller.requester.explain import explain
+from controller.requester.submit import add_options, submit
 from controller.settings import OwnersSettings, Settings
 from controller.steps import Steps
-from controller.tools import add_verbs, terminal
-from controller.tools.drain import drain
 
 log = logging.getLogger("controller")
 
@@ -84,7 +86,15 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=_seconds, default=300.0, metavar="SECONDS", help="give up after (default: 300)"
     )
     draining.set_defaults(run=run_drain)
-    add_verbs(verbs)
+    asking = verbs.add_parser("submit", help="ask for one sandbox, wait for it, and end as it did")
+    add_options(asking)
+    asking.set_defaults(run=submit)
+    explaining = verbs.add_parser("explain", help="tell all about one sandbox")
+    explaining.add_argument("id", help="the id that its insert returned")
+    explaining.set_defaults(run=explain)
+    demo = verbs.add_parser("demo", help="show it all on a Postgres of its own, which is gone at the end")
+    demo.add_argument("--backend", choices=("docker", "process"), help="default: docker where an engine answers")
+    demo.set_defaults(run=run_demo)
     return parser
 
 
@@ -136,6 +146,16 @@ def run_give_up(options: argparse.Namespace) -> int:
     done = asyncio.run(_give_up(settings, options.engine))
     terminal.show("give-up: " + ", ".join(f"{count} {what}" for what, count in sorted(done.items())))
     return 0
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """`demo`: with packages that nothing else needs."""
+    try:
+        from controller.demo.show import demo
+
+        return demo(options.backend)
+    except ModuleNotFoundError as error:
+        raise SandboxError(f"{error.name} is missing: `make setup`, or pip install 'ci-fixer-sandbox[demo]'") from error
 
 
 async def serve(settings: Settings, backend: Backend) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pulumi
 import pulumi_docker as docker
 
-from controller.tools.image_context import stage
+from controller.image_context import stage
 from infra.errors import PreflightError
 
 CHECKOUT = Path("..")  # Pulumi runs the program in its own directory; an absolute path would differ between checkouts

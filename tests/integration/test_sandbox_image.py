@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from controller.demo.show import CHECKOUT, IMAGE
+from controller.image_context import stage
 from controller.protocol.model import State
-from controller.tools.demo import CHECKOUT, IMAGE
-from controller.tools.image_context import stage
 from tests.support.engines import Engine, make_engine
 
 pytestmark = pytest.mark.xdist_group("sandbox image")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.tools.explain import screen, span, waits_for
+from controller.requester.explain import screen, span, waits_for
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 ENGINE = "process:2e84f6e4-f1d8-45e7-b407-d4a6c8cbfaab"

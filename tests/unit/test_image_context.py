@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.tools.image_context import SOURCES, stage
+from controller.image_context import SOURCES, stage
 
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted(SOURCES)

@@ -12,8 +12,8 @@ import pytest
 
 from controller.protocol.model import State
 from controller.requester.client import Client, Progress
-from controller.tools.interrupts import Interrupts
-from controller.tools.submit import NUMBERS, add_options, exit_code, follow, request
+from controller.requester.interrupts import Interrupts
+from controller.requester.submit import NUMBERS, add_options, exit_code, follow, request
 
 ID = UUID(int=7)
 

@@ -15,11 +15,11 @@ from typing import Any
 from unicodedata import east_asian_width
 from uuid import UUID
 
+from controller import terminal
 from controller.errors import SandboxError
 from controller.protocol.model import State
 from controller.protocol.text import encodable, visible
 from controller.requester.client import Client
-from controller.tools import terminal
 
 Row = Mapping[str, Any]
 

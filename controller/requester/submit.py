@@ -11,12 +11,12 @@ from contextlib import closing
 from typing import Any
 from uuid import UUID, uuid4
 
+from controller import terminal
 from controller.errors import SandboxError
 from controller.protocol.model import State
 from controller.requester.client import Client, Progress, RequestRefused
-from controller.tools import terminal
-from controller.tools.explain import START
-from controller.tools.interrupts import Interrupts, look
+from controller.requester.explain import START
+from controller.requester.interrupts import Interrupts, look
 
 # Exit codes; every other one is the command's own. Where a signal cancelled it: 128 and the signal's number.
 REFUSED, TIMED_OUT, UNKNOWN = 2, 124, 125

@@ -22,14 +22,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from controller import terminal
 from controller.db.migrate import migrate
+from controller.demo.cases import Case, Run, cases, faults
 from controller.errors import BackendUnavailable, SandboxError
+from controller.image_context import stage
 from controller.protocol.text import encodable, visible
 from controller.requester.client import Client, RequestRefused
-from controller.tools import terminal
-from controller.tools.demo_cases import Case, Run, cases, faults
-from controller.tools.explain import WIDTH, screen
-from controller.tools.image_context import stage
+from controller.requester.explain import WIDTH, screen
 
 IMAGE, CHECKOUT = "ci-fixer-sandbox:dev", Path(__file__).parents[2]
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

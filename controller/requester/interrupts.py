@@ -12,9 +12,9 @@ from contextlib import closing
 from typing import NoReturn
 from uuid import UUID
 
+from controller import terminal
 from controller.errors import DatabaseUnavailable, SandboxError
 from controller.requester.client import AWAY_SECONDS, POLL_SECONDS, Client
-from controller.tools import terminal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 CANCEL_SECONDS = 1.0  # that a second signal leaves to a cancel under way: many a runner sends two in one moment

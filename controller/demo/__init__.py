@@ -1,0 +1,1 @@
+"""`demo`: every promise shown on a Postgres and a controller of its own. It needs packages that nothing else needs."""
