@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-from controller.__main__ import assemble
+from controller.app import assemble
 from controller.backends.base import Backend
 from controller.db.listener import listen
 from controller.db.migrate import migrate

@@ -9,7 +9,7 @@ from statistics import median
 import psycopg
 from psycopg.rows import dict_row
 
-from controller.__main__ import assemble
+from controller.app import assemble
 from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.db.pool import open_pool
 from controller.db.store import Bind, Ended, Mark, Queue

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from controller.__main__ import serve
+from controller.app import serve
 from controller.backends.memory import MemoryBackend
 from controller.db.migrate import check_schema, migrate
 from controller.errors import DatabaseUnavailable

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from controller import __main__ as program
+from controller import app
 from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from controller.loop import Pace
 from controller.settings import Settings
@@ -225,8 +225,8 @@ def test_drain_ends_what_is_left_on_a_gone_engine(database: str, capsys: pytest.
         sandboxes = [await leave(asked, "running", uid="u"), await leave(asked, "launching", uid=None)]
         await asked.rows("update sandboxes set started_at = now(), claimed_at = now() where started_at is not null")
         settings = Settings(database_url=database, sandbox_backend="memory", sandbox_poll_seconds=0.1)
-        with patch.object(program, "Pace", partial(Pace, compare=0.2, abandon=0.5)):
-            assert await program._drain(settings, 20) == 0
+        with patch.object(app, "Pace", partial(Pace, compare=0.2, abandon=0.5)):
+            assert await app.drain(settings, 20) == 0
         assert {(await asked.row(sandbox))["state"] for sandbox in sandboxes} == {"cancelled"}
 
     go(database, test)

@@ -22,7 +22,7 @@ from psycopg.sql import SQL, Identifier
 from controller import http as serving
 from controller import readiness
 from controller import serving as doors
-from controller.__main__ import assemble
+from controller.app import assemble
 from controller.backends.memory import MemoryBackend
 from controller.errors import BackendUnavailable
 from controller.loop import Controller

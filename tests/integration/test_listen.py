@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import psycopg
 import pytest
 
-from controller.__main__ import assemble
+from controller.app import assemble
 from controller.backends.memory import MemoryBackend
 from controller.db import listener as listening
 from controller.db.listener import listen

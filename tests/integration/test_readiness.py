@@ -11,8 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from controller import __main__ as program
-from controller import readiness
+from controller import app, readiness
 from controller.backends.memory import MemoryBackend
 from controller.db.listener import listen
 from controller.db.migrate import check_schema
@@ -36,7 +35,7 @@ async def working(url: str, backend: MemoryBackend, **settings: Any) -> AsyncIte
     asked = Settings(database_url=url, sandbox_backend="memory", sandbox_poll_seconds=0.1, **settings)
     async with (
         asyncio.timeout(40),
-        program.assemble(asked, backend) as (controller, _, http),
+        app.assemble(asked, backend) as (controller, _, http),
         aiohttp.ClientSession() as session,
     ):
         door, port = await http.serve(0)
@@ -130,7 +129,7 @@ class Hanging(MemoryBackend):
 
 
 def test_launches_that_all_hang_on_the_engine_make_it_not_ready(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "LAUNCHING", {"memory": 2})
+    monkeypatch.setattr(app, "LAUNCHING", {"memory": 2})
 
     async def go() -> None:
         backend = Hanging()

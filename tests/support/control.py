@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow, dict_row
 
-from controller import __main__ as program
+from controller import app
 from controller.backends.base import Backend
 from controller.db.listener import listen
 from controller.loop import Controller, Pace, cancel
@@ -76,8 +76,8 @@ async def control(url: str, backend: Backend, **settings: Any) -> AsyncIterator[
     """A controller at work, which stops in order at the end."""
     asked: dict[str, Any] = {"sandbox_backend": "memory", "sandbox_poll_seconds": 0.1} | settings
     hurried = partial(Pace, compare=0.2, grace=0.6, abandon=0.5, patience=0.5)
-    with patch.object(program, "Pace", hurried):
-        async with program.assemble(Settings(database_url=url, **asked), backend) as (controller, _, _):
+    with patch.object(app, "Pace", hurried):
+        async with app.assemble(Settings(database_url=url, **asked), backend) as (controller, _, _):
             stop = asyncio.Event()
             tasks = [
                 asyncio.create_task(controller.run(stop)),

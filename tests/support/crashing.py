@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from controller import __main__ as program
+from controller import app
 from controller import log as logs
 from controller.backends import docker, docker_spec
 from controller.backends.base import Backend
@@ -97,8 +97,8 @@ async def main(kind: str, place: Path, point: str) -> None:
             crash_at(self, step, point)
 
     hurried = partial(Pace, compare=0.5, grace=3.0, abandon=3.0, patience=3.0)  # a test has no ten seconds to wait
-    with patch.object(Queue, "__init__", made), patch.object(program, "Pace", hurried), with_marker_directory(place):
-        await program.serve(settings, backend)
+    with patch.object(Queue, "__init__", made), patch.object(app, "Pace", hurried), with_marker_directory(place):
+        await app.serve(settings, backend)
 
 
 if __name__ == "__main__":

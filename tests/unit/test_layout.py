@@ -13,7 +13,14 @@ import controller
 
 ROOT = Path(controller.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
-FOR_PEOPLE = ("requester", "demo", "drain.py", "terminal.py", "image_context.py")  # beside the controller
+FOR_PEOPLE = (
+    "__main__.py",
+    "requester",
+    "demo",
+    "drain.py",
+    "terminal.py",
+    "image_context.py",
+)  # who ask
 THIN = [path for path in MODULES if path.relative_to(ROOT).parts[0] not in ("backends", *FOR_PEOPLE)]
 ENGINES = {"aiodocker", "docker", "kubernetes"}
 
@@ -54,7 +61,7 @@ def test_a_module_is_under_350_lines(path: Path) -> None:  # one thing each: an 
 
 
 def test_the_thin_controller_stays_thin() -> None:
-    assert sum(code_lines(path) for path in THIN) < 2910
+    assert sum(code_lines(path) for path in THIN) < 2900
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
@@ -77,12 +84,12 @@ def test_only_a_backend_touches_its_engine() -> None:
     assert all(one.startswith("backends/") for one in found)
 
 
-def test_only_main_wires() -> None:
+def test_only_the_composition_root_wires() -> None:
     backends = {f"controller.backends.{path.stem}" for path in (ROOT / "backends").glob("*.py")} - {
         "controller.backends.base"
     }
     for path in THIN:
-        if name(path) != "__main__.py":
+        if name(path) != "app.py":
             assert not imports(path) & backends, name(path)
             assert "controller.settings" not in imports(path), name(path)
 
