@@ -14,7 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from controller import app, terminal
 from controller import log as logs
-from controller.backends.connect import connect
+from controller.backends.registry import connect
 from controller.db.installation import settle_identity
 from controller.db.migrate import migrate
 from controller.errors import SandboxError

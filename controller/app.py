@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from controller.abandoned import Abandoned
 from controller.backends.base import Backend
-from controller.backends.connect import AT_ONCE, LAUNCHING, connect
+from controller.backends.registry import AT_ONCE, LAUNCHING, connect
 from controller.carry import Carrier
 from controller.compare import Comparison
 from controller.db.listener import listen

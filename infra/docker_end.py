@@ -10,7 +10,7 @@ from typing import Any
 
 import pulumi
 
-from controller.backends.docker_engine import SLOW, STREAM, Engine, EngineError
+from controller.backends.docker.engine import SLOW, STREAM, Engine, EngineError
 from controller.errors import NotNow
 from infra.ending import Ending, known, last_said, typed_here
 from infra.preflight_engine import engine_host

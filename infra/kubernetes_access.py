@@ -15,7 +15,7 @@ from infra.kubernetes_pods import CONTROLLER, Place, name_of
 
 def controller_rules() -> list[Any]:
     """Those of the Role that the controller ships."""
-    rules: list[Any] = yaml.safe_load((files("controller.backends") / "kubernetes_role.yaml").read_text())["rules"]
+    rules: list[Any] = yaml.safe_load((files("controller.backends.kubernetes") / "role.yaml").read_text())["rules"]
     return rules
 
 

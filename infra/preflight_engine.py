@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from controller.backends.docker_engine import Engine, EngineError
-from controller.backends.docker_login import config_file
+from controller.backends.docker.engine import Engine, EngineError
+from controller.backends.docker.login import config_file
 from controller.errors import NotNow
 from infra.config import Config
 from infra.docker_containers import LOOPBACK

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from controller.backends.docker_engine import Engine, EngineError
-from controller.backends.docker_output import LogTail
+from controller.backends.docker.engine import Engine, EngineError
+from controller.backends.docker.output import LogTail
 from controller.errors import NotNow
 from infra.preflight_engine import engine_host
 from infra.verdict_container import SeenContainer, ended_well, healthy

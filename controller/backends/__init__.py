@@ -1,1 +1,1 @@
-"""What runs attempts: one interface, one module an engine. Imports nothing: a process's supervisor starts with it."""
+"""What runs attempts: one interface, one package an engine. Imports nothing: a process's supervisor starts with it."""

@@ -157,7 +157,7 @@ def _backend(wanted: str | None) -> str:
 
 def _prepare_docker() -> None:
     """Builds the sandbox image. Raises BackendUnavailable, saying why there can be no containers."""
-    from controller.backends.docker import DockerBackend
+    from controller.backends.docker.backend import DockerBackend
 
     async def reach() -> None:
         backend = DockerBackend(IMAGE)

@@ -19,8 +19,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from controller.backends.connect import AT_ONCE
-from controller.backends.kubernetes_job import JobOptions, manifest
+from controller.backends.kubernetes.job import JobOptions, manifest
+from controller.backends.registry import AT_ONCE
 from controller.protocol.model import Key, Launch
 from tests.bench.kubernetes_cluster import Json, Plain, Watcher, plain, watching
 from tests.bench.scale import peak

@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 
 from controller.backends.memory import Fault, MemoryBackend
-from controller.backends.process import ProcessBackend
+from controller.backends.process.backend import ProcessBackend
 from controller.db import sql
 from controller.protocol.model import Key
 from tests.bench.report import Figure, ms, quantile

@@ -144,7 +144,7 @@ def test_internal_networks_are_not_reached_through_a_gateway_of_ipv6(prod: Deplo
 def test_the_role_is_the_controllers_own(prod: Deploy) -> None:
     recorded = prod()
     role = recorded.one("kubernetes:rbac.authorization.k8s.io/v1:Role")
-    written = yaml.safe_load((ROOT / "controller" / "backends" / "kubernetes_role.yaml").read_text())
+    written = yaml.safe_load((ROOT / "controller" / "backends" / "kubernetes" / "role.yaml").read_text())
     assert role["rules"] == written["rules"]
     assert role["metadata"]["namespace"] == BOXES
     binding = recorded.one("kubernetes:rbac.authorization.k8s.io/v1:RoleBinding")

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from controller.backends.process import ProcessBackend
+from controller.backends.process.backend import ProcessBackend
 from controller.db.installation import FOREIGN, settle_identity
 from controller.errors import SchemaError
 from tests.conftest import in_database

@@ -15,9 +15,9 @@ from uuid import uuid4
 import pytest
 from aiohttp import web
 
-from controller.backends import docker as docker_module
-from controller.backends import docker_spec as spec
-from controller.backends.docker import DockerBackend
+from controller.backends.docker import backend as docker_module
+from controller.backends.docker import spec
+from controller.backends.docker.backend import DockerBackend
 from controller.backends.labels import labels
 from controller.errors import BackendUnavailable, ImageAway, NotNow, Refused, SandboxError, Vanished
 from controller.protocol.model import Key, Launch, Listing, Outcome, Phase, Reason, Seen, State

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from psycopg.rows import DictRow
 
-from controller.backends import kubernetes_job as jobs
-from controller.backends.connect import connect
-from controller.backends.kubernetes import KubernetesBackend
-from controller.backends.kubernetes_job import RECORDED, JobOptions
+from controller.backends.kubernetes import job as jobs
+from controller.backends.kubernetes.backend import KubernetesBackend
+from controller.backends.kubernetes.job import RECORDED, JobOptions
+from controller.backends.registry import connect
 from controller.errors import BackendUnavailable, NotNow, Refused, SettingsError, Vanished
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Seen, State
 from controller.settings import Settings

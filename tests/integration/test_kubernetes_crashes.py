@@ -20,7 +20,7 @@ from uuid import uuid4
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from controller.backends.kubernetes_api import QUICK, Api
+from controller.backends.kubernetes.api import QUICK, Api
 from tests.support.database import connect, settable_clock
 from tests.support.fake_api import Fault
 from tests.support.fake_stage import Scene, play

@@ -27,7 +27,7 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from controller.backends import kubernetes_api
+from controller.backends.kubernetes import api as kubernetes_api
 from controller.db.listener import listen
 from controller.db.store import Queue
 from controller.errors import DatabaseUnavailable

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from controller.backends.kubernetes_job import JobOptions, manifest
+from controller.backends.kubernetes.job import JobOptions, manifest
 from controller.protocol.model import Key, Launch
 from controller.settings import Settings
 from tests.bench.scale import peak

@@ -17,9 +17,9 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from controller.backends import process_files as files
-from controller.backends import process_runs
-from controller.backends.process import ProcessBackend
+from controller.backends.guest import files
+from controller.backends.process import runs as process_runs
+from controller.backends.process.backend import ProcessBackend
 from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
 from controller.protocol.model import Key, Launch, Listing, Phase, Reason, Seen, State
 
@@ -191,7 +191,7 @@ CONTROLLER = """
 import asyncio, sys
 from pathlib import Path
 from uuid import UUID
-from controller.backends.process import ProcessBackend
+from controller.backends.process.backend import ProcessBackend
 from controller.protocol.model import Key, Launch
 
 async def main():
@@ -244,7 +244,7 @@ async def told(watch: AsyncIterator[Listing | Seen], key: Key) -> list[Listing |
 
 
 def test_the_end_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.backends.process.POLL_SECONDS", 3600.0)
+    monkeypatch.setattr("controller.backends.process.backend.POLL_SECONDS", 3600.0)
 
     async def test(backend: ProcessBackend) -> None:
         watch = backend.observe()
@@ -258,7 +258,7 @@ def test_the_end_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_polling_alone_suffices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.backends.process.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("controller.backends.process.backend.POLL_SECONDS", 0.05)
 
     async def test(backend: ProcessBackend) -> None:
         watch = backend.observe()

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from controller.backends.docker import DockerBackend
+from controller.backends.docker.backend import DockerBackend
 from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from controller.protocol.model import Key
 from tests.support.control import Table, control, table

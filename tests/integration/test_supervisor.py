@@ -19,21 +19,21 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from controller.backends import process_files as files
-from controller.backends.process_host import end_marked
-from controller.backends.process_runs import MODULES, Runs
-from controller.backends.process_spec import request_bytes
+from controller.backends.guest import files
+from controller.backends.process.host import end_marked
+from controller.backends.process.runs import MODULES, Runs
+from controller.backends.process.spec import request_bytes
 from controller.errors import Vanished
 from controller.protocol.model import Key, Launch, Phase, Reason, Seen
 
 DEADLINE = 20.0
-BACKENDS = str(Path(files.__file__).parent)
+BACKENDS = str(Path(files.__file__).parents[1])
 
 # A supervisor that sends itself a signal before the nth line that it executes, and writes to stdout if it got there.
 STOPPING = f"""
 import os, sys
 sys.path.append({MODULES!r})
-from controller.backends import supervisor
+from controller.backends.guest import supervisor
 number, left, own = int(sys.argv[1]), int(sys.argv[2]), os.getpid()
 def trace(frame, event, argument):
     global left
@@ -330,7 +330,7 @@ def test_orphans_that_end_while_the_command_runs_are_reaped(host: Host) -> None:
 def supervisor_of(run: Seen) -> int:
     """The pid of the process that supervises a run."""
     return next(
-        pid for pid in marked(run) if "controller.backends.supervisor" in " ".join(psutil.Process(pid).cmdline())
+        pid for pid in marked(run) if "controller.backends.guest.supervisor" in " ".join(psutil.Process(pid).cmdline())
     )
 
 

@@ -14,9 +14,9 @@ import pytest
 from aiohttp import web
 
 from controller.backends.base import Backend
-from controller.backends.docker import DockerBackend
+from controller.backends.docker.backend import DockerBackend
 from controller.backends.memory import MemoryBackend, MemoryEngine
-from controller.backends.process import ProcessBackend
+from controller.backends.process.backend import ProcessBackend
 from controller.errors import BackendUnavailable
 from tests.support.control import Table, control, table
 from tests.support.engines import SHELL_IMAGE, need_docker

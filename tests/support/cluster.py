@@ -18,12 +18,12 @@ import urllib3
 import yaml
 from kubernetes import client, config
 
-import controller.backends
-from controller.backends.kubernetes import KubernetesBackend
-from controller.backends.kubernetes_job import RECORDED
+import controller.backends.kubernetes
+from controller.backends.kubernetes.backend import KubernetesBackend
+from controller.backends.kubernetes.job import RECORDED
 from tests.support.kubeconfig import kubeconfig
 
-ROLE = Path(controller.backends.__file__).parent / "kubernetes_role.yaml"
+ROLE = Path(controller.backends.kubernetes.__file__).parent / "role.yaml"
 IMAGE = os.environ.get("TEST_CLUSTER_IMAGE", "localhost:5000/busybox:stable")  # any image with /bin/sh and nc
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
 LOGIN = "sandbox-controller"

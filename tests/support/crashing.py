@@ -20,10 +20,11 @@ from unittest.mock import patch
 
 from controller import app
 from controller import log as logs
-from controller.backends import docker, docker_spec
 from controller.backends.base import Backend
-from controller.backends.kubernetes import KubernetesBackend
-from controller.backends.process import ProcessBackend
+from controller.backends.docker import backend as docker
+from controller.backends.docker import spec as docker_spec
+from controller.backends.kubernetes.backend import KubernetesBackend
+from controller.backends.process.backend import ProcessBackend
 from controller.db.store import Queue
 from controller.loop import Pace
 from controller.settings import Settings

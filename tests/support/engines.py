@@ -15,9 +15,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from controller.backends.base import Backend
-from controller.backends.docker import DockerBackend
+from controller.backends.docker.backend import DockerBackend
 from controller.backends.memory import MemoryBackend, MemoryEngine
-from controller.backends.process import ProcessBackend
+from controller.backends.process.backend import ProcessBackend
 from controller.errors import BackendUnavailable, ImageAway, NotNow
 from controller.protocol.model import Key, Launch, Listing, Phase, Seen
 from tests.support.cluster import IMAGE as CLUSTER_IMAGE

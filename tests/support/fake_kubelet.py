@@ -17,7 +17,7 @@ from tests.support.fake_controllers import Controller
 from tests.support.fake_registry import OVER, Registry
 from tests.support.fake_store import PODS, Event, Object, Ref, time_text
 
-WRAPPED = 6  # words, at least, of a container's command that is the project's wrapper: `controller/backends/wrapper.sh`
+WRAPPED = 6  # words, at least, of a container's command that is the wrapper: `controller/backends/guest/wrapper.sh`
 TIMEOUT = 5  # which of them is its timeout, in seconds
 VARIABLE = re.compile(r"\$\$|\$\(([^()]*)\)")
 KILLED, TIMED_OUT = 137, 143

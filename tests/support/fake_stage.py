@@ -22,8 +22,8 @@ import psutil
 import psycopg
 import pytest
 
-from controller.backends.kubernetes import PROBE, KubernetesBackend
-from controller.backends.kubernetes_job import RECORDED, JobOptions, manifest
+from controller.backends.kubernetes.backend import PROBE, KubernetesBackend
+from controller.backends.kubernetes.job import RECORDED, JobOptions, manifest
 from controller.loop import Controller
 from controller.protocol.model import Key, Launch
 from tests.support import crashing

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from controller.backends import docker_login as module
-from controller.backends.docker_login import HUB, HUB_KEY, LoginError, registry_auth, registry_of
+from controller.backends.docker import login as module
+from controller.backends.docker.login import HUB, HUB_KEY, LoginError, registry_auth, registry_of
 
 SECRET = "s3cret:with~colon?"
 BASIC = base64.b64encode(f"me:{SECRET}".encode()).decode()

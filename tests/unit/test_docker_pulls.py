@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import pytest
 
-from controller.backends import docker_pulls as module
-from controller.backends.docker_login import registry_of
-from controller.backends.docker_pulls import Pulls
+from controller.backends.docker import pulls as module
+from controller.backends.docker.login import registry_of
+from controller.backends.docker.pulls import Pulls
 from controller.errors import ImageAway, NotNow, Refused
 from controller.protocol.model import Key, Reason
 

@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.backends import docker_spec as spec
-from controller.backends import docker_volumes as volumes
-from controller.backends.docker_engine import EngineError
-from controller.backends.docker_images import pull_error
-from controller.backends.docker_output import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, LogTail
+from controller.backends.docker import spec, volumes
+from controller.backends.docker.engine import EngineError
+from controller.backends.docker.images import pull_error
+from controller.backends.docker.output import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, LogTail
+from controller.backends.guest.wrapper import WORDS, Evidence, keeper_text, wrapper_text
 from controller.backends.labels import filters, labels
-from controller.backends.wrapper import WORDS, Evidence, keeper_text, wrapper_text
 from controller.errors import NotNow, Refused
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, State
 

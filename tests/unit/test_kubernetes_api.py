@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.backends.kubernetes_api import _connect
+from controller.backends.kubernetes.api import _connect
 from tests.support.kubeconfig import kubeconfig
 
 

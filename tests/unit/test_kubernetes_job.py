@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.backends import kubernetes_job as jobs
-from controller.backends.kubernetes_job import JobOptions
+from controller.backends.guest.wrapper import keeper_text, wrapper_text
+from controller.backends.kubernetes import job as jobs
+from controller.backends.kubernetes.job import JobOptions
 from controller.backends.labels import installation_labels, key_of, labels
-from controller.backends.wrapper import keeper_text, wrapper_text
 from controller.protocol.decide import KILL_MARGIN
 from controller.protocol.model import Key, Launch
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.backends import kubernetes_pod as pods
-from controller.backends.kubernetes_job import GATE
-from controller.backends.kubernetes_runs import Runs, run_of
+from controller.backends.kubernetes import pod as pods
+from controller.backends.kubernetes.job import GATE
+from controller.backends.kubernetes.runs import Runs, run_of
 from controller.protocol.model import Key, Phase, Reason, Seen, State
 
 PODS = Path(__file__).parent / "pods"

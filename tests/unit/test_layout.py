@@ -85,7 +85,7 @@ def test_only_a_backend_touches_its_engine() -> None:
 
 
 def test_only_the_composition_root_wires() -> None:
-    backends = {f"controller.backends.{path.stem}" for path in (ROOT / "backends").glob("*.py")} - {
+    backends = {f"controller.{name(path)[:-3].replace('/', '.')}" for path in (ROOT / "backends").rglob("*.py")} - {
         "controller.backends.base"
     }
     for path in THIN:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.backends import process_files as files
-from controller.backends.process_spec import Look, look, read_output, request_bytes
+from controller.backends.guest import files
+from controller.backends.process.spec import Look, look, read_output, request_bytes
 from controller.errors import Refused
 from controller.protocol.model import Key, Launch, Output, Phase, Reason, State
 

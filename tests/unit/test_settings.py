@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from controller.backends.connect import connect
+from controller.backends.registry import connect
 from controller.errors import SettingsError
 from controller.settings import PASSWORDS, OwnersSettings, Settings
 

@@ -11,7 +11,7 @@ import resource
 import select
 import time
 
-from controller.backends import process_files as files
+from controller.backends.guest import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

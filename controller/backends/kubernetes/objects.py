@@ -7,11 +7,11 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from controller.backends import kubernetes_job as jobs
-from controller.backends import kubernetes_pod as pods
 from controller.backends.json_lines import Json
-from controller.backends.kubernetes_api import MERGE, STRATEGIC, Api, ApiError
-from controller.backends.kubernetes_runs import Run, run_of
+from controller.backends.kubernetes import job as jobs
+from controller.backends.kubernetes import pod as pods
+from controller.backends.kubernetes.api import MERGE, STRATEGIC, Api, ApiError
+from controller.backends.kubernetes.runs import Run, run_of
 from controller.backends.labels import key_of, selecting
 from controller.errors import NotNow, Refused, SandboxError
 from controller.protocol.model import Key, Reason

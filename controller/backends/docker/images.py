@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import aiohttp
 
-from controller.backends.docker_engine import WHO, Engine, EngineError
-from controller.backends.docker_login import LoginError, registry_auth, registry_of
-from controller.backends.docker_pulls import Pulls
+from controller.backends.docker.engine import WHO, Engine, EngineError
+from controller.backends.docker.login import LoginError, registry_auth, registry_of
+from controller.backends.docker.pulls import Pulls
 from controller.backends.json_lines import Json, Lines
 from controller.backends.pull_words import pull_is_hopeless
 from controller.errors import NotNow, Refused, SandboxError

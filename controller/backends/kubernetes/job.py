@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from controller.backends.guest.wrapper import keeper_text, wrapper_text
 from controller.backends.labels import labels
-from controller.backends.wrapper import keeper_text, wrapper_text
 from controller.protocol.decide import KILL_MARGIN
 from controller.protocol.model import LABEL_APP, Key, Launch
 from controller.protocol.names import SUBDOMAIN, is_label_value, is_subdomain

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from controller.backends import kubernetes_pod as pods
 from controller.backends.json_lines import Json
-from controller.backends.kubernetes_job import RECORDED
+from controller.backends.kubernetes import pod as pods
+from controller.backends.kubernetes.job import RECORDED
 from controller.backends.labels import key_of
 from controller.protocol.model import Key, Listing, Phase, Seen
 

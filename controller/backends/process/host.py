@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from controller.backends import process_files as files
+from controller.backends.guest import files
 
 SWEEP_SECONDS = 1.0
 PASSES = 3

@@ -12,7 +12,7 @@ from typing import Any, assert_never
 from pydantic import TypeAdapter, ValidationError
 
 from controller.backends.base import Backend
-from controller.backends.kubernetes_job import JobOptions
+from controller.backends.kubernetes.job import JobOptions
 from controller.errors import SettingsError
 from controller.settings import Settings
 
@@ -31,12 +31,12 @@ def connect(settings: Settings) -> Backend:
     options = job_options(settings.sandbox_job_options)
     match settings.sandbox_backend:
         case "docker":
-            from controller.backends.docker import DockerBackend
+            from controller.backends.docker.backend import DockerBackend
 
             _check_docker_host()
             return DockerBackend(settings.sandbox_image)
         case "process":
-            from controller.backends.process import ProcessBackend
+            from controller.backends.process.backend import ProcessBackend
 
             log.warning("SANDBOX_BACKEND=process isolates nothing: commands run as this user, on this host")
             return ProcessBackend(settings.sandbox_work_dir, output_bytes=settings.sandbox_output_bytes)
@@ -46,7 +46,7 @@ def connect(settings: Settings) -> Backend:
             log.warning("SANDBOX_BACKEND=memory runs nothing: it pretends, for tests and measurements")
             return MemoryBackend()
         case "kubernetes":
-            from controller.backends.kubernetes import KubernetesBackend
+            from controller.backends.kubernetes.backend import KubernetesBackend
 
             return KubernetesBackend(
                 settings.sandbox_namespace,

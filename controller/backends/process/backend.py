@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
-from controller.backends.process_host import Bell, empty_trash
-from controller.backends.process_marks import ProcessMarks
-from controller.backends.process_runs import Runs
-from controller.backends.process_spec import request_bytes
+from controller.backends.process.host import Bell, empty_trash
+from controller.backends.process.marks import ProcessMarks
+from controller.backends.process.runs import Runs
+from controller.backends.process.spec import request_bytes
 from controller.errors import BackendClosed, BackendUnavailable, NotNow, Vanished
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 

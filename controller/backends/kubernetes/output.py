@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import aiohttp
 
-from controller.backends.kubernetes_api import Api, ApiError
-from controller.backends.kubernetes_job import CONTAINER
+from controller.backends.kubernetes.api import Api, ApiError
+from controller.backends.kubernetes.job import CONTAINER
 from controller.errors import NotNow, Vanished
 from controller.protocol.model import Output
 

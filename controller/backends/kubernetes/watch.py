@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from controller.backends.json_lines import Json, Lines
-from controller.backends.kubernetes_api import JSON, WHO, Api, ApiError
+from controller.backends.kubernetes.api import JSON, WHO, Api, ApiError
 from controller.errors import NotNow
 
 WATCH_SECONDS = 300  # the server ends a watch after this; it goes on from where it was

@@ -16,14 +16,14 @@ from pathlib import Path
 from uuid import UUID
 
 import controller
-from controller.backends import process_files as files
-from controller.backends.process_host import empty_trash, end_marked, spawn_supervisor
-from controller.backends.process_spec import Look, look, read_output
+from controller.backends.guest import files
+from controller.backends.process.host import empty_trash, end_marked, spawn_supervisor
+from controller.backends.process.spec import Look, look, read_output
 from controller.errors import BackendUnavailable, NotNow, Vanished
 from controller.protocol.model import Key, Listing, Output, Phase, Seen
 
 START = (
-    "import os, sys; sys.path.append(sys.argv[1]); from controller.backends.supervisor import main; "
+    "import os, sys; sys.path.append(sys.argv[1]); from controller.backends.guest.supervisor import main; "
     "main(*sys.argv[2:]); os._exit(0)"
 )
 SUPERVISE = ("-I", "-S", "-c", START)  # no environment, no site; and no script, which each start would compile anew

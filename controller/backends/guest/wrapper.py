@@ -26,7 +26,7 @@ def keeper_text() -> str:
 
 
 def _script(name: str) -> str:
-    text = files("controller.backends").joinpath(name).read_text("utf-8")
+    text = files(__package__).joinpath(name).read_text("utf-8")
     return "\n".join(line for line in text.splitlines() if line and not line.lstrip().startswith("#"))
 
 

@@ -1,7 +1,7 @@
 """Runs attempts as Jobs of a Kubernetes namespace: the protocol's verbs.
 
-Beside this file, `kubernetes_job` is what is asked and `_pod` what the answers mean, both pure; `_api` sends,
-`_objects` changes single objects, `_watch` follows them all, `_runs` remembers what was told, `_output` reads logs.
+Beside this file, `job` is what is asked and `pod` what the answers mean, both pure; `api` sends,
+`objects` changes single objects, `watch` follows them all, `runs` remembers what was told, `output` reads logs.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from controller.backends import kubernetes_job as jobs
-from controller.backends import kubernetes_pod as pods
 from controller.backends.json_lines import Json
-from controller.backends.kubernetes_api import Api, ApiError
-from controller.backends.kubernetes_job import JobOptions
-from controller.backends.kubernetes_objects import Objects, creation_error, is_finished, why_no_pod
-from controller.backends.kubernetes_output import Logs
-from controller.backends.kubernetes_runs import Job, Run, Runs, job_of, run_of
-from controller.backends.kubernetes_watch import Event, Events, Feed
+from controller.backends.kubernetes import job as jobs
+from controller.backends.kubernetes import pod as pods
+from controller.backends.kubernetes.api import Api, ApiError
+from controller.backends.kubernetes.job import JobOptions
+from controller.backends.kubernetes.objects import Objects, creation_error, is_finished, why_no_pod
+from controller.backends.kubernetes.output import Logs
+from controller.backends.kubernetes.runs import Job, Run, Runs, job_of, run_of
+from controller.backends.kubernetes.watch import Event, Events, Feed
 from controller.errors import BackendClosed, BackendUnavailable, NotNow, Refused, Vanished
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 

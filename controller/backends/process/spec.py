@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-from controller.backends import process_files as files
+from controller.backends.guest import files
 from controller.errors import Refused
 from controller.protocol.model import (
     Key,

@@ -10,9 +10,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from controller.backends import docker_volumes, labels
+from controller.backends import labels
+from controller.backends.docker import volumes as docker_volumes
+from controller.backends.guest.wrapper import Evidence, is_number, keeper_text, killed, untold, wrapper_text
 from controller.backends.json_lines import Json
-from controller.backends.wrapper import Evidence, is_number, keeper_text, killed, untold, wrapper_text
 from controller.protocol.model import Key, Launch, Outcome, Phase, Seen
 
 MIB = 1 << 20

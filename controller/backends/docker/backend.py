@@ -1,4 +1,4 @@
-"""Runs attempts as containers on a Docker engine: only sends and reads; `docker_spec` knows what it means."""
+"""Runs attempts as containers on a Docker engine: only sends and reads; `spec` knows what it means."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from controller.backends import docker_spec as spec
-from controller.backends import docker_volumes, labels
-from controller.backends.docker_engine import SLOW, STREAM, WHO, Engine, EngineError
-from controller.backends.docker_images import Images
-from controller.backends.docker_marks import DockerMarks
-from controller.backends.docker_output import LogTail
-from controller.backends.docker_spec import create_body
-from controller.backends.docker_volumes import Volumes
+from controller.backends import labels
+from controller.backends.docker import spec
+from controller.backends.docker import volumes as docker_volumes
+from controller.backends.docker.engine import SLOW, STREAM, WHO, Engine, EngineError
+from controller.backends.docker.images import Images
+from controller.backends.docker.marks import DockerMarks
+from controller.backends.docker.output import LogTail
+from controller.backends.docker.spec import create_body
+from controller.backends.docker.volumes import Volumes
 from controller.backends.json_lines import Json, Lines
 from controller.errors import BackendClosed, BackendUnavailable, ImageAway, NotNow, Refused, Vanished
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Reason, Seen

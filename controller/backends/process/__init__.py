@@ -1,0 +1,1 @@
+"""Attempts as processes of this host, isolated from nothing."""
