@@ -12,11 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
-from controller.abandoned import Abandoned
 from controller.backends.base import Backend
 from controller.backends.registry import AT_ONCE, LAUNCHING, connect
-from controller.carry import Carrier
-from controller.compare import Comparison
 from controller.db.listener import listen
 from controller.db.migrate import check_schema, retain
 from controller.db.pool import open_pool, refuse_shared_sessions
@@ -25,12 +22,15 @@ from controller.db.store import Queue
 from controller.drain import drain as drain_with
 from controller.errors import OnlyReads, SandboxError, SettingsError
 from controller.http import Http
-from controller.live import Lives
-from controller.loop import Controller, Pace, cancel
 from controller.metrics import Metrics
-from controller.presence import RENAMED, Presence
+from controller.reconcile.abandoned import Abandoned
+from controller.reconcile.controller import Controller, Pace, cancel
+from controller.reconcile.presence import RENAMED, Presence
+from controller.reconcile.resync import Comparison
+from controller.reconcile.steps import Steps
+from controller.reconcile.tracker import Lives
+from controller.reconcile.worker import Carrier
 from controller.settings import Settings
-from controller.steps import Steps
 
 log = logging.getLogger("controller")
 

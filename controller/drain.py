@@ -14,8 +14,8 @@ from controller.backends.base import Backend
 from controller.db.registry import Registry
 from controller.db.store import Queue
 from controller.errors import NotNow
-from controller.loop import Controller
 from controller.protocol.model import Listing, Seen
+from controller.reconcile.controller import Controller
 
 POLL_SECONDS = 0.2
 TELL_SECONDS = 5.0  # between two lines about what is waited for

@@ -7,10 +7,10 @@ import time
 from uuid import UUID
 
 from controller.backends.base import Backend
-from controller.claims import Claims
 from controller.db.migrate import check_schema
 from controller.db.store import Queue
 from controller.errors import SandboxError
+from controller.reconcile.claims import Claims
 
 READY_SECONDS = 5.0  # for database and engine to answer
 KEPT_SECONDS = 1.0  # that an answer is given again: one check at a time, whoever asks

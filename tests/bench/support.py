@@ -17,7 +17,7 @@ from controller.app import assemble
 from controller.backends.base import Backend
 from controller.db.listener import listen
 from controller.db.migrate import migrate
-from controller.loop import cancel
+from controller.reconcile.controller import cancel
 from controller.settings import Settings
 from tests.conftest import in_database
 

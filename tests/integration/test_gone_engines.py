@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from controller import app
 from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
-from controller.loop import Pace
+from controller.reconcile.controller import Pace
 from controller.settings import Settings
 from tests.support.control import Table, control, table
 from tests.support.stage import ROOT

@@ -25,7 +25,7 @@ from controller import serving as doors
 from controller.app import assemble
 from controller.backends.memory import MemoryBackend
 from controller.errors import BackendUnavailable
-from controller.loop import Controller
+from controller.reconcile.controller import Controller
 from controller.settings import Settings
 from tests.support.database import connect, insert, insert_many, until
 from tests.support.proxy import Proxy

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from psycopg.rows import DictRow
 
-from controller import loop
 from controller.backends.base import Backend
 from controller.protocol.model import Key, Listing, Phase, Seen
+from controller.reconcile import controller
 from tests.support.control import Table, control, table
 from tests.support.engines import Engine, make_engine
 from tests.support.passing import Passing
@@ -93,7 +93,7 @@ def test_a_run_that_started_too_late_and_was_ended_for_it_says_so(engine: Engine
 def test_a_controller_that_dies_right_after_that_kill_leaves_it_to_the_next_to_say(
     engine: Engine, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(controller, "STOP_SECONDS", 0.1)
 
     async def test(asked: Table, backend: Backend) -> None:
         late = Late(backend, crash=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from controller import steps
 from controller.backends.base import Backend
 from controller.errors import NotNow
 from controller.protocol.model import Key, Listing, Output, Phase, Seen
+from controller.reconcile import steps
 from tests.support.control import control, table
 from tests.support.engines import Engine, make_engine
 from tests.support.passing import Passing

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from controller import carry
 from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from controller.errors import NotNow
-from controller.loop import Controller
 from controller.protocol.model import Key, Launch, Listing, Phase, Seen
+from controller.reconcile import worker
+from controller.reconcile.controller import Controller
 from tests.support.control import Table, control, table
 
 HOUR = 3600.0
@@ -22,8 +22,8 @@ HOUR = 3600.0
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What backs off stays away for longer than any test waits."""
-    monkeypatch.setattr(carry, "BACKOFF_FIRST", HOUR)
-    monkeypatch.setattr(carry, "BACKOFF_MOST", HOUR)
+    monkeypatch.setattr(worker, "BACKOFF_FIRST", HOUR)
+    monkeypatch.setattr(worker, "BACKOFF_MOST", HOUR)
 
 
 class Gated(MemoryBackend):

@@ -13,7 +13,7 @@ from controller.db.pool import check_own_sessions, connect_async, open_pool, ref
 from controller.db.registry import Registry
 from controller.db.store import Queue
 from controller.errors import SettingsError
-from controller.presence import Presence
+from controller.reconcile.presence import Presence
 
 ME, ENGINE = "host/1-abc", "memory:one"
 

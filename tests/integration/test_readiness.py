@@ -15,8 +15,8 @@ from controller import app, readiness
 from controller.backends.memory import MemoryBackend
 from controller.db.listener import listen
 from controller.db.migrate import check_schema
-from controller.loop import Controller, cancel
 from controller.protocol.model import Launch, Seen
+from controller.reconcile.controller import Controller, cancel
 from controller.settings import Settings
 from tests.support.control import Table, table
 

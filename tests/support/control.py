@@ -16,7 +16,7 @@ from psycopg.rows import DictRow, dict_row
 from controller import app
 from controller.backends.base import Backend
 from controller.db.listener import listen
-from controller.loop import Controller, Pace, cancel
+from controller.reconcile.controller import Controller, Pace, cancel
 from controller.settings import Settings
 
 DEADLINE = 20.0  # seconds that a condition may take to come true

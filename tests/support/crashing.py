@@ -26,7 +26,7 @@ from controller.backends.docker import spec as docker_spec
 from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.process.backend import ProcessBackend
 from controller.db.store import Queue
-from controller.loop import Pace
+from controller.reconcile.controller import Pace
 from controller.settings import Settings
 from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE

@@ -24,8 +24,8 @@ import pytest
 
 from controller.backends.kubernetes.backend import PROBE, KubernetesBackend
 from controller.backends.kubernetes.job import RECORDED, JobOptions, manifest
-from controller.loop import Controller
 from controller.protocol.model import Key, Launch
+from controller.reconcile.controller import Controller
 from tests.support import crashing
 from tests.support.control import Table, control, table
 from tests.support.fake_api import Answer, FakeApi, Fault

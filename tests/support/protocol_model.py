@@ -226,7 +226,7 @@ def _look(world: World, hand: Hand) -> Hand:
 
 
 def _act(world: World, who: int, hand: Hand, max_attempts: int) -> Iterator[tuple[str, World]]:
-    """The controller takes the step that the real code decides, as controller/steps.py does."""
+    """The controller takes the step that the real code decides, as controller/reconcile/steps.py does."""
     step = next_step(hand, world.overdue, max_attempts)
     uid = None if step.run is None else int(step.run.run_uid)
     row, asked = world.row, hand.row

@@ -8,9 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from controller.presence import GAP_SECONDS, Lasting
 from controller.protocol.decide import KILL_MARGIN, Do, abandon
 from controller.protocol.model import Reason, Row, State
+from controller.reconcile.presence import GAP_SECONDS, Lasting
 
 DEADLINE = 100.0
 OVER = 60 + KILL_MARGIN  # of a run with timeout_seconds = 60

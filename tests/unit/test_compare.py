@@ -11,10 +11,10 @@ from uuid import UUID
 
 import pytest
 
-from controller.compare import Comparison
-from controller.live import Live, Lives
 from controller.metrics import Metrics
 from controller.protocol.model import Key, Listing, Phase, Row, Seen, State
+from controller.reconcile.resync import Comparison
+from controller.reconcile.tracker import Live, Lives
 
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
 INERT = Seen(Key(ROW.id, 1), "made", Phase.INERT)

@@ -14,9 +14,9 @@ from controller.image_context import SOURCES, stage
 ROOT = Path(__file__).parents[2]
 IMAGES = sorted(SOURCES)
 LITTER = [
-    *(".git/x.py", "controller/.venv/x.py", "controller/.#loop.py", "controller/__pycache__/loop.cpython-311.pyc"),
+    *(".git/x.py", "controller/.venv/x.py", "controller/.#app.py", "controller/__pycache__/app.cpython-311.pyc"),
     *(
-        "controller/loop.py~",
+        "controller/app.py~",
         "controller/db/sql/#queue.sql#",
         "images/sandbox/gitconfig.orig",
         "images/app/.Dockerfile.swp",
@@ -75,17 +75,17 @@ def test_a_context_follows_its_sources_and_what_is_right_in_it_is_not_touched(ch
     (context / "controller" / "litter").mkdir()
     (context / "controller" / "litter" / "x.py").write_text("")
     (context / "controller" / "protocol" / "model.py").chmod(0o600)
-    (checkout / "controller" / "loop.py").write_text("changed")
+    (checkout / "controller" / "app.py").write_text("changed")
     (checkout / "controller" / "new.py").write_text("new")
     shutil.rmtree(checkout / "controller" / "requester")
     before = {path: path.stat().st_ino for path in context.rglob("*") if path.is_file()}
     stage("app", checkout)
-    assert (context / "controller" / "loop.py").read_text() == "changed"
+    assert (context / "controller" / "app.py").read_text() == "changed"
     assert (context / "controller" / "new.py").read_text() == "new"
     assert not (context / "controller" / "requester").exists()
     assert not (context / "controller" / "litter").exists()
     touched = {path.name for path, inode in before.items() if path.exists() and path.stat().st_ino != inode}
-    assert touched == {"loop.py", "model.py"}
+    assert touched == {"app.py", "model.py"}
 
 
 def test_every_file_of_the_controller_is_in_its_image() -> None:

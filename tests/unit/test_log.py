@@ -29,7 +29,7 @@ def _restored() -> Iterator[None]:
 
 
 def record(message: str, **extra: object) -> logging.LogRecord:
-    made = logging.LogRecord("controller.steps", logging.WARNING, __file__, 1, message, (), None)
+    made = logging.LogRecord("controller.reconcile.steps", logging.WARNING, __file__, 1, message, (), None)
     made.__dict__.update(extra)
     return made
 
@@ -42,7 +42,7 @@ def test_json_is_one_object_a_line_with_sandbox_and_attempt() -> None:
     assert read.pop("at").endswith("+00:00")
     assert read == {
         "level": "warning",
-        "logger": "controller.steps",
+        "logger": "controller.reconcile.steps",
         "message": "two\nlines “€” \x1b[31m",
         "sandbox": str(KEY.sandbox_id),
         "attempt": 2,

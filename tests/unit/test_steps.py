@@ -12,11 +12,11 @@ import pytest
 
 from controller.db.store import Bind, Ended
 from controller.errors import NotNow, Vanished
-from controller.live import Live, Lives
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step, decide
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Row, Seen, State
-from controller.steps import Steps
+from controller.reconcile.steps import Steps
+from controller.reconcile.tracker import Live, Lives
 
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
 INERT = Seen(Key(ROW.id, 1), "a", Phase.INERT)

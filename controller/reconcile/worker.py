@@ -9,12 +9,12 @@ from uuid import UUID
 
 from controller.db.store import Mark, Queue
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
-from controller.live import Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, decide
 from controller.protocol.model import Seen, State
-from controller.steps import Steps
+from controller.reconcile.steps import Steps
+from controller.reconcile.tracker import Live, Lives
 
 log = logging.getLogger(__name__)
 

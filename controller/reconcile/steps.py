@@ -11,11 +11,11 @@ from typing import assert_never
 from controller.backends.base import Backend
 from controller.db.store import Bind, Ended, Mark, PutBack, Queue
 from controller.errors import ImageAway, NotNow, Refused, Vanished, WriteRefused
-from controller.live import KILL_AGAIN, Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step
 from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State
+from controller.reconcile.tracker import KILL_AGAIN, Live, Lives
 
 log = logging.getLogger(__name__)
 

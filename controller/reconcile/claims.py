@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from controller.live import Lives
+from controller.reconcile.tracker import Lives
 
 TOLD = 2  # of what sandboxes wait for, the most frequent
 

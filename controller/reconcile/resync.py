@@ -9,15 +9,15 @@ from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from controller.backends.base import Backend
-from controller.carry import Carrier
 from controller.db.store import Queue
 from controller.errors import NotNow
-from controller.live import Live, Lives
 from controller.log import about
 from controller.metrics import Metrics
-from controller.presence import Presence
 from controller.protocol.decide import Do, decide
 from controller.protocol.model import Key, Listing, Phase, Row, Seen, State
+from controller.reconcile.presence import Presence
+from controller.reconcile.tracker import Live, Lives
+from controller.reconcile.worker import Carrier
 
 log = logging.getLogger(__name__)
 

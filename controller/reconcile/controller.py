@@ -9,17 +9,17 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from controller.abandoned import Abandoned
 from controller.backends.base import Backend
-from controller.carry import Carrier
-from controller.claims import Claims
-from controller.compare import Comparison
 from controller.db.store import Claimed, Queue
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
-from controller.live import Live, Lives
 from controller.metrics import Metrics
-from controller.presence import Presence
 from controller.protocol.model import Listing, Phase, Seen, State
+from controller.reconcile.abandoned import Abandoned
+from controller.reconcile.claims import Claims
+from controller.reconcile.presence import Presence
+from controller.reconcile.resync import Comparison
+from controller.reconcile.tracker import Live, Lives
+from controller.reconcile.worker import Carrier
 
 log = logging.getLogger(__name__)
 

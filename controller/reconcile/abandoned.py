@@ -12,9 +12,9 @@ from controller.db.store import Ended, Mark, Queue
 from controller.errors import SandboxError
 from controller.log import about
 from controller.metrics import Metrics
-from controller.presence import Lasting
 from controller.protocol.decide import Do, abandon
 from controller.protocol.model import Row
+from controller.reconcile.presence import Lasting
 
 log = logging.getLogger(__name__)
 
