@@ -12,8 +12,7 @@ from collections.abc import Sequence
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports below, Ctrl-C would leave a trace
 
-from controller import app, terminal
-from controller import log as logs
+from controller import app, logs, terminal
 from controller.backends.registry import connect
 from controller.db.installation import settle_identity
 from controller.db.migrate import migrate

@@ -21,7 +21,7 @@ from controller.db.registry import Registry
 from controller.db.store import Queue
 from controller.drain import drain as drain_with
 from controller.errors import OnlyReads, SandboxError, SettingsError
-from controller.http import Http
+from controller.health.endpoints import Http
 from controller.metrics import Metrics
 from controller.reconcile.abandoned import Abandoned
 from controller.reconcile.controller import Controller, Pace, cancel

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from controller.db.registry import Attendant
 from controller.db.store import Ended, Mark, Queue
 from controller.errors import SandboxError
-from controller.log import about
+from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, abandon
 from controller.protocol.model import Row

@@ -11,7 +11,7 @@ from uuid import UUID
 from controller.backends.base import Backend
 from controller.db.store import Queue
 from controller.errors import NotNow
-from controller.log import about
+from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, decide
 from controller.protocol.model import Key, Listing, Phase, Row, Seen, State

@@ -11,7 +11,7 @@ from typing import assert_never
 from controller.backends.base import Backend
 from controller.db.store import Bind, Ended, Mark, PutBack, Queue
 from controller.errors import ImageAway, NotNow, Refused, Vanished, WriteRefused
-from controller.log import about
+from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step
 from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State

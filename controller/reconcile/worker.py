@@ -9,7 +9,7 @@ from uuid import UUID
 
 from controller.db.store import Mark, Queue
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
-from controller.log import about
+from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, decide
 from controller.protocol.model import Seen, State

@@ -19,12 +19,10 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg.sql import SQL, Identifier
 
-from controller import http as serving
-from controller import readiness
-from controller import serving as doors
 from controller.app import assemble
 from controller.backends.memory import MemoryBackend
 from controller.errors import BackendUnavailable
+from controller.health import endpoints, readiness, server
 from controller.reconcile.controller import Controller
 from controller.settings import Settings
 from tests.support.database import connect, insert, insert_many, until
@@ -103,7 +101,7 @@ def test_a_working_controller_is_healthy_and_ready_and_counts(database: str) -> 
 def test_a_stalled_loop_is_not_healthy(database: str) -> None:
     async def go() -> None:
         async with served(database) as (get, controller):
-            controller.turned = time.monotonic() - serving.STALLED_SECONDS - 1
+            controller.turned = time.monotonic() - endpoints.STALLED_SECONDS - 1
             status, text = await get("/healthz")
             assert status == 503
             assert text.startswith("the loop turned 16.")
@@ -114,7 +112,7 @@ def test_a_stalled_loop_is_not_healthy(database: str) -> None:
 def test_without_its_database_it_is_alive_not_ready_and_still_counts(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "COUNT_SECONDS", 0.3)
+    monkeypatch.setattr(endpoints, "COUNT_SECONDS", 0.3)
 
     async def go() -> None:
         async with Proxy(database) as proxy, served(proxy.url) as (get, _):
@@ -246,14 +244,14 @@ def test_connections_that_are_held_open_keep_nobody_from_an_answer(database: str
 
 @pytest.mark.parametrize("text", ["", "GET /healthz HTTP/1.1\r\nHost:", "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_a_connection_ends_by_itself(database: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doors, "REQUEST_SECONDS", 0.2)
-    monkeypatch.setattr(doors, "ANSWER_SECONDS", 0.4)
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.4)
 
-    async def forever(self: serving.Http, request: web.Request) -> web.Response:
+    async def forever(self: endpoints.Http, request: web.Request) -> web.Response:
         await asyncio.Event().wait()
         return web.Response()
 
-    monkeypatch.setattr(serving.Http, "healthz", forever)
+    monkeypatch.setattr(endpoints.Http, "healthz", forever)
     text = text.replace("slow", "healthz")
 
     async def go() -> None:
@@ -285,4 +283,4 @@ def test_a_connection_is_for_one_request(database: str) -> None:
 
 @pytest.mark.parametrize(("files", "most"), [(-1, 64), (1 << 20, 64), (1024, 64), (300, 37), (64, 8), (10, 4)])
 def test_connections_leave_most_files_to_the_controller(files: int, most: int) -> None:
-    assert doors.most_connections(files) == most
+    assert server.most_connections(files) == most

@@ -11,10 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from controller import app, readiness
+from controller import app
 from controller.backends.memory import MemoryBackend
 from controller.db.listener import listen
 from controller.db.migrate import check_schema
+from controller.health import readiness
 from controller.protocol.model import Launch, Seen
 from controller.reconcile.controller import Controller, cancel
 from controller.settings import Settings

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from controller import app
-from controller import log as logs
+from controller import app, logs
 from controller.backends.base import Backend
 from controller.backends.docker import backend as docker
 from controller.backends.docker import spec as docker_spec

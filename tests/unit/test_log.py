@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from controller import log as logs
+from controller import logs
 from controller.backends.memory import Fault, MemoryBackend
 from controller.protocol.model import Key, Launch
 

@@ -12,11 +12,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from controller.backends.base import Backend
 from controller.db.store import Queue
 from controller.errors import SandboxError, SettingsError
+from controller.health.readiness import Readiness
+from controller.health.server import Door
 from controller.metrics import Metrics
 from controller.protocol.text import without_addresses
-from controller.readiness import Readiness
 from controller.reconcile.controller import Controller
-from controller.serving import Door
 
 STALLED_SECONDS = 15.0  # an event loop that has not turned for this long is not healthy
 WAITING = 1024  # connections kept by the kernel until taken; one that it drops comes again after 1 s: a probe missed
