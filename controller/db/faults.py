@@ -58,6 +58,16 @@ def meaning(error: psycopg.Error | UnicodeError | OverflowError, doing: str) -> 
     return WriteRefused(f"{doing}: {line(error)} ({kind})", data=state is None or state[:2] in DATA)
 
 
+def broken_rule(error: WriteRefused) -> str | None:
+    """Which rule of the table's an insert broke, or None where it is not the request that is at fault."""
+    match error.__cause__:
+        case UnicodeError():
+            return "it has text that is not UTF-8"
+        case psycopg.IntegrityError() | psycopg.DataError() as cause:
+            return cause.diag.constraint_name or line(cause)
+    return None
+
+
 def line(error: psycopg.Error) -> str:
     """What it says, in one line: without its details, and without what a driver guesses about it."""
     if error.diag.message_primary:

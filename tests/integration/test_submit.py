@@ -519,7 +519,7 @@ def test_an_idempotency_key_makes_one_row(database: str, sandboxes: Database) ->
 
 def test_a_requester_needs_no_more_than_its_own_rights(database: str, sandboxes: Database) -> None:
     with closing(Client(database)) as client:
-        client._connection.execute("set role sandbox_requester")
+        client._requests._connection.execute("set role sandbox_requester")
         id = client.submit({"command": "a", "env": {"A": "b"}})
         assert id is not None
         client.cancel(id)
