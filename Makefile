@@ -30,6 +30,7 @@ test-fast: lint
 lint: setup
 	@$(IN)ruff check --quiet .
 	@$(IN)ruff format --quiet --check .
+	@$(IN)lint-imports --no-logo --no-cache
 	@$(IN)mypy
 
 bench: setup
