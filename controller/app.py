@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
 from controller.backends.base import Backend
-from controller.backends.registry import AT_ONCE, LAUNCHING, connect
+from controller.backends.registry import connect
 from controller.db.listener import listen
 from controller.db.migrate import check_schema, retain
 from controller.db.pool import open_pool, refuse_shared_sessions
@@ -125,7 +125,7 @@ async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[
             if renewed:
                 log.warning("this database is a copy: its installation has an id of its own now, %s", installation)
             queue.engine = await backend.open(installation)
-            pace = pace_of(settings)
+            pace = pace_of(settings, backend)
             presence = Presence(registry, backend, me, queue.engine, grace=pace.abandon, patience=pace.patience)
             async with presence.entered():
                 controller = wire(settings, pace, queue, backend, presence, metrics := Metrics())
@@ -139,13 +139,13 @@ def _name() -> str:
     return f"{socket.gethostname()[:40]}/{os.getpid()}-{uuid4().hex[:6]}"
 
 
-def pace_of(settings: Settings) -> Pace:
-    """How much and how often, by the settings."""
+def pace_of(settings: Settings, backend: Backend) -> Pace:
+    """How much and how often, by the settings and the kind of engine."""
     return Pace(
         max_running=settings.sandbox_max_running,
         poll=settings.sandbox_poll_seconds,
         lease=settings.sandbox_lease_seconds,
-        launching=LAUNCHING[settings.sandbox_backend],
+        launching=backend.launching,
     )
 
 
@@ -153,9 +153,8 @@ def wire(
     settings: Settings, pace: Pace, queue: Queue, backend: Backend, presence: Presence, metrics: Metrics
 ) -> Controller:
     """A controller from its parts."""
-    kind = settings.sandbox_backend
     lives = Lives(settings.sandbox_start_deadline_seconds)
-    steps = Steps(queue, backend, lives, metrics, output_bytes=settings.sandbox_output_bytes, at_once=AT_ONCE[kind])
+    steps = Steps(queue, backend, lives, metrics, output_bytes=settings.sandbox_output_bytes, at_once=backend.at_once)
     carrier = Carrier(queue, steps, lives, metrics)
     comparison = Comparison(queue, backend, carrier, lives, metrics, presence, pace.grace)
     abandoned = Abandoned(queue, metrics, settings.sandbox_start_deadline_seconds, pace.abandon)

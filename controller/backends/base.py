@@ -34,6 +34,14 @@ class Backend(Protocol):
     NotNow where the engine had no room, no time or gave no answer (what was asked may have happened all the same).
     """
 
+    @property
+    def at_once(self) -> int:
+        """How many calls this kind of engine takes at once."""
+
+    @property
+    def launching(self) -> int:
+        """How many rows may be on their way to their start."""
+
     async def open(self, installation: UUID) -> str:
         """Makes ready; returns the engine's identity, which outlives restarts of engine and controller.
 

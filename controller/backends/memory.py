@@ -134,6 +134,8 @@ class MemoryMarks:
 class MemoryBackend:
     """The interface over a MemoryEngine, each call perhaps with a fault."""
 
+    at_once, launching = 1000, 2000
+
     def __init__(
         self, engine: MemoryEngine | None = None, fault: FaultFor = lambda verb, key: None, list_seconds: float = 5.0
     ) -> None:

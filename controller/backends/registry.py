@@ -18,11 +18,6 @@ from controller.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Calls that each kind of engine takes at once, and rows that may be on their way to their start. A cluster queues by
-# itself: its controller-manager makes some ten pods a second, and goes faster over many Jobs that are there at once.
-AT_ONCE = {"kubernetes": 64, "docker": 8, "process": 16, "memory": 1000}
-LAUNCHING = {"kubernetes": 1000, "docker": 16, "process": 32, "memory": 2000}
-
 DOCKER_HOST = re.compile(r"unix:///.+|(tcp|https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?/?|ssh://.+")
 
 

@@ -19,8 +19,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 
+from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.kubernetes.job import JobOptions, manifest
-from controller.backends.registry import AT_ONCE
 from controller.protocol.model import Key, Launch
 from tests.bench.kubernetes_cluster import Json, Plain, Watcher, plain, watching
 from tests.bench.scale import peak
@@ -195,7 +195,7 @@ def _post_all(kubeconfig: str, paths: Mapping[str, str], made: Sequence[Json], p
 
 
 async def _posted(kubeconfig: str, paths: Mapping[str, str], made: Sequence[Json]) -> float:
-    turns = asyncio.Semaphore(AT_ONCE["kubernetes"])
+    turns = asyncio.Semaphore(KubernetesBackend.at_once)
     async with plain(kubeconfig, paths) as client:
 
         async def one(job: Json) -> None:

@@ -119,6 +119,8 @@ def test_claims_that_fail_each_time_make_it_not_ready_with_their_error(database:
 class Hanging(MemoryBackend):
     """An engine that says that it is well, and answers no creation until the test lets it."""
 
+    launching = 2
+
     def __init__(self) -> None:
         super().__init__()
         self.go_on = asyncio.Event()
@@ -129,9 +131,7 @@ class Hanging(MemoryBackend):
         return await super().create(launch, look=look)
 
 
-def test_launches_that_all_hang_on_the_engine_make_it_not_ready(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "LAUNCHING", {"memory": 2})
-
+def test_launches_that_all_hang_on_the_engine_make_it_not_ready(database: str) -> None:
     async def go() -> None:
         backend = Hanging()
         async with table(database) as asked, working(database, backend) as (ask, _):

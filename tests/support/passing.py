@@ -16,6 +16,16 @@ class Passing:
         self.backend = backend
 
     @property
+    def at_once(self) -> int:
+        """Passed on."""
+        return self.backend.at_once
+
+    @property
+    def launching(self) -> int:
+        """Passed on."""
+        return self.backend.launching
+
+    @property
     def marks(self) -> Marks | None:
         """Passed on."""
         return self.backend.marks

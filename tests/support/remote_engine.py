@@ -84,6 +84,8 @@ class RemoteMarks:
 class RemoteBackend:
     """The backend interface over that socket."""
 
+    at_once, launching = MemoryBackend.at_once, MemoryBackend.launching
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self.marks = RemoteMarks(self)

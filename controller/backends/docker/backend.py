@@ -36,6 +36,8 @@ NEVER_STARTS = re.compile(  # the engine's words for what is the image's own fau
 class DockerBackend:
     """Containers on one engine. `image` is for launches that name none; `url` None: DOCKER_HOST, or its socket."""
 
+    at_once, launching = 8, 16
+
     def __init__(self, image: str, url: str | None = None, list_seconds: float = RELIST_SECONDS) -> None:
         self._image, self._list_seconds = image, list_seconds
         self._engine = Engine(url)

@@ -40,6 +40,10 @@ class KubernetesBackend:
     `kubeconfig` None: the pod's service account, else what KUBECONFIG names.
     """
 
+    # A cluster queues by itself: its controller-manager makes some ten pods a second, and goes faster over many Jobs
+    # that are there at once.
+    at_once, launching = 64, 1000
+
     def __init__(
         self,
         namespace: str,

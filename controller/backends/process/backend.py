@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 class ProcessBackend:
     """Runs each attempt under a detached supervisor, which outlives the controller."""
 
+    at_once, launching = 16, 32
+
     def __init__(self, work_dir: Path, *, output_bytes: int = 1 << 20) -> None:
         self._work_dir = work_dir.absolute()
         self._output_bytes = output_bytes
