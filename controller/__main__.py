@@ -110,7 +110,7 @@ def run_drain(options: argparse.Namespace) -> int:
     """`drain`: ends everything."""
     settings = Settings.read()
     logs.set_up(settings.log_format)
-    return asyncio.run(app.drain(settings, options.timeout))
+    return asyncio.run(app.drain(settings, connect(settings), options.timeout))
 
 
 def run_give_up(options: argparse.Namespace) -> int:

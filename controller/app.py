@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
 from controller.backends.base import Backend
-from controller.backends.registry import connect
 from controller.db.listener import listen
 from controller.db.migrate import check_schema, retain
 from controller.db.pool import open_pool, refuse_shared_sessions
@@ -79,9 +78,8 @@ async def _writes(url: str, stop: asyncio.Event) -> bool:
     return False
 
 
-async def drain(settings: Settings, timeout: float) -> int:
+async def drain(settings: Settings, backend: Backend, timeout: float) -> int:
     """Ends every sandbox; returns the exit code, 1 where something is left after `timeout` seconds."""
-    backend = connect(settings)
     async with assemble(settings, backend) as (controller, queue, _):
         return await drain_with(controller, queue, backend, timeout)
 

@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
 
     database_url: str = Field(description="the database, as the login that the controller is to use")
-    sandbox_backend: Literal["kubernetes", "docker", "process", "memory"] = Field(
+    sandbox_backend: Literal["kubernetes", "docker", "process"] = Field(
         "docker", description="what runs sandboxes; `process` isolates nothing, and so must be said outright"
     )
     sandbox_image: str = Field("ci-fixer-sandbox:dev", description="image of sandboxes that name none")

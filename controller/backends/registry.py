@@ -35,11 +35,6 @@ def connect(settings: Settings) -> Backend:
 
             log.warning("SANDBOX_BACKEND=process isolates nothing: commands run as this user, on this host")
             return ProcessBackend(settings.sandbox_work_dir, output_bytes=settings.sandbox_output_bytes)
-        case "memory":
-            from controller.backends.memory import MemoryBackend
-
-            log.warning("SANDBOX_BACKEND=memory runs nothing: it pretends, for tests and measurements")
-            return MemoryBackend()
         case "kubernetes":
             from controller.backends.kubernetes.backend import KubernetesBackend
 

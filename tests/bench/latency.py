@@ -11,12 +11,12 @@ from uuid import UUID
 
 import psycopg
 
-from controller.backends.memory import Fault, MemoryBackend
 from controller.backends.process.backend import ProcessBackend
 from controller.db import sql
 from controller.protocol.model import Key
 from tests.bench.report import Figure, ms, quantile
 from tests.bench.support import controller, fresh, paced_inserts, until_empty
+from tests.support.memory_backend import Fault, MemoryBackend
 
 
 async def insert_to_create(server: str, rate: float = 50, seconds: float = 20) -> list[Figure]:
@@ -58,7 +58,7 @@ async def _to_create(server: str, rate: float, count: int, *, drop_trigger: bool
         if drop_trigger:
             with psycopg.connect(url) as connection:
                 connection.execute("drop trigger wake_on_insert on sandboxes")
-        async with controller(url, MemoryBackend(fault=note), "memory"):
+        async with controller(url, MemoryBackend(fault=note)):
             sent = await paced_inserts(url, "echo hi", rate, count)
             await until_empty(url, "cleaned_at is null")
     return [called[one] - at for one, (at, _) in sent.items()]
@@ -93,7 +93,7 @@ COMMAND = "date +%s%N"
 async def insert_to_started(server: str, rate: float = 40, seconds: float = 10) -> list[Figure]:
     """The process backend: until the command's own first act, against a bare subprocess in turn."""
     with fresh(server) as url, tempfile.TemporaryDirectory() as directory:
-        async with controller(url, ProcessBackend(Path(directory) / "work"), "process"):
+        async with controller(url, ProcessBackend(Path(directory) / "work")):
             floor: list[float] = []
             running = asyncio.create_task(paced_inserts(url, COMMAND, rate, int(rate * seconds)))
             while not running.done():  # in turn with the sandboxes, under the same load

@@ -67,14 +67,15 @@ def _claim(connection: psycopg.Connection[tuple[object, ...]]) -> float:
 def memory(server: str, sandboxes: int = 10_000, most: int = 150) -> list[Figure]:
     """A controller process with that many live sandboxes, looked at over three comparisons."""
     with fresh(server) as url:
-        env = {**os.environ, "DATABASE_URL": url, "SANDBOX_BACKEND": "memory", "HTTP_PORT": "0"}
+        env = {**os.environ, "DATABASE_URL": url, "HTTP_PORT": "0"}
         env["SANDBOX_MAX_RUNNING"] = str(sandboxes)
         with psycopg.connect(url, autocommit=True) as connection:
             fill = (
                 "insert into sandboxes (command, timeout_seconds) select 'sleep 900', 1000 from generate_series(1, %s)"
             )
             connection.execute(fill, [sandboxes])
-            running = subprocess.Popen([sys.executable, "-m", "controller", "run"], env=env, stderr=subprocess.DEVNULL)
+            line = [sys.executable, "-m", "tests.support.memory_controller"]
+            running = subprocess.Popen(line, env=env, stderr=subprocess.DEVNULL)
             try:
                 until = time.monotonic() + 120
                 while time.monotonic() < until:

@@ -36,9 +36,9 @@ def fresh(server: str) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def controller(url: str, backend: Backend, kind: str, max_running: int = 100_000) -> AsyncIterator[None]:
+async def controller(url: str, backend: Backend, max_running: int = 100_000) -> AsyncIterator[None]:
     """A controller at work in this process, with its listener."""
-    settings = Settings(database_url=url, sandbox_backend=kind, sandbox_max_running=max_running)
+    settings = Settings(database_url=url, sandbox_max_running=max_running)
     async with assemble(settings, backend) as (running, _, _):
         stop = asyncio.Event()
         tasks = [

@@ -10,13 +10,13 @@ import psycopg
 from psycopg.rows import dict_row
 
 from controller.app import assemble
-from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.db.pool import open_pool
 from controller.db.store import Bind, Ended, Mark, Queue
 from controller.protocol.model import Key, Outcome, Output, Reason, State
 from controller.settings import Settings
 from tests.bench.report import Figure
 from tests.bench.support import fresh, until_empty
+from tests.support.memory_backend import MemoryBackend, MemoryEngine
 
 FILL = "insert into sandboxes (command) select 'echo hi' from generate_series(1, %s)"
 
@@ -59,7 +59,7 @@ async def _lived(server: str, rows: int, controllers: int) -> float:
 
 
 async def _control(url: str, engine: MemoryEngine, stop: asyncio.Event) -> None:
-    settings = Settings(database_url=url, sandbox_backend="memory", sandbox_max_running=100_000)
+    settings = Settings(database_url=url, sandbox_max_running=100_000)
     async with assemble(settings, MemoryBackend(engine)) as (controller, _, _):
         await controller.run(stop)
 

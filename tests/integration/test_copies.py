@@ -174,7 +174,7 @@ def test_every_verb_says_in_one_sentence_what_to_do_with_a_copy(database: str, c
     by_template(database, name_of(copy))
     before = installation(database)
     for words in (["run"], ["drain"]):
-        done = verb(copy, *words)
+        done = verb(copy, tmp_path, *words)
         assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"{words[0]}: {FOREIGN}")
     told = migrate(copy)
     assert (told.returncode, told.stderr) == (0, f"migrate: {FOREIGN}\n")

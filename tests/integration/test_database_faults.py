@@ -17,7 +17,6 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from controller.app import serve
-from controller.backends.memory import MemoryBackend
 from controller.db.migrate import check_schema, migrate
 from controller.errors import DatabaseUnavailable
 from controller.requester.client import Client
@@ -25,6 +24,7 @@ from controller.settings import Settings
 from tests.support.command_line import command_line
 from tests.support.control import control
 from tests.support.database import Connection, connect, insert, until
+from tests.support.memory_backend import MemoryBackend
 from tests.support.stage import Postgres
 
 WELL_SECONDS = 10.0  # after which everything is written that waited
@@ -297,7 +297,7 @@ def test_a_controller_that_starts_while_the_database_only_reads_waits_for_it(
 ) -> None:
     """Until it writes, or until the controller is told to stop."""
     sandbox = insert(operator)
-    settings = Settings(database_url=as_controller(database), sandbox_backend="memory", http_port=0)
+    settings = Settings(database_url=as_controller(database), http_port=0)
 
     async def go(ends: bool) -> None:
         caplog.clear()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -15,10 +16,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from controller import app
-from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from controller.reconcile.controller import Pace
 from controller.settings import Settings
 from tests.support.control import Table, control, table
+from tests.support.memory_backend import Fault, MemoryBackend, MemoryEngine
 from tests.support.stage import ROOT
 
 HOUR = "now() - interval '1 hour'"
@@ -209,11 +210,12 @@ def test_a_controller_cut_off_from_the_table_lets_go_of_what_was_settled_without
 # The verbs
 
 
-def verb(url: str, *words: str) -> subprocess.CompletedProcess[str]:
+def verb(url: str, work_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
     more = "&" if "?" in url else "?"
     env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")} | {
         "DATABASE_URL": f"{url}{more}options=-crole%3Dsandbox_controller",
-        "SANDBOX_BACKEND": "memory",
+        "SANDBOX_BACKEND": "process",
+        "SANDBOX_WORK_DIR": str(work_dir),
         "LOG_FORMAT": "console",
     }
     line = [sys.executable, "-m", "controller", *words]
@@ -224,19 +226,19 @@ def test_drain_ends_what_is_left_on_a_gone_engine(database: str, capsys: pytest.
     async def test(asked: Table) -> None:
         sandboxes = [await leave(asked, "running", uid="u"), await leave(asked, "launching", uid=None)]
         await asked.rows("update sandboxes set started_at = now(), claimed_at = now() where started_at is not null")
-        settings = Settings(database_url=database, sandbox_backend="memory", sandbox_poll_seconds=0.1)
+        settings = Settings(database_url=database, sandbox_poll_seconds=0.1)
         with patch.object(app, "Pace", partial(Pace, compare=0.2, abandon=0.5)):
-            assert await app.drain(settings, 20) == 0
+            assert await app.drain(settings, MemoryBackend(), 20) == 0
         assert {(await asked.row(sandbox))["state"] for sandbox in sandboxes} == {"cancelled"}
 
     go(database, test)
     assert capsys.readouterr().out.endswith("drain: nothing is left\n")
 
 
-def test_drain_names_the_verb_for_an_engine_that_is_gone(database: str) -> None:
+def test_drain_names_the_verb_for_an_engine_that_is_gone(database: str, tmp_path: Path) -> None:
     async def test(asked: Table) -> None:
         await leave(asked, "running", uid="u")
-        done = verb(database, "drain", "--timeout", "2")
+        done = verb(database, tmp_path, "drain", "--timeout", "2")
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == (
             "drain: 1 sandboxes are left on engine docker:gone: if no controller of it will come back, "
@@ -246,13 +248,13 @@ def test_drain_names_the_verb_for_an_engine_that_is_gone(database: str) -> None:
     go(database, test)
 
 
-def test_give_up_settles_all_rows_of_an_engine_at_once(database: str) -> None:
+def test_give_up_settles_all_rows_of_an_engine_at_once(database: str, tmp_path: Path) -> None:
     async def test(asked: Table) -> None:
         running = await leave(asked, "running", uid="u")
         await asked.rows("update sandboxes set started_at = now(), timeout_seconds = timeout_seconds")
         never = await leave(asked, "launching", uid=None)
         other = await leave(asked, "running", uid="u", engine="docker:other")
-        done = verb(database, "give-up", "docker:gone")
+        done = verb(database, tmp_path, "give-up", "docker:gone")
         assert (done.returncode, done.stdout) == (0, "give-up: 1 cleaned, 1 lost, 1 queued again\n"), done.stderr
         assert (await asked.row(running))["cleaned_at"] is not None
         assert (await asked.row(never))["state"] == "queued"
@@ -261,10 +263,10 @@ def test_give_up_settles_all_rows_of_an_engine_at_once(database: str) -> None:
     go(database, test)
 
 
-def test_give_up_names_the_engines_that_there_are(database: str) -> None:
+def test_give_up_names_the_engines_that_there_are(database: str, tmp_path: Path) -> None:
     async def test(asked: Table) -> None:
         await leave(asked, "running", uid="u")
-        done = verb(database, "give-up", "docker:wrong")
+        done = verb(database, tmp_path, "give-up", "docker:wrong")
         assert (done.returncode, done.stdout) == (1, "")
         assert (
             done.stderr == "give-up: no sandbox is left on an engine docker:wrong; engines in the table: docker:gone\n"
@@ -273,12 +275,12 @@ def test_give_up_names_the_engines_that_there_are(database: str) -> None:
     go(database, test)
 
 
-def test_give_up_is_refused_while_a_controller_of_the_engine_is_connected(database: str) -> None:
+def test_give_up_is_refused_while_a_controller_of_the_engine_is_connected(database: str, tmp_path: Path) -> None:
     async def test(asked: Table) -> None:
         async with control(database, MemoryBackend()) as _:
             sandbox = await asked.insert("sleep 600")
             row = await asked.until(sandbox, lambda row: row["state"] == "running")
-            done = await asyncio.to_thread(verb, database, "give-up", row["engine"])
+            done = await asyncio.to_thread(verb, database, tmp_path, "give-up", row["engine"])
             assert done.returncode == 1
             holder = row["claimed_by"]
             assert done.stderr == (

@@ -42,7 +42,7 @@ def test_no_command_harms_the_controller_or_its_neighbours(kind: str, tmp_path: 
     engine = make_engine(kind, tmp_path)
 
     async def go() -> None:
-        async with table(database) as asked, control(database, engine.connect(), sandbox_backend=kind):
+        async with table(database) as asked, control(database, engine.connect()):
             rest = {"image": SHELL_IMAGE if kind == "docker" else None, "memory_mib": 128, "disk_mib": 16}
             bad, good = {}, []
             for command in COMMANDS:
@@ -79,7 +79,7 @@ def test_an_image_that_does_not_exist_fails_its_own_row_alone(tmp_path: Path, da
     engine = make_engine("docker", tmp_path)
 
     async def go() -> None:
-        async with table(database) as asked, control(database, engine.connect(), sandbox_backend="docker"):
+        async with table(database) as asked, control(database, engine.connect()):
             missing = await asked.insert(GOOD, image="localhost:5000/no/such:image")
             refused = await asked.insert(GOOD, image="UPPER/case")
             good = await asked.insert(GOOD, image=SHELL_IMAGE, memory_mib=64)
@@ -97,7 +97,7 @@ def test_memory_beyond_the_limit_is_told_apart_from_a_plain_137(tmp_path: Path, 
     engine = make_engine("docker", tmp_path)
 
     async def go() -> None:
-        async with table(database) as asked, control(database, engine.connect(), sandbox_backend="docker"):
+        async with table(database) as asked, control(database, engine.connect()):
             rest = {"image": SHELL_IMAGE, "memory_mib": 32, "disk_mib": 256}
             hungry = await asked.insert("tail /dev/zero", **rest)
             plain = await asked.insert("exit 137", **rest)

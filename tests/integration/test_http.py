@@ -20,13 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg.sql import SQL, Identifier
 
 from controller.app import assemble
-from controller.backends.memory import MemoryBackend
 from controller.errors import BackendUnavailable
 from controller.health import endpoints, readiness, server
 from controller.reconcile.controller import Controller
 from controller.settings import Settings
 from tests.support.database import connect, insert, insert_many, until
+from tests.support.memory_backend import MemoryBackend
 from tests.support.proxy import Proxy
+from tests.support.stage import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ class Get:
 
 @asynccontextmanager
 async def served(url: str, backend: MemoryBackend | None = None) -> AsyncIterator[tuple[Get, Controller]]:
-    settings = Settings(database_url=url, sandbox_backend="memory", sandbox_poll_seconds=0.05)
+    settings = Settings(database_url=url, sandbox_poll_seconds=0.05)
     async with (
         asyncio.timeout(30),
         assemble(settings, backend or MemoryBackend()) as (controller, _, http),
@@ -201,10 +202,10 @@ def requests(text: str, port: int, many: int) -> list[socket.socket]:
 @contextmanager
 def controller_with_few_files(url: str, log: Path) -> Iterator[int]:
     """A controller's process that may have 300 files open; its port."""
-    settings = {"DATABASE_URL": url, "SANDBOX_BACKEND": "memory", "HTTP_PORT": "0"}
+    settings = {"DATABASE_URL": url, "HTTP_PORT": "0"}
     with log.open("wb") as file:
-        words = ["bash", "-c", f'ulimit -n 300; exec "{sys.executable}" -m controller run']
-        process = subprocess.Popen(words, env=os.environ | settings, stderr=file, stdout=file)
+        words = ["bash", "-c", f'ulimit -n 300; exec "{sys.executable}" -m tests.support.memory_controller']
+        process = subprocess.Popen(words, cwd=ROOT, env=os.environ | settings, stderr=file, stdout=file)
     try:
         give_up = time.monotonic() + 30
         while not (found := re.search(r"http on port (\d+)", log.read_text())):

@@ -9,11 +9,11 @@ import psycopg
 import pytest
 
 from controller.app import assemble
-from controller.backends.memory import MemoryBackend
 from controller.db import listener as listening
 from controller.db.listener import listen
 from controller.settings import Settings
 from tests.support.database import Connection, ask, connect, insert, insert_many, one, until
+from tests.support.memory_backend import MemoryBackend
 from tests.support.proxy import Proxy
 
 LISTENS = (
@@ -154,7 +154,7 @@ def test_without_triggers_the_poll_still_claims(database: str, owner: Connection
     owner.execute("drop trigger wake_on_cancel on sandboxes")
 
     async def go() -> None:
-        settings = Settings(database_url=database, sandbox_backend="memory", sandbox_poll_seconds=0.05)
+        settings = Settings(database_url=database, sandbox_poll_seconds=0.05)
         async with asyncio.timeout(30), assemble(settings, MemoryBackend()) as (controller, _, _):
             stop = asyncio.Event()
             running = asyncio.create_task(controller.run(stop))
@@ -173,7 +173,7 @@ def test_without_triggers_the_poll_still_claims(database: str, owner: Connection
 
 def test_a_row_becomes_a_sandbox_and_its_result(database: str, owner: Connection) -> None:
     async def go() -> None:
-        settings = Settings(database_url=database, sandbox_backend="memory", sandbox_poll_seconds=60)
+        settings = Settings(database_url=database, sandbox_poll_seconds=60)
         async with asyncio.timeout(30), assemble(settings, MemoryBackend()) as (controller, _, _):
             stop = asyncio.Event()
             running = asyncio.create_task(controller.run(stop))

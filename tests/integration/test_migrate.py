@@ -290,6 +290,6 @@ def test_run_says_in_one_sentence_why_it_does_not_start(empty_database: str, dat
         database: "run: the database's min_code_version is 998",
         "postgresql://u:s3cr3t%zz@h/x": "run: DATABASE_URL has a % of its own",
     }.items():
-        done = cli(url, "run", SANDBOX_BACKEND="memory", HTTP_PORT="0")
+        done = cli(url, "run", SANDBOX_BACKEND="process", HTTP_PORT="0")
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith(told)

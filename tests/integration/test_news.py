@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from controller.errors import NotNow
 from controller.protocol.model import Key, Launch, Listing, Phase, Seen
 from controller.reconcile import worker
 from controller.reconcile.controller import Controller
 from tests.support.control import Table, control, table
+from tests.support.memory_backend import Fault, MemoryBackend, MemoryEngine
 
 HOUR = 3600.0
 

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from controller.backends.memory import MemoryBackend
 from controller.db.pool import check_own_sessions, connect_async, open_pool, refuse_shared_sessions
 from controller.db.registry import Registry
 from controller.db.store import Queue
 from controller.errors import SettingsError
 from controller.reconcile.presence import Presence
+from tests.support.memory_backend import MemoryBackend
 
 ME, ENGINE = "host/1-abc", "memory:one"
 

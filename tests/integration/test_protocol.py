@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from controller.protocol.model import Key, Launch, Output, Phase, Seen
 from tests.support.control import Table, control, table
+from tests.support.memory_backend import Fault, MemoryBackend, MemoryEngine
 
 
 def fails(verb: str, fault: Fault, times: int = 2) -> Callable[[str, Key], Fault | None]:

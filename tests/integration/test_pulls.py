@@ -16,10 +16,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from controller.backends.docker.backend import DockerBackend
-from controller.backends.memory import Fault, MemoryBackend, MemoryEngine
 from controller.protocol.model import Key
 from tests.support.control import Table, control, table
 from tests.support.engines import SHELL_IMAGE, need_docker
+from tests.support.memory_backend import Fault, MemoryBackend, MemoryEngine
 from tests.support.registry import PASSWORD, USER, registry_with_login, silent_registry
 
 
@@ -125,7 +125,7 @@ def docker() -> Callable[..., Any]:
     need_docker()
 
     def at_work(url: str, **settings: Any) -> Any:
-        return control(url, DockerBackend(SHELL_IMAGE, list_seconds=0.5), sandbox_backend="docker", **settings)
+        return control(url, DockerBackend(SHELL_IMAGE, list_seconds=0.5), **settings)
 
     return at_work
 

@@ -12,7 +12,6 @@ import aiohttp
 import pytest
 
 from controller import app
-from controller.backends.memory import MemoryBackend
 from controller.db.listener import listen
 from controller.db.migrate import check_schema
 from controller.health import readiness
@@ -20,6 +19,7 @@ from controller.protocol.model import Launch, Seen
 from controller.reconcile.controller import Controller, cancel
 from controller.settings import Settings
 from tests.support.control import Table, table
+from tests.support.memory_backend import MemoryBackend
 
 Ask = Callable[[], Awaitable[tuple[int, str]]]
 
@@ -33,7 +33,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def working(url: str, backend: MemoryBackend, **settings: Any) -> AsyncIterator[tuple[Ask, Controller]]:
     """A controller at work, and how to ask whether it is ready."""
-    asked = Settings(database_url=url, sandbox_backend="memory", sandbox_poll_seconds=0.1, **settings)
+    asked = Settings(database_url=url, sandbox_poll_seconds=0.1, **settings)
     async with (
         asyncio.timeout(40),
         app.assemble(asked, backend) as (controller, _, http),

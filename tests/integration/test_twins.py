@@ -15,11 +15,11 @@ from aiohttp import web
 
 from controller.backends.base import Backend
 from controller.backends.docker.backend import DockerBackend
-from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.backends.process.backend import ProcessBackend
 from controller.errors import BackendUnavailable
 from tests.support.control import Table, control, table
 from tests.support.engines import SHELL_IMAGE, need_docker
+from tests.support.memory_backend import MemoryBackend, MemoryEngine
 from tests.support.memory_listings import CountedListings
 
 

@@ -11,7 +11,7 @@ def command_line(url: str, *words: str, **environment: str) -> subprocess.Comple
     """Runs one verb on that database to its end; it must never show a stack trace."""
     given = {name: value for name, value in os.environ.items() if not name.startswith(("SANDBOX_", "PG"))}
     given |= {"DATABASE_URL": url, "LOG_FORMAT": "console", "PYTHONUTF8": "1"}
-    given |= {"SANDBOX_BACKEND": "memory", "HTTP_PORT": "0"} | environment
+    given |= {"SANDBOX_BACKEND": "process", "HTTP_PORT": "0"} | environment
     done = subprocess.run(
         [sys.executable, "-m", "controller", *words], env=given, capture_output=True, text=True, timeout=60, check=False
     )

@@ -74,7 +74,7 @@ async def table(url: str) -> AsyncIterator[Table]:
 @asynccontextmanager
 async def control(url: str, backend: Backend, **settings: Any) -> AsyncIterator[Controller]:
     """A controller at work, which stops in order at the end."""
-    asked: dict[str, Any] = {"sandbox_backend": "memory", "sandbox_poll_seconds": 0.1} | settings
+    asked: dict[str, Any] = {"sandbox_poll_seconds": 0.1} | settings
     hurried = partial(Pace, compare=0.2, grace=0.6, abandon=0.5, patience=0.5)
     with patch.object(app, "Pace", hurried):
         async with app.assemble(Settings(database_url=url, **asked), backend) as (controller, _, _):

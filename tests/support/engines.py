@@ -16,12 +16,12 @@ import pytest
 
 from controller.backends.base import Backend
 from controller.backends.docker.backend import DockerBackend
-from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.backends.process.backend import ProcessBackend
 from controller.errors import BackendUnavailable, ImageAway, NotNow
 from controller.protocol.model import Key, Launch, Listing, Phase, Seen
 from tests.support.cluster import IMAGE as CLUSTER_IMAGE
 from tests.support.cluster import session_namespace, trouble
+from tests.support.memory_backend import MemoryBackend, MemoryEngine
 
 SHELL_IMAGE = "busybox:stable"  # any image with /bin/sh
 DEADLINE = 30.0  # seconds that a condition may take to come true

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from controller.backends.memory import pretend
 from tests.support.fake_controllers import Controller
 from tests.support.fake_registry import OVER, Registry
 from tests.support.fake_store import PODS, Event, Object, Ref, time_text
+from tests.support.memory_backend import pretend
 
 WRAPPED = 6  # words, at least, of a container's command that is the wrapper: `controller/backends/guest/wrapper.sh`
 TIMEOUT = 5  # which of them is its timeout, in seconds

@@ -102,7 +102,7 @@ class Scene:
 
     def control(self, list_seconds: float = 0.3, **settings: Any) -> AbstractAsyncContextManager[Controller]:
         """A controller in this process."""
-        asked = {"sandbox_backend": "kubernetes", "sandbox_lease_seconds": 2} | settings
+        asked = {"sandbox_lease_seconds": 2} | settings
         return control(self.url, self.backend(list_seconds), **asked)
 
     async def started(self, point: str, module: str) -> asyncio.subprocess.Process:

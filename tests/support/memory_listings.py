@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.protocol.model import Listing, Seen
+from tests.support.memory_backend import MemoryBackend, MemoryEngine
 
 LIST_SECONDS = 0.2
 

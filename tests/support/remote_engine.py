@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from controller.backends.memory import MemoryBackend, MemoryEngine
 from controller.errors import BackendUnavailable, NotNow
 from controller.protocol.model import Key, Launch, Listing, Output, Seen
+from tests.support.memory_backend import MemoryBackend, MemoryEngine
 
 HEAD = 4  # bytes of a message's length
 

@@ -96,7 +96,7 @@ class Stage:
         """Another controller, which dies at that point if one is named."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
         env |= {f"SANDBOX_{name}": str(value) for name, value in self._settings.items()}
-        env |= {"DATABASE_URL": self.url, "SANDBOX_BACKEND": self.kind, "HTTP_PORT": "0"}
+        env |= {"DATABASE_URL": self.url, "HTTP_PORT": "0"}
         if self.namespace is not None:
             env["SANDBOX_NAMESPACE"] = self.namespace.name
         words = [

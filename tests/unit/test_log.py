@@ -12,8 +12,8 @@ from uuid import UUID
 import pytest
 
 from controller import logs
-from controller.backends.memory import Fault, MemoryBackend
 from controller.protocol.model import Key, Launch
+from tests.support.memory_backend import Fault, MemoryBackend
 
 KEY = Key(UUID(int=5), 2)
 
