@@ -12,8 +12,8 @@ from typing import Any
 
 import pulumi
 
+from controller.backends.labels import LABEL_APP
 from controller.backends.pull_words import pull_is_hopeless
-from controller.protocol.model import LABEL_APP
 from infra.cluster_client import ClusterClient, ClusterError, Object
 from infra.ending import Ending, known, last_said, typed_here
 from infra.errors import EndRefused

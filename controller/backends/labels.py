@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from controller.protocol.model import LABEL_APP, Key
+from controller.protocol.model import Key
+
+LABEL_APP = "ci-fixer-sandbox"
 
 
 def installation_labels(installation: str) -> dict[str, str]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import assert_never
 
-from controller.protocol.model import Outcome, Phase, Reason, Row, Seen, State
+from controller.protocol.model import KILL_MARGIN, Outcome, Phase, Reason, Row, Seen, State
 
 RETRY_FIRST, RETRY_MOST = 1.0, 60.0  # seconds before the second attempt; doubled up to the second
 REPLACE_DELAY = 1.0  # seconds before an attempt that never started is replaced
-KILL_MARGIN = 35.0  # seconds past its timeout after which a run's own timer must be gone: TERM, 5 s, KILL, 30 s grace
 
 RETRYABLE = frozenset(
     {Reason.NON_ZERO_EXIT, Reason.DEADLINE_EXCEEDED, Reason.OOM_KILLED, Reason.KILLED, Reason.EVICTED}

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-LABEL_APP = "ci-fixer-sandbox"
+KILL_MARGIN = 35.0  # seconds past its timeout after which a run's own timer must be gone: TERM, 5 s, KILL, 30 s grace
 
 
 class State(StrEnum):

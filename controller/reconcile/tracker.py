@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from controller.protocol.decide import KILL_MARGIN, Standing
-from controller.protocol.model import Launch, Phase, Row, Seen
+from controller.protocol.decide import Standing
+from controller.protocol.model import KILL_MARGIN, Launch, Phase, Row, Seen
 
 KILL_AGAIN = 10.0  # seconds after which a run that was told to end is told again
 ORDER = (Phase.INERT, Phase.STARTING, Phase.RUNNING, Phase.GONE, Phase.NEVER, Phase.ENDED)  # later knowledge stays

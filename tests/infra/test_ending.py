@@ -16,7 +16,7 @@ import pytest
 from kubernetes import client
 from kubernetes import config as kubeconfig
 
-from controller.protocol.model import LABEL_APP
+from controller.backends.labels import LABEL_APP
 from infra.config import Config
 from infra.docker_end import DockerEnd
 from infra.ending import Ending

@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from controller.protocol.decide import KILL_MARGIN, Do, abandon
-from controller.protocol.model import Reason, Row, State
+from controller.protocol.decide import Do, abandon
+from controller.protocol.model import KILL_MARGIN, Reason, Row, State
 from controller.reconcile.presence import GAP_SECONDS, Lasting
 
 DEADLINE = 100.0

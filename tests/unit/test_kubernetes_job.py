@@ -18,8 +18,7 @@ from controller.backends.guest.wrapper import keeper_text, wrapper_text
 from controller.backends.kubernetes import job as jobs
 from controller.backends.kubernetes.job import JobOptions
 from controller.backends.labels import installation_labels, key_of, labels
-from controller.protocol.decide import KILL_MARGIN
-from controller.protocol.model import Key, Launch
+from controller.protocol.model import KILL_MARGIN, Key, Launch
 
 KEY = Key(UUID("11111111-2222-3333-4444-555555555555"), 2)
 INSTALLATION = str(uuid4())

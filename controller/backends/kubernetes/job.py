@@ -9,9 +9,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from controller.backends.guest.wrapper import keeper_text, wrapper_text
-from controller.backends.labels import labels
-from controller.protocol.decide import KILL_MARGIN
-from controller.protocol.model import LABEL_APP, Key, Launch
+from controller.backends.labels import LABEL_APP, labels
+from controller.protocol.model import KILL_MARGIN, Key, Launch
 from controller.protocol.names import SUBDOMAIN, is_label_value, is_subdomain
 
 GATE = "ci-fixer-sandbox/bound"  # on every pod until its run is bound: no scheduler takes it before
