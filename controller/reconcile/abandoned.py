@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Collection
 
 from controller.db.registry import Attendant
-from controller.db.store import Ended, Mark, Queue
+from controller.db.store import Queue
+from controller.db.writes import Ended, Mark
 from controller.errors import SandboxError
 from controller.logs import about
 from controller.metrics import Metrics

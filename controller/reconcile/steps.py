@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import assert_never
 
 from controller.backends.base import Backend
-from controller.db.store import Bind, Ended, Mark, PutBack, Queue
+from controller.db.store import Queue
+from controller.db.writes import Bind, Ended, Mark, PutBack
 from controller.errors import ImageAway, NotNow, Refused, Vanished, WriteRefused
 from controller.logs import about
 from controller.metrics import Metrics

@@ -7,7 +7,8 @@ import logging
 import time
 from uuid import UUID
 
-from controller.db.store import Mark, Queue
+from controller.db.store import Queue
+from controller.db.writes import Mark
 from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
 from controller.logs import about
 from controller.metrics import Metrics

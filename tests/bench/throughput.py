@@ -11,7 +11,8 @@ from psycopg.rows import dict_row
 
 from controller.app import assemble
 from controller.db.pool import open_pool
-from controller.db.store import Bind, Ended, Mark, Queue
+from controller.db.store import Queue
+from controller.db.writes import Bind, Ended, Mark
 from controller.protocol.model import Key, Outcome, Output, Reason, State
 from controller.settings import Settings
 from tests.bench.report import Figure

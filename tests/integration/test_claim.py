@@ -14,7 +14,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from controller.db.store import Bind, Ended
+from controller.db.writes import Bind, Ended
 from controller.errors import DatabaseUnavailable
 from controller.protocol.model import Outcome, Reason, State
 from tests.support.database import (

@@ -14,7 +14,7 @@ from psycopg.sql import SQL, Identifier, Literal
 
 from controller.db.migrate import check_schema, migrate
 from controller.db.pool import connect as connect_ours
-from controller.db.store import Bind, Ended, Mark
+from controller.db.writes import Bind, Ended, Mark
 from controller.errors import SchemaError
 from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State
 from controller.requester.client import Client

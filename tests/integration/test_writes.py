@@ -12,7 +12,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from controller.db.store import Bind, Claimed, Ended, Mark, Queue
+from controller.db.store import Claimed, Queue
+from controller.db.writes import Bind, Ended, Mark
 from controller.errors import DatabaseUnavailable, WriteRefused
 from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State, exit_outcome
 from tests.support.database import (

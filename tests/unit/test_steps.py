@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from controller.db.store import Bind, Ended
+from controller.db.writes import Bind, Ended
 from controller.errors import NotNow, Vanished
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step, decide
