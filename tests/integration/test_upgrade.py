@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -185,6 +186,23 @@ def test_controllers_of_both_versions_work_together_through_the_upgrade(
         {"state": "succeeded", "output": "through\n"},
     ], log.read_text()[-4000:]
     assert row(owner, long)["attempt"] == 1
+
+
+def test_a_controller_whose_files_are_replaced_under_it_starts_runs_until_it_is_stopped(
+    older: Older, old_database: str, owner: Connection, tmp_path: Path
+) -> None:
+    """As where a checkout is brought up to date before its controller is started again."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(older.directory, checkout)
+    log = tmp_path / "log"
+    with controller(checkout, old_database, log, BACKEND="process", WORK_DIR=tmp_path / "work", POLL_SECONDS=0.2):
+        for text in ("before", "after"):
+            sandbox = insert(owner, command=f"echo {text}", memory_mib=64)
+            until(owner, "select finished_at is not null from sandboxes where id = %s", [sandbox], seconds=30)
+            found = one(owner, "select state, output from sandbox_results where id = %s", [sandbox])
+            assert found == {"state": "succeeded", "output": f"{text}\n"}, log.read_text()[-4000:]
+            shutil.rmtree(checkout / "controller")
+            shutil.copytree(ROOT / "controller", checkout / "controller")
 
 
 def test_verbs_of_the_version_before_work_on_the_upgraded_database(
