@@ -13,7 +13,7 @@ from controller import terminal
 from controller.backends.base import Backend
 from controller.db.registry import Registry
 from controller.db.store import Queue
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 from controller.protocol.model import Listing, Seen
 from controller.reconcile.controller import Controller
 
@@ -88,7 +88,7 @@ async def _clear_engine(queue: Queue, backend: Backend, left: _Left) -> None:
         try:
             names = await _remove(queue, backend, await _listing(backend))
             await _remove_marks(queue, backend)
-        except NotNow as error:
+        except TransientEngineError as error:
             left.are([str(error)])
         else:
             looks += 1
@@ -103,7 +103,7 @@ async def _listing(backend: Backend) -> Listing:
         async for sight in sights:
             if isinstance(sight, Listing):
                 return sight
-    raise NotNow("the engine shows no list of what it has")
+    raise TransientEngineError("the engine shows no list of what it has")
 
 
 async def _remove(queue: Queue, backend: Backend, listing: Listing) -> list[str]:

@@ -49,11 +49,11 @@ class BackendClosed(BackendUnavailable):
     """The backend is not open: open() comes before every other verb, and none after close()."""
 
 
-class NotNow(SandboxError):
+class TransientEngineError(SandboxError):
     """The engine has no room, no time or gave no answer: look, then try again."""
 
 
-class ImageAway(NotNow):
+class ImageAway(TransientEngineError):
     """The engine has not got the image yet, and nothing was made of the attempt."""
 
     def __init__(self, message: str, over: asyncio.Future[None] | None = None) -> None:

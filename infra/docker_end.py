@@ -11,7 +11,7 @@ from typing import Any
 import pulumi
 
 from controller.backends.docker.engine import SLOW, STREAM, Engine, EngineError
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 from infra.ending import Ending, known, last_said, typed_here
 from infra.preflight_engine import engine_host
 
@@ -63,7 +63,7 @@ class DockerEnd:
                     said, code = await self._run(engine, body)
             except TimeoutError as error:
                 raise self._ending.refused(f"the container {self._name}-drain does not end") from error
-            except NotNow as error:
+            except TransientEngineError as error:
                 raise self._ending.refused(f"the container {self._name}-drain did not do it ({error})") from error
             if code:
                 raise self._ending.refused(last_said(said) or f"`drain` ended with {code}, and said nothing")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from controller.backends.docker.engine import Engine, EngineError
 from controller.backends.docker.login import config_file
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 from infra.config import Config
 from infra.docker_containers import LOOPBACK
 from infra.errors import PreflightError
@@ -105,7 +105,7 @@ async def _asked(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
     except TimeoutError as error:
         words = f"the Docker engine gave no answer in {SECONDS} s: start it, or set DOCKER_HOST"
         raise PreflightError(words) from error
-    except NotNow as error:
+    except TransientEngineError as error:
         gone = "a stack whose engine is gone for good is forgotten by `pulumi stack rm --force`"
         raise PreflightError(f"images are built and run by a Docker engine: {error}; {gone}") from error
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 from controller.backends.docker.engine import Engine, EngineError
 from controller.backends.docker.output import LogTail
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 from infra.preflight_engine import engine_host
 from infra.verdict_container import SeenContainer, ended_well, healthy
 from infra.waiting import GONE, Unready, until_ready
@@ -44,7 +44,7 @@ class EngineWaits:
                 state = (await engine.json("GET", f"containers/{made['id']}/json"))["State"]
                 if state["Status"] == "exited" and state["ExitCode"]:
                     await engine.send("POST", f"containers/{made['id']}/start")
-            except NotNow:
+            except TransientEngineError:
                 pass  # the next look says why
             await self._until(engine, made, ended_well)
 
@@ -58,7 +58,7 @@ class EngineWaits:
                 if error.status == 404:
                     return Unready("gone", GONE, patience=0)
                 return Unready("no answer", str(error), patience=SILENT_SECONDS)
-            except NotNow as error:
+            except TransientEngineError as error:
                 return Unready("no answer", str(error), patience=SILENT_SECONDS)
 
         await until_ready(f"container {made['name']}", look, LONGEST_SECONDS)

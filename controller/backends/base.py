@@ -11,7 +11,7 @@ from controller.protocol.model import Key, Launch, Listing, Output, Seen
 
 class Marks(Protocol):
     """Signs on an engine, of the installation that it was opened for, each with a controller's name: they tell an
-    engine from another one of the same identity. Every call raises NotNow where the engine gave no answer."""
+    engine from another one of the same identity. Every call raises TransientEngineError where the engine gave no answer."""
 
     @property
     def advice(self) -> str:
@@ -31,7 +31,7 @@ class Backend(Protocol):
     """Runs attempts on one engine.
 
     Every verb can be repeated, and called by two controllers at once. Beside the errors named, each raises
-    NotNow where the engine had no room, no time or gave no answer (what was asked may have happened all the same).
+    TransientEngineError where the engine had no room, no time or gave no answer (what was asked may have happened all the same).
     """
 
     @property
@@ -77,7 +77,7 @@ class Backend(Protocol):
 
     def observe(self) -> AsyncIterator[Listing | Seen]:
         """A whole listing first, then each change as it comes; a whole listing again after any doubt and
-        every few seconds. Never ends by itself; raises NotNow where the engine stops answering."""
+        every few seconds. Never ends by itself; raises TransientEngineError where the engine stops answering."""
 
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
         """The last `limit` bytes of an ended run's output. Raises Vanished where nothing is left of it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 
 LINE_BYTES = 4 << 20  # one object of a watch, one event
 Json = Mapping[str, Any]
@@ -32,7 +32,7 @@ class Lines:
                         return None
                     *whole, self._rest = (self._rest + chunk).split(b"\n")
                     if len(self._rest) > LINE_BYTES:
-                        raise NotNow(f"{self._who} sends a line without end")
+                        raise TransientEngineError(f"{self._who} sends a line without end")
                     said = [decoded(line, self._who) for line in whole if line.strip()]
                     if said:
                         return said
@@ -45,4 +45,6 @@ def decoded(raw: bytes, who: str) -> Any:
     try:
         return json.loads(raw)
     except ValueError as error:
-        raise NotNow(f"the answer of {who} is no JSON: something else listens there, or it broke off") from error
+        raise TransientEngineError(
+            f"the answer of {who} is no JSON: something else listens there, or it broke off"
+        ) from error

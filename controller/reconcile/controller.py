@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from controller.backends.base import Backend
 from controller.db.store import Claimed, Queue
-from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
+from controller.errors import DatabaseUnavailable, TransientEngineError, WriteRefused
 from controller.metrics import Metrics
 from controller.protocol.model import Listing, Phase, Seen, State
 from controller.reconcile.abandoned import Abandoned
@@ -105,7 +105,7 @@ class Controller:
                 await part()
             except (DatabaseUnavailable, WriteRefused) as error:
                 log.warning("%s, trying again", error)
-            except NotNow as error:
+            except TransientEngineError as error:
                 self._metrics.engine_up.set(0)
                 log.warning("the engine does not answer, trying again: %s", error)
             except Exception:

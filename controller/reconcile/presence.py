@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from controller.backends.base import Backend
 from controller.db.registry import Attendant, Registry
-from controller.errors import BackendUnavailable, NotNow, SandboxError, SettingsError
+from controller.errors import BackendUnavailable, SandboxError, SettingsError, TransientEngineError
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Presence:
                 await self._backend.marks.leave(self._me)
             await self._registry.register()
             await self._refuse_twins()
-        except NotNow as error:
+        except TransientEngineError as error:
             raise BackendUnavailable(str(error)) from error
 
     async def _refuse_twins(self) -> None:
@@ -143,7 +143,7 @@ class Presence:
             if self._me not in found:
                 await marks.leave(self._me)
             return found
-        except NotNow as error:
+        except TransientEngineError as error:
             log.warning("the marks of controllers cannot be read, trying again: %s", error)
             return None
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from controller.backends.base import Backend
 from controller.db.store import Queue
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, decide
@@ -178,7 +178,7 @@ class Comparison:
             for uid in uids:
                 try:
                     await self._backend.delete(key, uid)
-                except NotNow as error:
+                except TransientEngineError as error:
                     log.warning("an object without a row is left for the next look: %s", error, extra=about(key))
                     continue
                 self._metrics.swept.inc()

@@ -11,7 +11,7 @@ from typing import assert_never
 from controller.backends.base import Backend
 from controller.db.store import Queue
 from controller.db.writes import Bind, Ended, Mark, PutBack
-from controller.errors import ImageAway, NotNow, Refused, Vanished, WriteRefused
+from controller.errors import ImageAway, Refused, TransientEngineError, Vanished, WriteRefused
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step
@@ -28,7 +28,7 @@ OUTPUT_PAUSE = 2.0  # seconds between tries: an engine's agent that restarts is 
 
 
 class Steps:
-    """Takes steps. Each may fail with NotNow, and may be taken again."""
+    """Takes steps. Each may fail with TransientEngineError, and may be taken again."""
 
     def __init__(
         self, queue: Queue, backend: Backend, lives: Lives, metrics: Metrics, *, output_bytes: int, at_once: int
@@ -122,7 +122,7 @@ class Steps:
             live.runs[run.run_uid] = replace(run, phase=phase)
         except Refused as error:
             live.runs[run.run_uid] = replace(run, phase=Phase.ENDED, outcome=error.outcome)
-        except NotNow:
+        except TransientEngineError:
             live.fresh = False
             raise
         else:
@@ -204,7 +204,7 @@ class Steps:
         except Vanished as error:
             unstarted = run.started_at is None and run.outcome is not None and run.outcome.reason is Reason.START_FAILED
             return None, None if unstarted else str(error)
-        except NotNow as error:
+        except TransientEngineError as error:
             live.output_due = live.output_due or time.monotonic() + OUTPUT_SECONDS
             if time.monotonic() < live.output_due:
                 live.backoff = OUTPUT_PAUSE / 2  # it is doubled

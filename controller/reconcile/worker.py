@@ -9,7 +9,7 @@ from uuid import UUID
 
 from controller.db.store import Queue
 from controller.db.writes import Mark
-from controller.errors import DatabaseUnavailable, NotNow, WriteRefused
+from controller.errors import DatabaseUnavailable, TransientEngineError, WriteRefused
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, decide
@@ -81,7 +81,7 @@ class Carrier:
         try:
             try:
                 await self._onward(live)
-            except NotNow as error:
+            except TransientEngineError as error:
                 live.waiting = str(error)
                 await self._tell_waiting(live)
                 return False

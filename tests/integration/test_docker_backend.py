@@ -19,7 +19,7 @@ from controller.backends.docker import backend as docker_module
 from controller.backends.docker import spec
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.labels import labels
-from controller.errors import BackendUnavailable, ImageAway, NotNow, Refused, SandboxError, Vanished
+from controller.errors import BackendUnavailable, ImageAway, Refused, SandboxError, TransientEngineError, Vanished
 from controller.protocol.model import Key, Launch, Listing, Outcome, Phase, Reason, Seen, State
 from tests.support.engines import SHELL_IMAGE, Engine, Watched, make_engine
 
@@ -311,11 +311,11 @@ async def half_made(engine: Engine, launch: Launch) -> str:
 
     async def dies(method: str, path: str, **more: Any) -> None:
         if method == "PUT":
-            raise NotNow("the controller is dead")
+            raise TransientEngineError("the controller is dead")
         await send(method, path, **more)
 
     backend._engine.send = dies  # type: ignore[method-assign]
-    with pytest.raises(NotNow, match="dead"):
+    with pytest.raises(TransientEngineError, match="dead"):
         await backend.create(launch, look=False)
     await backend.close()
     return docker("ps", "-aq", "--no-trunc", "--filter", f"name={launch.key.name}")
@@ -327,7 +327,7 @@ def test_what_a_dead_controller_left_half_made_is_made_anew(engine: Engine, look
         launch = engine.launch("echo ran")
         left = await half_made(engine, launch)
         if not look:
-            with pytest.raises(NotNow):
+            with pytest.raises(TransientEngineError):
                 await watched.backend.create(launch, look=False)
         made = await watched.backend.create(launch, look=True)
         assert made is not None
@@ -500,7 +500,7 @@ def test_images_that_are_not_there(engine: Engine, name: str, reason: Reason | N
 async def why_away(watched: Watched, launch: Launch) -> SandboxError:
     """What becomes of an attempt whose image cannot be had."""
     while True:
-        with pytest.raises((NotNow, Refused)) as caught:
+        with pytest.raises((TransientEngineError, Refused)) as caught:
             await watched.backend.create(launch, look=False)
         if not (isinstance(caught.value, ImageAway) and caught.value.over is not None):
             return caught.value
@@ -612,7 +612,7 @@ def test_a_broken_stream_of_events_is_told(engine: Engine, tmp_path: Path) -> No
             sights = backend.observe()
             assert isinstance(await anext(sights), Listing)
             cut()
-            with pytest.raises(NotNow):
+            with pytest.raises(TransientEngineError):
                 await anext(sights)
             await backend.close()
 
@@ -635,7 +635,7 @@ def test_the_state_file_is_sent_once_even_where_the_answer_is_lost(
                 cut()
 
             monkeypatch.setattr(docker_module, "_once", lambda _: body())
-            with pytest.raises(NotNow):
+            with pytest.raises(TransientEngineError):
                 await backend.create(engine.launch("true"), look=False)
             assert len(sent) == 1
             await backend.close()

@@ -22,7 +22,7 @@ from controller.backends.kubernetes import job as jobs
 from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.kubernetes.job import RECORDED, JobOptions
 from controller.backends.registry import connect
-from controller.errors import BackendUnavailable, NotNow, Refused, SettingsError, Vanished
+from controller.errors import BackendUnavailable, Refused, SettingsError, TransientEngineError, Vanished
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Seen, State
 from controller.settings import Settings
 from tests.support import engines
@@ -299,7 +299,7 @@ def test_a_name_that_is_being_deleted_is_waited_out(engine: Engine, namespace: N
         try:
             namespace.delete(path)
             for look in (False, True):
-                with pytest.raises(NotNow, match="being deleted"):
+                with pytest.raises(TransientEngineError, match="being deleted"):
                     await watched.backend.create(launch, look=look)
         finally:
             namespace.admin.call("PATCH", path, {"metadata": {"finalizers": None}}, MERGE)
@@ -467,7 +467,7 @@ def test_a_full_quota_does_not_hide_a_job_that_is_there(engine: Engine, namespac
         launch = engine.launch("exit 4")
         made = await watched.create(launch)
         with quota(namespace, count__jobs_batch="0"):
-            with pytest.raises(NotNow, match="exceeded quota"):  # in the place of a conflict
+            with pytest.raises(TransientEngineError, match="exceeded quota"):  # in the place of a conflict
                 await watched.backend.create(launch, look=False)
             again = await watched.backend.create(launch, look=True)
             assert again is not None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from controller.backends.base import Backend
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 from controller.protocol.model import Key, Listing, Output, Phase, Seen
 from controller.reconcile import steps
 from tests.support.control import control, table
@@ -37,7 +37,7 @@ class Unread(Passing):
 
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
         """No answer."""
-        raise NotNow("the engine gave no answer in time")
+        raise TransientEngineError("the engine gave no answer in time")
 
 
 class Removed(Passing):

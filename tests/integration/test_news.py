@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Phase, Seen
 from controller.reconcile import worker
 from controller.reconcile.controller import Controller
@@ -42,7 +42,7 @@ class Gated(MemoryBackend):
             await do()
         self.reached.set()
         await self.go_on.wait()
-        raise NotNow(f"the engine has no answer to {verb}")
+        raise TransientEngineError(f"the engine has no answer to {verb}")
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         """Perhaps gated."""

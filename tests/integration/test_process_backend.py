@@ -20,7 +20,7 @@ import pytest
 from controller.backends.guest import files
 from controller.backends.process import runs as process_runs
 from controller.backends.process.backend import ProcessBackend
-from controller.errors import BackendUnavailable, NotNow, Refused, Vanished
+from controller.errors import BackendUnavailable, Refused, TransientEngineError, Vanished
 from controller.protocol.model import Key, Launch, Listing, Phase, Reason, Seen, State
 
 DEADLINE = 20.0
@@ -463,7 +463,7 @@ def test_a_full_disk_loses_output_and_nothing_else(tmp_path: Path) -> None:
         output = await backend.output(asked.key, ended.run_uid, 4 << 20)
         assert output.tail.startswith(b"first")
         assert output.truncated
-        with pytest.raises(NotNow):
+        with pytest.raises(TransientEngineError):
             await backend.create(launch("x" * 60_000), look=False)
 
     try:
@@ -535,7 +535,7 @@ def test_a_host_without_room_says_not_now_and_can_be_asked_again(
         assert made is not None
         with monkeypatch.context() as patched:
             patched.setattr(process_runs, "spawn_supervisor", refuse)
-            with pytest.raises(NotNow, match=os.strerror(code)):
+            with pytest.raises(TransientEngineError, match=os.strerror(code)):
                 await backend.release(asked.key, made.run_uid)
         await backend.release(asked.key, made.run_uid)
         assert (await reaches(backend, asked.key, Phase.ENDED)).outcome is not None

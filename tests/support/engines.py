@@ -17,7 +17,7 @@ import pytest
 from controller.backends.base import Backend
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.process.backend import ProcessBackend
-from controller.errors import BackendUnavailable, ImageAway, NotNow
+from controller.errors import BackendUnavailable, ImageAway, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Phase, Seen
 from tests.support.cluster import IMAGE as CLUSTER_IMAGE
 from tests.support.cluster import session_namespace, trouble
@@ -104,7 +104,7 @@ class Watched:
         return [seen for seen in looks if seen.key == key]
 
     async def create(self, launch: Launch, *, look: bool = False) -> Seen:
-        """Creates as the controller does: after NotNow it looks, and tries again; its run may come by itself."""
+        """Creates as the controller does: after TransientEngineError it looks, and tries again; its run may come by itself."""
         before = {seen.run_uid for seen in self.seen(launch.key)}
         async with asyncio.timeout(DEADLINE):
             while True:
@@ -112,7 +112,7 @@ class Watched:
                     made = await self.backend.create(launch, look=look)
                 except ImageAway as away:
                     await (away.over or asyncio.sleep(0.5))
-                except NotNow:
+                except TransientEngineError:
                     look = True
                     await asyncio.sleep(0.05)
                 else:

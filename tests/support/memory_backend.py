@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from uuid import UUID, uuid4
 
-from controller.errors import BackendClosed, ImageAway, NotNow, Refused, Vanished
+from controller.errors import BackendClosed, ImageAway, Refused, TransientEngineError, Vanished
 from controller.protocol.model import (
     Key,
     Launch,
@@ -234,7 +234,7 @@ class MemoryBackend:
             case Fault.AWAY:
                 raise ImageAway("the image is being pulled", self.engine.pulled)
             case Fault.BUSY | Fault.REFUSED:
-                raise NotNow(f"the engine has no room to {verb}")
+                raise TransientEngineError(f"the engine has no room to {verb}")
             case Fault.GONE:
                 for run in [run for run in self.engine.runs.values() if run.seen.key == key]:
                     self.engine.remove(run)
@@ -244,7 +244,7 @@ class MemoryBackend:
 
     def _after(self, fault: Fault | None) -> None:
         if fault is Fault.REPLY_LOST:
-            raise NotNow("the engine gave no answer")
+            raise TransientEngineError("the engine gave no answer")
 
 
 def pretend(command: str) -> tuple[float, int, bytes]:

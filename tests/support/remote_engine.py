@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from controller.errors import BackendUnavailable, NotNow
+from controller.errors import BackendUnavailable, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Output, Seen
 from tests.support.memory_backend import MemoryBackend, MemoryEngine
 
@@ -99,7 +99,7 @@ class RemoteBackend:
         """Whether it is there."""
         try:
             await self.call("ping")
-        except NotNow as error:
+        except TransientEngineError as error:
             raise BackendUnavailable(str(error)) from error
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
@@ -122,7 +122,7 @@ class RemoteBackend:
             finally:
                 writer.close()
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise NotNow(f"the engine is not there: {error}") from error
+            raise TransientEngineError(f"the engine is not there: {error}") from error
 
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
         """What it wrote."""
@@ -150,7 +150,7 @@ class RemoteBackend:
             finally:
                 writer.close()
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise NotNow(f"the engine is not there: {error}") from error
+            raise TransientEngineError(f"the engine is not there: {error}") from error
         if not good:
             raise answer
         return answer

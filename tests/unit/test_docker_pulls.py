@@ -11,7 +11,7 @@ import pytest
 from controller.backends.docker import pulls as module
 from controller.backends.docker.login import registry_of
 from controller.backends.docker.pulls import Pulls
-from controller.errors import ImageAway, NotNow, Refused
+from controller.errors import ImageAway, Refused, TransientEngineError
 from controller.protocol.model import Key, Reason
 
 
@@ -81,7 +81,7 @@ def test_a_failed_pull_is_told_to_those_who_waited_and_to_nobody_else() -> None:
         failure = engine.pulls.away("x.io/a:1", key, "default")
         assert isinstance(failure, Refused)
         await engine.ask("x.io/a:1")  # another try, for another
-        await engine.end("x.io/a:1", NotNow("connection refused"))
+        await engine.end("x.io/a:1", TransientEngineError("connection refused"))
         await engine.ask("x.io/a:1", key=key)  # its verdict was used up
 
     check(test)
@@ -91,7 +91,7 @@ def test_a_pull_that_may_yet_work_is_tried_again_later() -> None:
     async def test(engine: Engine) -> None:
         key = Key(uuid4(), 1)
         await engine.ask("x.io/a:1", key=key)
-        await engine.end("x.io/a:1", NotNow("connection refused"))
+        await engine.end("x.io/a:1", TransientEngineError("connection refused"))
         again = engine.pulls.away("x.io/a:1", key, "default")
         assert isinstance(again, ImageAway)
         assert (str(again), again.over) == ("connection refused", None)

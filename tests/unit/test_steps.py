@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from controller.db.writes import Bind, Ended
-from controller.errors import NotNow, Vanished
+from controller.errors import TransientEngineError, Vanished
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step, decide
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Row, Seen, State
@@ -71,7 +71,7 @@ def phase_after(world: World, *does: Do) -> Phase:
             live.runs["a"] = INERT
             try:
                 await steps.take(live, Step(do, INERT))
-            except NotNow:
+            except TransientEngineError:
                 continue
         return live.runs["a"].phase
 
@@ -87,14 +87,14 @@ def test_what_is_discarded_before_its_first_release_never_started() -> None:
 
 
 def test_what_vanished_after_a_release_without_answer_may_have_started() -> None:
-    assert phase_after(World([NotNow(), Vanished()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
+    assert phase_after(World([TransientEngineError(), Vanished()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
 
 
 def test_what_vanished_after_a_release_may_have_started() -> None:
     assert phase_after(World([None, Vanished()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
 
 
-@pytest.mark.parametrize("answer", [None, NotNow()], ids=["answered", "without answer"])
+@pytest.mark.parametrize("answer", [None, TransientEngineError()], ids=["answered", "without answer"])
 def test_what_is_discarded_after_a_release_may_have_started(answer: Exception | None) -> None:
     assert phase_after(World([answer]), Do.BIND, Do.RELEASE, Do.DISCARD) is Phase.GONE
 

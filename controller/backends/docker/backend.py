@@ -20,7 +20,7 @@ from controller.backends.docker.output import LogTail
 from controller.backends.docker.spec import create_body
 from controller.backends.docker.volumes import Volumes
 from controller.backends.json_lines import Json, Lines
-from controller.errors import BackendClosed, BackendUnavailable, ImageAway, NotNow, Refused, Vanished
+from controller.errors import BackendClosed, BackendUnavailable, ImageAway, Refused, TransientEngineError, Vanished
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Reason, Seen
 
 RELIST_SECONDS = 10.0
@@ -101,7 +101,7 @@ class DockerBackend:
                 while (left := relist_at - time.monotonic()) > 0:
                     batch = await events.read(left)
                     if batch is None:
-                        raise NotNow("the Docker engine ended its stream of events")
+                        raise TransientEngineError("the Docker engine ended its stream of events")
                     for seen in await self._changes(batch, known):
                         yield seen
 
@@ -150,7 +150,7 @@ class DockerBackend:
             return None  # its maker went away halfway; were it running, the engine would not have removed it
         seen = await self._seen(key, inspect)
         if seen is None:
-            raise NotNow(f"the container {key.name} is being removed")
+            raise TransientEngineError(f"the container {key.name} is being removed")
         return seen
 
     async def _make(self, launch: Launch) -> Seen:
@@ -268,7 +268,7 @@ class DockerBackend:
             return run
         try:
             return await self._look(key, run_uid, known)
-        except NotNow:  # it is there, and until the engine says how it ended it has not ended
+        except TransientEngineError:  # it is there, and until the engine says how it ended it has not ended
             return replace(run, phase=Phase.RUNNING)
 
     async def _changes(self, events: list[Any], known: dict[str, Seen]) -> list[Seen]:
@@ -291,7 +291,7 @@ class DockerBackend:
     async def _try_look(self, key: Key, run_uid: str, known: dict[str, Seen]) -> Seen | None:
         try:
             return await self._look(key, run_uid, known)
-        except NotNow:
+        except TransientEngineError:
             return None
 
     async def _look(self, key: Key, run_uid: str, known: dict[str, Seen]) -> Seen | None:

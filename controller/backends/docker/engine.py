@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from controller.backends.json_lines import Json, decoded
-from controller.errors import BackendUnavailable, NotNow
+from controller.errors import BackendUnavailable, TransientEngineError
 
 QUICK = aiohttp.ClientTimeout(total=15)
 SLOW = aiohttp.ClientTimeout(total=90)  # starts and removals wait for disk and kernel
@@ -25,7 +25,7 @@ CLOSED = "the connection to the Docker engine was closed"
 UNREACHED = aiohttp.ClientConnectorError
 
 
-class EngineError(NotNow):
+class EngineError(TransientEngineError):
     """The engine answered with an error; whoever knows better catches it by its status."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -35,7 +35,7 @@ class EngineError(NotNow):
 
 
 class Engine:
-    """One Docker engine. Every request raises EngineError for its refusals, and NotNow where it gives no answer."""
+    """One Docker engine. Every request raises EngineError for its refusals, and TransientEngineError where it gives no answer."""
 
     def __init__(self, url: str | None) -> None:
         self._url = url
@@ -71,7 +71,7 @@ class Engine:
                     raise EngineError(response.status, _words(await response.read()))
                 yield response
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            raise NotNow(self._trouble(error)) from error
+            raise TransientEngineError(self._trouble(error)) from error
 
     async def json(self, method: str, path: str, **more: Any) -> Any:
         """The engine's answer to a request, decoded."""
@@ -87,24 +87,24 @@ class Engine:
         """What the engine says of itself. Raises BackendUnavailable."""
         try:
             found: Json = await self.json("GET", "info")
-        except NotNow as error:
+        except TransientEngineError as error:
             raise BackendUnavailable(str(error)) from error
         return found
 
     def _connected(self) -> tuple[aiohttp.ClientSession, str]:
         """The session with the engine, and what its URLs begin with."""
         if self._closed:
-            raise NotNow(CLOSED)
+            raise TransientEngineError(CLOSED)
         try:
             if self._docker is None:
                 self._docker = aiodocker.Docker(self._url)
             return self._docker.session, str(URL(self._docker.docker_host))
         except (AssertionError, ValueError, aiodocker.DockerError) as error:  # as it says that it found no socket
-            raise NotNow(f"{UNCONFIGURED} ({error})" if str(error) else UNCONFIGURED) from error
+            raise TransientEngineError(f"{UNCONFIGURED} ({error})" if str(error) else UNCONFIGURED) from error
         except OSError as error:
             where = os.environ.get("DOCKER_CERT_PATH")
             words = f"DOCKER_CERT_PATH = {where!r} has no ca.pem, cert.pem and key.pem that can be used: {error}"
-            raise NotNow(words) from error
+            raise TransientEngineError(words) from error
 
     def _trouble(self, error: Exception) -> str:
         where = "the Docker engine" if self._url is None else f"the Docker engine at {self._url}"

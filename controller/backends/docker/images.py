@@ -14,7 +14,7 @@ from controller.backends.docker.login import LoginError, registry_auth, registry
 from controller.backends.docker.pulls import Pulls
 from controller.backends.json_lines import Json, Lines
 from controller.backends.pull_words import pull_is_hopeless
-from controller.errors import NotNow, Refused, SandboxError
+from controller.errors import Refused, SandboxError, TransientEngineError
 from controller.protocol.model import Launch, Reason
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def pull_error(image: str, error: EngineError) -> SandboxError:
         return Refused(Reason.INVALID_REQUEST, f"image {image!r}: {error.words}")
     if error.status in (401, 403, 404) or pull_is_hopeless(error.words, image):
         return Refused(Reason.IMAGE_PULL_FAILED, f"image {image!r}: {error.words}")
-    return NotNow(f"the image {image} cannot be had now: {error.words}")
+    return TransientEngineError(f"the image {image} cannot be had now: {error.words}")
 
 
 def _is_id(image: str) -> bool:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from controller.errors import ImageAway, NotNow, SandboxError
+from controller.errors import ImageAway, SandboxError, TransientEngineError
 from controller.protocol.model import Key
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Pulls:
         failure: SandboxError | None = None
         try:
             await self._fetch(pull.image, lambda: self._heard(pull))
-        except NotNow as error:
+        except TransientEngineError as error:
             failure = ImageAway(str(error))
         except SandboxError as error:
             failure = error

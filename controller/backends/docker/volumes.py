@@ -14,7 +14,7 @@ from uuid import uuid4
 from controller.backends import labels
 from controller.backends.docker.engine import SLOW, Engine, EngineError
 from controller.backends.json_lines import Json
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Volumes:
             found = (each for each in said.get("Volumes") or () if "sandboxId" in (each.get("Labels") or {}))
             idle = {str(each["Name"]) for each in found}  # a controller's mark is no sandbox's
             await self.remove(idle & self._idle)
-        except NotNow as error:
+        except TransientEngineError as error:
             log.warning("volumes without a container are left for the next look: %s", error)
         else:
             self._idle = idle

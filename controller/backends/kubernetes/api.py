@@ -22,7 +22,7 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 from kubernetes.aio.config.incluster_config import SERVICE_HOST_ENV_NAME, SERVICE_TOKEN_FILENAME
 
 from controller.backends.json_lines import Json, decoded
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 
 WHO = "the Kubernetes API"
 USER_AGENT = "ci-fixer-sandbox-controller"
@@ -42,7 +42,7 @@ NO_FORM = (TypeError, AttributeError, KeyError, IndexError)  # what the library 
 NO_CLUSTER = (ConfigException, OSError, ValueError, yaml.YAMLError, *NO_FORM)
 
 
-class ApiError(NotNow):
+class ApiError(TransientEngineError):
     """The API answered with an error; whoever knows better catches it by its status."""
 
     def __init__(self, status: int, words: str, pause: float = 0.0) -> None:
@@ -51,7 +51,7 @@ class ApiError(NotNow):
 
 
 class Api:
-    """Jobs and pods of one namespace. Every request raises ApiError for refusals, and NotNow where no answer comes.
+    """Jobs and pods of one namespace. Every request raises ApiError for refusals, and TransientEngineError where no answer comes.
 
     In a pod its service account is used, elsewhere what KUBECONFIG (or ~/.kube/config) names as current.
     """
@@ -109,7 +109,7 @@ class Api:
                     raise error
                 yield response
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            raise NotNow(_trouble(error, client.configuration.host)) from error
+            raise TransientEngineError(_trouble(error, client.configuration.host)) from error
 
     def _leave_alone(self) -> None:
         """Raises what the API said last, for as long as it asked to be left alone (Retry-After)."""
@@ -156,18 +156,18 @@ class Api:
         try:
             mark = _authority(configuration)
         except (OSError, ValueError) as error:
-            raise NotNow(f"the certificate of the cluster's authority cannot be read: {error}") from error
+            raise TransientEngineError(f"the certificate of the cluster's authority cannot be read: {error}") from error
         return f"{mark}/{self.namespace}"
 
     async def _connected(self) -> ApiClient:
         async with self._connecting:
             if self._closed:
-                raise NotNow(CLOSED)
+                raise TransientEngineError(CLOSED)
             if self._client is None:
                 try:
                     self._client = await _connect(self._kubeconfig)
                 except NO_CLUSTER as error:
-                    raise NotNow(f"{UNCONFIGURED} ({_fault(error)})") from error
+                    raise TransientEngineError(f"{UNCONFIGURED} ({_fault(error)})") from error
             return self._client
 
     async def _forget(self, client: ApiClient) -> None:

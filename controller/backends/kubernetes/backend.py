@@ -23,7 +23,7 @@ from controller.backends.kubernetes.objects import Objects, creation_error, is_f
 from controller.backends.kubernetes.output import Logs
 from controller.backends.kubernetes.runs import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes.watch import Event, Events, Feed
-from controller.errors import BackendClosed, BackendUnavailable, NotNow, Refused, Vanished
+from controller.errors import BackendClosed, BackendUnavailable, Refused, TransientEngineError, Vanished
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 
 RELIST_SECONDS = 30.0
@@ -72,7 +72,7 @@ class KubernetesBackend:
         except Refused as error:
             words = f"the namespace {self._api.namespace} refuses every Job, or SANDBOX_JOB_OPTIONS is wrong: {error}"
             raise BackendUnavailable(words) from error
-        except NotNow as error:
+        except TransientEngineError as error:
             raise BackendUnavailable(str(error)) from error
         self._objects = objects
         return f"kubernetes:{identity}"
@@ -82,7 +82,7 @@ class KubernetesBackend:
             raise BackendClosed
         try:
             await self._find_one("jobs", self._objects)
-        except NotNow as error:
+        except TransientEngineError as error:
             raise BackendUnavailable(str(error)) from error
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
@@ -154,7 +154,7 @@ class KubernetesBackend:
         try:
             while not await self._objects.remove(key, run_uid):
                 if time.monotonic() > deadline:
-                    raise NotNow(f"the Job {key.name} is still being removed")
+                    raise TransientEngineError(f"the Job {key.name} is still being removed")
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.5, longest)
         finally:
@@ -184,7 +184,7 @@ class KubernetesBackend:
     async def _adopt(self, key: Key, job: Json) -> Seen | None:
         """The attempt's run, where its Job has one already."""
         if job["metadata"].get("deletionTimestamp"):
-            raise NotNow(f"the Job {key.name} is being deleted: its name is not free yet")
+            raise TransientEngineError(f"the Job {key.name} is being deleted: its name is not free yet")
         runs = [run.seen for run in (await self._objects.runs(key)).values()]
         return next((seen for seen in runs if seen.phase is not Phase.INERT), runs[0] if runs else None)
 

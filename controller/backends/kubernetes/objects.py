@@ -13,7 +13,7 @@ from controller.backends.kubernetes import pod as pods
 from controller.backends.kubernetes.api import MERGE, STRATEGIC, Api, ApiError
 from controller.backends.kubernetes.runs import Run, run_of
 from controller.backends.labels import key_of, selecting
-from controller.errors import NotNow, Refused, SandboxError
+from controller.errors import Refused, SandboxError, TransientEngineError
 from controller.protocol.model import Key, Reason
 
 # Words of a 403 that stays; any other may pass: a quota, a right not granted yet, an API server that is starting.
@@ -126,7 +126,7 @@ def creation_error(error: ApiError, namespace: str) -> SandboxError:
     if error.status in (400, 413, 422):
         return Refused(Reason.INVALID_REQUEST, error.words)
     if error.status == 404:
-        return NotNow(f"the namespace {namespace} does not exist, or has no batch/v1: {error.words}")
+        return TransientEngineError(f"the namespace {namespace} does not exist, or has no batch/v1: {error.words}")
     if error.status == 403 and DENIED.search(error.words):
         return Refused(Reason.INVALID_REQUEST, error.words)
     return error

@@ -10,7 +10,7 @@ import aiohttp
 
 from controller.backends.kubernetes.api import Api, ApiError
 from controller.backends.kubernetes.job import CONTAINER
-from controller.errors import NotNow, Vanished
+from controller.errors import TransientEngineError, Vanished
 from controller.protocol.model import Output
 
 AT_ONCE = 8  # logs read at a time
@@ -91,7 +91,7 @@ class Logs:
     async def _save(self, run_uid: str, name: str, first: str) -> None:
         try:
             output = await self.read(name, first, self._limit)
-        except (NotNow, Vanished):
+        except (TransientEngineError, Vanished):
             return
         self._saved[run_uid] = Output(output.tail, True)  # the run wrote on
         while sum(len(one.tail) for one in self._saved.values()) > SAVED_BYTES:

@@ -11,7 +11,7 @@ import aiohttp
 
 from controller.backends.json_lines import Json, Lines
 from controller.backends.kubernetes.api import JSON, WHO, Api, ApiError
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 
 WATCH_SECONDS = 300  # the server ends a watch after this; it goes on from where it was
 SILENCE_SECONDS = 90.0  # a bookmark comes each minute: a watch that says nothing for longer is dead
@@ -101,10 +101,14 @@ class Events:
 
     @property
     def whole(self) -> bool:
-        """Whether every change is told. Raises NotNow where a feed met an error."""
+        """Whether every change is told. Raises TransientEngineError where a feed met an error."""
         for task in self._tasks:
             if task.done() and (error := task.exception()) is not None:
-                raise error if isinstance(error, NotNow) else NotNow(f"a watch broke off: {error!r}")
+                raise (
+                    error
+                    if isinstance(error, TransientEngineError)
+                    else TransientEngineError(f"a watch broke off: {error!r}")
+                )
         return not any(task.done() for task in self._tasks)
 
     async def stop(self) -> None:

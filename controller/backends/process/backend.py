@@ -22,7 +22,7 @@ from controller.backends.process.host import Bell, empty_trash
 from controller.backends.process.marks import ProcessMarks
 from controller.backends.process.runs import Runs
 from controller.backends.process.spec import request_bytes
-from controller.errors import BackendClosed, BackendUnavailable, NotNow, Vanished
+from controller.errors import BackendClosed, BackendUnavailable, TransientEngineError, Vanished
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 
 POLL_SECONDS = 1.0
@@ -113,7 +113,7 @@ class ProcessBackend:
             if buried is not None:
                 break
             if time.monotonic() > begun + DEATH_SECONDS:
-                raise NotNow(f"{key.name} does not die")
+                raise TransientEngineError(f"{key.name} does not die")
             if time.monotonic() > begun + ANSWER_SECONDS:
                 await self._in_thread(lambda: self._runs.overpower(key, run_uid))
             await asyncio.sleep(pause)
@@ -159,8 +159,8 @@ class ProcessBackend:
 
 @contextmanager
 def _not_now() -> Iterator[None]:
-    """Tells what the host refuses for want of room, files, processes or memory as NotNow."""
+    """Tells what the host refuses for want of room, files, processes or memory as TransientEngineError."""
     try:
         yield
     except OSError as error:
-        raise NotNow(f"this host has no room or no answer: {error}") from error
+        raise TransientEngineError(f"this host has no room or no answer: {error}") from error

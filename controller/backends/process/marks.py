@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from controller.errors import NotNow
+from controller.errors import TransientEngineError
 
 
 class ProcessMarks:
@@ -22,20 +22,20 @@ class ProcessMarks:
         except FileNotFoundError:
             return set()
         except OSError as error:
-            raise NotNow(f"{self._directory} cannot be read: {error}") from error
+            raise TransientEngineError(f"{self._directory} cannot be read: {error}") from error
 
     async def leave(self, controller: str) -> None:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._path(controller).touch(mode=0o600)
         except OSError as error:
-            raise NotNow(f"{self._directory} cannot be written to: {error}") from error
+            raise TransientEngineError(f"{self._directory} cannot be written to: {error}") from error
 
     async def remove(self, controller: str) -> None:
         try:
             self._path(controller).unlink(missing_ok=True)
         except OSError as error:
-            raise NotNow(f"{self._directory} cannot be written to: {error}") from error
+            raise TransientEngineError(f"{self._directory} cannot be written to: {error}") from error
 
     def _path(self, controller: str) -> Path:
         return self._directory / quote(controller, safe="")

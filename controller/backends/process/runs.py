@@ -19,7 +19,7 @@ import controller
 from controller.backends.guest import files
 from controller.backends.process.host import empty_trash, end_marked, spawn_supervisor
 from controller.backends.process.spec import Look, look, read_output
-from controller.errors import BackendUnavailable, NotNow, Vanished
+from controller.errors import BackendUnavailable, TransientEngineError, Vanished
 from controller.protocol.model import Key, Listing, Output, Phase, Seen
 
 START = (
@@ -83,7 +83,7 @@ class Runs:
                 if found is not None:
                     return self._settled([found])[0]
                 self._discard(key.name, directory)
-        raise NotNow(f"{key.name} is being made and removed by others")
+        raise TransientEngineError(f"{key.name} is being made and removed by others")
 
     def release(self, key: Key, run_uid: str) -> None:
         """Starts a supervisor; it takes the run if it is still that one and no other took it."""
