@@ -53,7 +53,7 @@ class TransientEngineError(SandboxError):
     """The engine has no room, no time or gave no answer: look, then try again."""
 
 
-class ImageAway(TransientEngineError):
+class ImagePullingError(TransientEngineError):
     """The engine has not got the image yet, and nothing was made of the attempt."""
 
     def __init__(self, message: str, over: asyncio.Future[None] | None = None) -> None:

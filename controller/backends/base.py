@@ -63,7 +63,7 @@ class Backend(Protocol):
         """Makes the attempt inert, or finds the one that is there, whatever its phase.
 
         None where the run appears later, in `observe`. `look`: it may be there already, so look before making.
-        Raises Refused where the request can never be run; ImageAway, soon, where its image has yet to be pulled: then
+        Raises Refused where the request can never be run; ImagePullingError, soon, where its image has yet to be pulled: then
         the attempt has no object, and the pull goes on without a call that waits for it.
         """
 

@@ -11,7 +11,7 @@ from typing import assert_never
 from controller.backends.base import Backend
 from controller.db.store import Queue
 from controller.db.writes import Bind, Ended, Mark, PutBack
-from controller.errors import ImageAway, Refused, TransientEngineError, Vanished, WriteRefused
+from controller.errors import ImagePullingError, Refused, TransientEngineError, Vanished, WriteRefused
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step
@@ -72,7 +72,7 @@ class Steps:
                 seen = await self._backend.create(live.launch, look=live.look)
         except Refused as error:
             return await self._record(live, Step(Do.RECORD, outcome=error.outcome))
-        except ImageAway as error:
+        except ImagePullingError as error:
             return await self._put_back(live, error)
         live.created, live.missing, live.waiting = True, False, None
         if seen is not None:  # an inert other is what a listing from before still shows, removed by this very call
@@ -82,7 +82,7 @@ class Steps:
             live.runs.setdefault(seen.run_uid, seen)
         return None
 
-    async def _put_back(self, live: Live, away: ImageAway) -> None:
+    async def _put_back(self, live: Live, away: ImagePullingError) -> None:
         """Lets it wait in the queue: until its image is there it holds nothing that another sandbox could use."""
         row, most = live.row, PULL_AGAIN_SECONDS if away.over is None else PULL_SECONDS
         delay = min(most, self._lives.left(live) + 0.1)  # past its start deadline the next claim ends it

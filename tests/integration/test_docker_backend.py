@@ -19,7 +19,14 @@ from controller.backends.docker import backend as docker_module
 from controller.backends.docker import spec
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.labels import labels
-from controller.errors import BackendUnavailable, ImageAway, Refused, SandboxError, TransientEngineError, Vanished
+from controller.errors import (
+    BackendUnavailable,
+    ImagePullingError,
+    Refused,
+    SandboxError,
+    TransientEngineError,
+    Vanished,
+)
 from controller.protocol.model import Key, Launch, Listing, Outcome, Phase, Reason, Seen, State
 from tests.support.engines import SHELL_IMAGE, Engine, Watched, make_engine
 
@@ -502,7 +509,7 @@ async def why_away(watched: Watched, launch: Launch) -> SandboxError:
     while True:
         with pytest.raises((TransientEngineError, Refused)) as caught:
             await watched.backend.create(launch, look=False)
-        if not (isinstance(caught.value, ImageAway) and caught.value.over is not None):
+        if not (isinstance(caught.value, ImagePullingError) and caught.value.over is not None):
             return caught.value
         await caught.value.over
 

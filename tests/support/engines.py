@@ -17,7 +17,7 @@ import pytest
 from controller.backends.base import Backend
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.process.backend import ProcessBackend
-from controller.errors import BackendUnavailable, ImageAway, TransientEngineError
+from controller.errors import BackendUnavailable, ImagePullingError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Phase, Seen
 from tests.support.cluster import IMAGE as CLUSTER_IMAGE
 from tests.support.cluster import session_namespace, trouble
@@ -110,7 +110,7 @@ class Watched:
             while True:
                 try:
                     made = await self.backend.create(launch, look=look)
-                except ImageAway as away:
+                except ImagePullingError as away:
                     await (away.over or asyncio.sleep(0.5))
                 except TransientEngineError:
                     look = True

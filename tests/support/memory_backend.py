@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from uuid import UUID, uuid4
 
-from controller.errors import BackendClosed, ImageAway, Refused, TransientEngineError, Vanished
+from controller.errors import BackendClosed, ImagePullingError, Refused, TransientEngineError, Vanished
 from controller.protocol.model import (
     Key,
     Launch,
@@ -232,7 +232,7 @@ class MemoryBackend:
             case Fault.REFUSED if verb in ("create", "release"):
                 raise Refused(Reason.INVALID_REQUEST, f"the engine refuses to {verb} {key.name}")
             case Fault.AWAY:
-                raise ImageAway("the image is being pulled", self.engine.pulled)
+                raise ImagePullingError("the image is being pulled", self.engine.pulled)
             case Fault.BUSY | Fault.REFUSED:
                 raise TransientEngineError(f"the engine has no room to {verb}")
             case Fault.GONE:

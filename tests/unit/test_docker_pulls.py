@@ -11,7 +11,7 @@ import pytest
 from controller.backends.docker import pulls as module
 from controller.backends.docker.login import registry_of
 from controller.backends.docker.pulls import Pulls
-from controller.errors import ImageAway, Refused, TransientEngineError
+from controller.errors import ImagePullingError, Refused, TransientEngineError
 from controller.protocol.model import Key, Reason
 
 
@@ -33,11 +33,11 @@ class Engine:
         finally:
             del self.under_way[image]
 
-    async def ask(self, image: str, tenant: str = "default", key: Key | None = None) -> ImageAway:
+    async def ask(self, image: str, tenant: str = "default", key: Key | None = None) -> ImagePullingError:
         """Asks for an image; what the attempt is told."""
         error = self.pulls.away(image, key or Key(uuid4(), 1), tenant)
         await asyncio.sleep(0)
-        assert isinstance(error, ImageAway)
+        assert isinstance(error, ImagePullingError)
         return error
 
     async def end(self, image: str, error: Exception | None = None) -> None:
@@ -93,7 +93,7 @@ def test_a_pull_that_may_yet_work_is_tried_again_later() -> None:
         await engine.ask("x.io/a:1", key=key)
         await engine.end("x.io/a:1", TransientEngineError("connection refused"))
         again = engine.pulls.away("x.io/a:1", key, "default")
-        assert isinstance(again, ImageAway)
+        assert isinstance(again, ImagePullingError)
         assert (str(again), again.over) == ("connection refused", None)
 
     check(test)

@@ -20,7 +20,14 @@ from controller.backends.docker.output import LogTail
 from controller.backends.docker.spec import create_body
 from controller.backends.docker.volumes import Volumes
 from controller.backends.json_lines import Json, Lines
-from controller.errors import BackendClosed, BackendUnavailable, ImageAway, Refused, TransientEngineError, Vanished
+from controller.errors import (
+    BackendClosed,
+    BackendUnavailable,
+    ImagePullingError,
+    Refused,
+    TransientEngineError,
+    Vanished,
+)
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Reason, Seen
 
 RELIST_SECONDS = 10.0
@@ -68,7 +75,7 @@ class DockerBackend:
             return found
         try:
             return await self._make(launch)
-        except ImageAway:
+        except ImagePullingError:
             if not look and (found := await self._adopt(launch.key)) is not None:
                 return found  # another controller's, from when the image was there
             raise

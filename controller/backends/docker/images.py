@@ -31,7 +31,7 @@ class Images:
         self._pulls = Pulls(self._pull, registry_of)
 
     async def find(self, image: str, launch: Launch) -> Json:
-        """What the engine knows of an image. Raises ImageAway where it has yet to be pulled, Refused where there is
+        """What the engine knows of an image. Raises ImagePullingError where it has yet to be pulled, Refused where there is
         none to be had."""
         try:
             found: Json = await self._engine.json("GET", f"images/{quote(image, safe='')}/json")

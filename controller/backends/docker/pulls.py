@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from controller.errors import ImageAway, SandboxError, TransientEngineError
+from controller.errors import ImagePullingError, SandboxError, TransientEngineError
 from controller.protocol.model import Key
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Pulls:
         pull.tenants.setdefault(tenant)
         self._fill()
         doing = "is being pulled" if pull.task is not None else "waits for other pulls to end"
-        return ImageAway(f"the image {image} {doing}", pull.over)
+        return ImagePullingError(f"the image {image} {doing}", pull.over)
 
     async def close(self) -> None:
         """Ends every pull."""
@@ -91,16 +91,16 @@ class Pulls:
         try:
             await self._fetch(pull.image, lambda: self._heard(pull))
         except TransientEngineError as error:
-            failure = ImageAway(str(error))
+            failure = ImagePullingError(str(error))
         except SandboxError as error:
             failure = error
         except asyncio.CancelledError:
             if pull.given_up is None:
                 raise
-            failure = ImageAway(pull.given_up)
+            failure = ImagePullingError(pull.given_up)
         except Exception:
             log.exception("the pull of %s failed", pull.image)
-            failure = ImageAway(f"the image {pull.image} cannot be had now: see the controller's log")
+            failure = ImagePullingError(f"the image {pull.image} cannot be had now: see the controller's log")
         finally:
             self._end(pull, failure)
 
