@@ -61,7 +61,7 @@ class ImagePullingError(TransientEngineError):
         self.over = over  # done when the pull that it waits for has ended; None where no pull is under way
 
 
-class Vanished(SandboxError):
+class RunNotFoundError(SandboxError):
     """The engine has no such run."""
 
 

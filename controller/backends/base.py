@@ -71,7 +71,7 @@ class Backend(Protocol):
         """Starts that inert run; of one that was released before, whatever became of it, nothing.
 
         However often and by whomever it is called, the run's command starts once at the most.
-        Raises Vanished where there is no such run, and then has not started it; Refused where the engine cannot
+        Raises RunNotFoundError where there is no such run, and then has not started it; Refused where the engine cannot
         start it at all.
         """
 
@@ -80,7 +80,7 @@ class Backend(Protocol):
         every few seconds. Never ends by itself; raises TransientEngineError where the engine stops answering."""
 
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
-        """The last `limit` bytes of an ended run's output. Raises Vanished where nothing is left of it."""
+        """The last `limit` bytes of an ended run's output. Raises RunNotFoundError where nothing is left of it."""
 
     async def kill(self, key: Key, run_uid: str) -> None:
         """Ends that run at once, and leaves its outcome and output to be read. Nothing where it is over or gone."""

@@ -11,7 +11,7 @@ from typing import assert_never
 from controller.backends.base import Backend
 from controller.db.store import Queue
 from controller.db.writes import Bind, Ended, Mark, PutBack
-from controller.errors import ImagePullingError, Refused, TransientEngineError, Vanished, WriteRefused
+from controller.errors import ImagePullingError, Refused, RunNotFoundError, TransientEngineError, WriteRefused
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step
@@ -117,7 +117,7 @@ class Steps:
         try:
             async with self._engine:
                 await self._backend.release(live.row.key, run.run_uid)
-        except Vanished:  # with an earlier release in doubt, it may have run and be gone
+        except RunNotFoundError:  # with an earlier release in doubt, it may have run and be gone
             phase = Phase.NEVER if live.fresh else Phase.GONE
             live.runs[run.run_uid] = replace(run, phase=phase)
         except Refused as error:
@@ -201,7 +201,7 @@ class Steps:
         try:
             async with self._engine:
                 return await self._backend.output(run.key, run.run_uid, self._output_bytes), None
-        except Vanished as error:
+        except RunNotFoundError as error:
             unstarted = run.started_at is None and run.outcome is not None and run.outcome.reason is Reason.START_FAILED
             return None, None if unstarted else str(error)
         except TransientEngineError as error:

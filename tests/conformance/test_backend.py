@@ -13,7 +13,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from controller.errors import BackendUnavailable, Vanished
+from controller.errors import BackendUnavailable, RunNotFoundError
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, State
 from tests.support.engines import DEADLINE, Engine, Watched, derived_image
 
@@ -196,11 +196,11 @@ def test_releasing_what_is_not_there_says_so(engine: Engine) -> None:
         launch = engine.launch("echo ran")
         made = await watched.create(launch)
         await watched.backend.delete(launch.key, made.run_uid)
-        with pytest.raises(Vanished):
+        with pytest.raises(RunNotFoundError):
             await watched.backend.release(launch.key, made.run_uid)
         another = await watched.create(launch, look=True)
         assert another.run_uid != made.run_uid
-        with pytest.raises(Vanished):  # the name is taken again, by a run that was never bound
+        with pytest.raises(RunNotFoundError):  # the name is taken again, by a run that was never bound
             await watched.backend.release(launch.key, made.run_uid)
         looked = await watched.create(launch, look=True)
         assert looked.phase is Phase.INERT
@@ -272,7 +272,7 @@ def test_what_is_deleted_is_gone_whatever_it_did(engine: Engine, command: str | 
         await watched.backend.delete(launch.key, made.run_uid)
         await watched.backend.delete(launch.key, made.run_uid)
         await watched.lists(lambda listing: all(seen.key != launch.key for seen in listing.runs))
-        with pytest.raises(Vanished):
+        with pytest.raises(RunNotFoundError):
             await watched.backend.output(launch.key, made.run_uid, 1000)
 
     with_backend(engine, test)

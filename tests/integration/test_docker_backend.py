@@ -23,9 +23,9 @@ from controller.errors import (
     BackendUnavailable,
     ImagePullingError,
     Refused,
+    RunNotFoundError,
     SandboxError,
     TransientEngineError,
-    Vanished,
 )
 from controller.protocol.model import Key, Launch, Listing, Outcome, Phase, Reason, Seen, State
 from tests.support.engines import SHELL_IMAGE, Engine, Watched, make_engine
@@ -339,7 +339,7 @@ def test_what_a_dead_controller_left_half_made_is_made_anew(engine: Engine, look
         made = await watched.backend.create(launch, look=True)
         assert made is not None
         assert made.run_uid != left
-        with pytest.raises(Vanished):
+        with pytest.raises(RunNotFoundError):
             await watched.backend.release(launch.key, left)
         await watched.backend.release(launch.key, made.run_uid)
         assert (await watched.reaches(launch.key, Phase.ENDED)).run_uid == made.run_uid
@@ -392,9 +392,9 @@ def test_foreign_containers_are_left_alone(engine: Engine) -> None:
                     await watched.backend.kill(key, uid)
                     await watched.backend.delete(key, uid)
                     await watched.backend.delete(key, None)
-                    with pytest.raises(Vanished):
+                    with pytest.raises(RunNotFoundError):
                         await watched.backend.release(key, uid)
-                    with pytest.raises(Vanished):
+                    with pytest.raises(RunNotFoundError):
                         await watched.backend.output(key, uid, 10)
             await watched.lists(lambda listing: not listing.runs)
             running = docker("ps", "-q", "--no-trunc").split()
@@ -685,7 +685,7 @@ def test_a_run_that_is_removed_as_it_is_released_is_known_never_to_have_started(
         backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
         try:
             await backend.open(installation)
-            with pytest.raises(Vanished):
+            with pytest.raises(RunNotFoundError):
                 await backend.release(key, run_uid)
         finally:
             await backend.close()

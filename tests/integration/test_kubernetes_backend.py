@@ -22,7 +22,7 @@ from controller.backends.kubernetes import job as jobs
 from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.kubernetes.job import RECORDED, JobOptions
 from controller.backends.registry import connect
-from controller.errors import BackendUnavailable, Refused, SettingsError, TransientEngineError, Vanished
+from controller.errors import BackendUnavailable, Refused, RunNotFoundError, SettingsError, TransientEngineError
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Seen, State
 from controller.settings import Settings
 from tests.support import engines
@@ -236,7 +236,7 @@ def test_a_foreign_job_of_that_name_is_left_alone(engine: Engine, namespace: Nam
             assert refused.value.outcome.reason is Reason.NAME_CONFLICT
             await watched.backend.delete(launch.key, None)
             await watched.backend.kill(launch.key, uid)
-            with pytest.raises(Vanished):
+            with pytest.raises(RunNotFoundError):
                 await watched.backend.release(launch.key, uid)
             await watched.lists(lambda listing: not listing.runs and not listing.pending)
             still = find(namespace, "jobs", launch.key.name)["metadata"]

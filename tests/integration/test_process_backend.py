@@ -20,7 +20,7 @@ import pytest
 from controller.backends.guest import files
 from controller.backends.process import runs as process_runs
 from controller.backends.process.backend import ProcessBackend
-from controller.errors import BackendUnavailable, Refused, TransientEngineError, Vanished
+from controller.errors import BackendUnavailable, Refused, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Phase, Reason, Seen, State
 
 DEADLINE = 20.0
@@ -548,9 +548,9 @@ def test_bad_requests_are_refused_and_strangers_vanished(tmp_path: Path) -> None
         with pytest.raises(Refused):
             await backend.create(launch("a\0b"), look=False)
         asked = launch("true")
-        with pytest.raises(Vanished):
+        with pytest.raises(RunNotFoundError):
             await backend.release(asked.key, "0" * 32)
-        with pytest.raises(Vanished):
+        with pytest.raises(RunNotFoundError):
             await backend.output(asked.key, "0" * 32, 10)
         await backend.kill(asked.key, "0" * 32)
         await backend.delete(asked.key, "0" * 32)

@@ -23,7 +23,7 @@ from controller.backends.guest import files
 from controller.backends.process.host import end_marked
 from controller.backends.process.runs import MODULES, Runs
 from controller.backends.process.spec import request_bytes
-from controller.errors import Vanished
+from controller.errors import RunNotFoundError
 from controller.protocol.model import Key, Launch, Phase, Reason, Seen
 
 DEADLINE = 20.0
@@ -96,7 +96,7 @@ class Host:
 def buried(runs: Runs, run: Seen) -> bool:
     try:
         return runs.bury(run.key, None) is not None
-    except Vanished:
+    except RunNotFoundError:
         return True
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from uuid import UUID, uuid4
 
-from controller.errors import BackendClosed, ImagePullingError, Refused, TransientEngineError, Vanished
+from controller.errors import BackendClosed, ImagePullingError, Refused, RunNotFoundError, TransientEngineError
 from controller.protocol.model import (
     Key,
     Launch,
@@ -171,7 +171,7 @@ class MemoryBackend:
         fault = await self._before("release", key)
         run = self.engine.runs.get(run_uid)
         if run is None:
-            raise Vanished
+            raise RunNotFoundError
         self.engine.start(run)
         self._after(fault)
 
@@ -199,7 +199,7 @@ class MemoryBackend:
         fault = await self._before("output", key)
         run = self.engine.runs.get(run_uid)
         if run is None:
-            raise Vanished(f"the engine has no run {run_uid}")
+            raise RunNotFoundError(f"the engine has no run {run_uid}")
         self._after(fault)
         return Output(run.output[-limit:], len(run.output) > limit)
 

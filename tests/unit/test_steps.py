@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from controller.db.writes import Bind, Ended
-from controller.errors import TransientEngineError, Vanished
+from controller.errors import RunNotFoundError, TransientEngineError
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step, decide
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Row, Seen, State
@@ -79,7 +79,7 @@ def phase_after(world: World, *does: Do) -> Phase:
 
 
 def test_what_vanished_before_its_first_release_never_started() -> None:
-    assert phase_after(World([Vanished()]), Do.BIND, Do.RELEASE) is Phase.NEVER
+    assert phase_after(World([RunNotFoundError()]), Do.BIND, Do.RELEASE) is Phase.NEVER
 
 
 def test_what_is_discarded_before_its_first_release_never_started() -> None:
@@ -87,11 +87,13 @@ def test_what_is_discarded_before_its_first_release_never_started() -> None:
 
 
 def test_what_vanished_after_a_release_without_answer_may_have_started() -> None:
-    assert phase_after(World([TransientEngineError(), Vanished()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
+    assert (
+        phase_after(World([TransientEngineError(), RunNotFoundError()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
+    )
 
 
 def test_what_vanished_after_a_release_may_have_started() -> None:
-    assert phase_after(World([None, Vanished()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
+    assert phase_after(World([None, RunNotFoundError()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
 
 
 @pytest.mark.parametrize("answer", [None, TransientEngineError()], ids=["answered", "without answer"])

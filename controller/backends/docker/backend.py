@@ -25,8 +25,8 @@ from controller.errors import (
     BackendUnavailable,
     ImagePullingError,
     Refused,
+    RunNotFoundError,
     TransientEngineError,
-    Vanished,
 )
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Reason, Seen
 
@@ -83,7 +83,7 @@ class DockerBackend:
     async def release(self, key: Key, run_uid: str) -> None:
         inspect = await self._ours(key, run_uid)
         if inspect is None or spec.goes_unstarted(inspect):
-            raise Vanished(f"the Docker engine has no container {run_uid} that it could start")
+            raise RunNotFoundError(f"the Docker engine has no container {run_uid} that it could start")
         if inspect["State"]["Status"] != "created":
             return  # were it started at this very moment by another: its state file lets the command start once
         try:
@@ -92,7 +92,7 @@ class DockerBackend:
             if error.status in (404, 409):  # 409: it is marked for removal, and so is never started
                 left = await self._inspect(run_uid)
                 if left is None or spec.goes_unstarted(left):
-                    raise Vanished(error.words) from error
+                    raise RunNotFoundError(error.words) from error
             if NEVER_STARTS.search(error.words):
                 raise Refused(Reason.START_FAILED, error.words) from error
             raise
@@ -114,7 +114,7 @@ class DockerBackend:
 
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
         if await self._ours(key, run_uid) is None:
-            raise Vanished(f"the Docker engine has no container {run_uid}")
+            raise RunNotFoundError(f"the Docker engine has no container {run_uid}")
         tail = LogTail(limit)
         params = {"stdout": "1", "stderr": "1"}
         async with self._engine.request("GET", f"containers/{run_uid}/logs", params=params, timeout=SLOW) as response:

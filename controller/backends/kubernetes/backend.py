@@ -23,7 +23,7 @@ from controller.backends.kubernetes.objects import Objects, creation_error, is_f
 from controller.backends.kubernetes.output import Logs
 from controller.backends.kubernetes.runs import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes.watch import Event, Events, Feed
-from controller.errors import BackendClosed, BackendUnavailable, Refused, TransientEngineError, Vanished
+from controller.errors import BackendClosed, BackendUnavailable, Refused, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 
 RELIST_SECONDS = 30.0
@@ -99,12 +99,12 @@ class KubernetesBackend:
     async def release(self, key: Key, run_uid: str) -> None:
         run = await self._run(key, run_uid)
         if run is None:
-            raise Vanished(f"the cluster has no pod {run_uid} of {key.name}")
+            raise RunNotFoundError(f"the cluster has no pod {run_uid} of {key.name}")
         try:
             await self._objects.ungate(run.name, run_uid)
         except ApiError as error:
             if error.status in (404, 409) and await self._objects.pod(run.name, run_uid) is None:
-                raise Vanished(error.words) from error
+                raise RunNotFoundError(error.words) from error
             raise
 
     async def observe(self) -> AsyncIterator[Listing | Seen]:
@@ -130,9 +130,9 @@ class KubernetesBackend:
         run = await self._run(key, run_uid)
         try:
             if run is None or self._runs.is_hidden(run.job_uid):
-                raise Vanished(f"the cluster has no pod {run_uid} of {key.name}")
+                raise RunNotFoundError(f"the cluster has no pod {run_uid} of {key.name}")
             return await self._logs.read(run.name, jobs.first_line(key), limit)
-        except Vanished:
+        except RunNotFoundError:
             saved = await self._logs.saved(run_uid)
             if saved is None:
                 raise

@@ -10,7 +10,7 @@ import aiohttp
 
 from controller.backends.kubernetes.api import Api, ApiError
 from controller.backends.kubernetes.job import CONTAINER
-from controller.errors import TransientEngineError, Vanished
+from controller.errors import RunNotFoundError, TransientEngineError
 from controller.protocol.model import Output
 
 AT_ONCE = 8  # logs read at a time
@@ -67,7 +67,7 @@ class Logs:
         self._saving: dict[str, asyncio.Task[None]] = {}
 
     async def read(self, name: str, first: str, limit: int) -> Output:
-        """The end of a pod's log. Raises Vanished where the node has none."""
+        """The end of a pod's log. Raises RunNotFoundError where the node has none."""
         tail = LogTail(limit, first)
         lines = str(limit + len(first) + 1)  # no line is without a byte: more of them cannot matter
         query: Mapping[str, str] = {"container": CONTAINER, "tailLines": lines}
@@ -77,10 +77,10 @@ class Logs:
                     tail.feed(chunk)
         except ApiError as error:
             if error.status in NO_LOG or NO_ADDRESS in error.words:
-                raise Vanished(error.words) from error
+                raise RunNotFoundError(error.words) from error
             raise
         if tail.is_excuse():
-            raise Vanished("its node no longer has its log")
+            raise RunNotFoundError("its node no longer has its log")
         return tail.output()
 
     def save(self, run_uid: str, name: str, first: str) -> None:
@@ -91,7 +91,7 @@ class Logs:
     async def _save(self, run_uid: str, name: str, first: str) -> None:
         try:
             output = await self.read(name, first, self._limit)
-        except (TransientEngineError, Vanished):
+        except (TransientEngineError, RunNotFoundError):
             return
         self._saved[run_uid] = Output(output.tail, True)  # the run wrote on
         while sum(len(one.tail) for one in self._saved.values()) > SAVED_BYTES:

@@ -22,7 +22,7 @@ from controller.backends.process.host import Bell, empty_trash
 from controller.backends.process.marks import ProcessMarks
 from controller.backends.process.runs import Runs
 from controller.backends.process.spec import request_bytes
-from controller.errors import BackendClosed, BackendUnavailable, TransientEngineError, Vanished
+from controller.errors import BackendClosed, BackendUnavailable, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 
 POLL_SECONDS = 1.0
@@ -108,7 +108,7 @@ class ProcessBackend:
         while True:
             try:
                 buried = await self._in_thread(lambda: self._runs.bury(key, run_uid))
-            except Vanished:
+            except RunNotFoundError:
                 return
             if buried is not None:
                 break

@@ -19,7 +19,7 @@ import controller
 from controller.backends.guest import files
 from controller.backends.process.host import empty_trash, end_marked, spawn_supervisor
 from controller.backends.process.spec import Look, look, read_output
-from controller.errors import BackendUnavailable, TransientEngineError, Vanished
+from controller.errors import BackendUnavailable, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Listing, Output, Phase, Seen
 
 START = (
@@ -101,7 +101,7 @@ class Runs:
 
     def kill(self, key: Key, run_uid: str) -> None:
         """Makes an inert run one that never starts, and has a live one killed."""
-        with suppress(Vanished), self._opened_run(key, run_uid) as (directory, found):
+        with suppress(RunNotFoundError), self._opened_run(key, run_uid) as (directory, found):
             self._end(directory, found)
 
     def bury(self, key: Key, run_uid: str | None) -> str | None:
@@ -111,18 +111,18 @@ class Runs:
             with self._opened(key.name) as directory:
                 found = look(directory, key)
                 if run_uid is not None and (found is None or found.seen.run_uid != run_uid):
-                    raise Vanished(f"no run {run_uid} of {key.name}")
+                    raise RunNotFoundError(f"no run {run_uid} of {key.name}")
                 if found is not None and not self._end(directory, found):
                     return None
                 name = self._discard(key.name, directory)
         except FileNotFoundError as error:
-            raise Vanished(f"no run {run_uid} of {key.name}") from error
+            raise RunNotFoundError(f"no run {run_uid} of {key.name}") from error
         files.wake(str(self.wake), key.name)
         return name
 
     def overpower(self, key: Key, run_uid: str | None) -> None:
         """Kills all of a run, its supervisor too, which did not answer."""
-        with suppress(Vanished), self._opened_run(key, run_uid) as (_, found):
+        with suppress(RunNotFoundError), self._opened_run(key, run_uid) as (_, found):
             end_marked([found.seen.run_uid])
 
     def listing(self) -> Listing:
@@ -208,15 +208,15 @@ class Runs:
 
     @contextmanager
     def _opened_run(self, key: Key, run_uid: str | None) -> Iterator[tuple[int, Look]]:
-        """That very run; raises Vanished where it is not there."""
+        """That very run; raises RunNotFoundError where it is not there."""
         try:
             with self._opened(key.name) as directory:
                 found = look(directory, key)
                 if found is None or run_uid not in (None, found.seen.run_uid):
-                    raise Vanished(f"no run {run_uid} of {key.name}")
+                    raise RunNotFoundError(f"no run {run_uid} of {key.name}")
                 yield directory, found
         except FileNotFoundError as error:
-            raise Vanished(f"no run {run_uid} of {key.name}") from error
+            raise RunNotFoundError(f"no run {run_uid} of {key.name}") from error
 
     def _end(self, directory: int, found: Look) -> bool:
         """Whether nothing of the run lives, nor ever will; where something does, asks for its end."""
