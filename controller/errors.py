@@ -65,7 +65,7 @@ class RunNotFoundError(SandboxError):
     """The engine has no such run."""
 
 
-class Refused(SandboxError):
+class RequestRejectedError(SandboxError):
     """The engine refuses this request for good; its words are the message."""
 
     def __init__(self, reason: Reason, message: str) -> None:

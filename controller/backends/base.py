@@ -63,7 +63,7 @@ class Backend(Protocol):
         """Makes the attempt inert, or finds the one that is there, whatever its phase.
 
         None where the run appears later, in `observe`. `look`: it may be there already, so look before making.
-        Raises Refused where the request can never be run; ImagePullingError, soon, where its image has yet to be pulled: then
+        Raises RequestRejectedError where the request can never be run; ImagePullingError, soon, where its image has yet to be pulled: then
         the attempt has no object, and the pull goes on without a call that waits for it.
         """
 
@@ -71,7 +71,7 @@ class Backend(Protocol):
         """Starts that inert run; of one that was released before, whatever became of it, nothing.
 
         However often and by whomever it is called, the run's command starts once at the most.
-        Raises RunNotFoundError where there is no such run, and then has not started it; Refused where the engine cannot
+        Raises RunNotFoundError where there is no such run, and then has not started it; RequestRejectedError where the engine cannot
         start it at all.
         """
 

@@ -11,7 +11,13 @@ from typing import assert_never
 from controller.backends.base import Backend
 from controller.db.store import Queue
 from controller.db.writes import Bind, Ended, Mark, PutBack
-from controller.errors import ImagePullingError, Refused, RunNotFoundError, TransientEngineError, WriteRefused
+from controller.errors import (
+    ImagePullingError,
+    RequestRejectedError,
+    RunNotFoundError,
+    TransientEngineError,
+    WriteRefused,
+)
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step
@@ -70,7 +76,7 @@ class Steps:
         try:
             async with self._engine:
                 seen = await self._backend.create(live.launch, look=live.look)
-        except Refused as error:
+        except RequestRejectedError as error:
             return await self._record(live, Step(Do.RECORD, outcome=error.outcome))
         except ImagePullingError as error:
             return await self._put_back(live, error)
@@ -120,7 +126,7 @@ class Steps:
         except RunNotFoundError:  # with an earlier release in doubt, it may have run and be gone
             phase = Phase.NEVER if live.fresh else Phase.GONE
             live.runs[run.run_uid] = replace(run, phase=phase)
-        except Refused as error:
+        except RequestRejectedError as error:
             live.runs[run.run_uid] = replace(run, phase=Phase.ENDED, outcome=error.outcome)
         except TransientEngineError:
             live.fresh = False

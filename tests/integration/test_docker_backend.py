@@ -22,7 +22,7 @@ from controller.backends.labels import labels
 from controller.errors import (
     BackendUnavailable,
     ImagePullingError,
-    Refused,
+    RequestRejectedError,
     RunNotFoundError,
     SandboxError,
     TransientEngineError,
@@ -384,7 +384,7 @@ def test_foreign_containers_are_left_alone(engine: Engine) -> None:
             foreign_container(f"garbage-{uuid4()}", theirs | {"sandboxId": "../x", "attempt": "9" * 5000}),
         ]
         try:
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(RequestRejectedError) as refused:
                 await watched.backend.create(launch, look=False)
             assert refused.value.outcome.reason is Reason.NAME_CONFLICT
             for uid in foreign:
@@ -499,7 +499,7 @@ def test_of_much_output_the_end_is_kept(engine: Engine, command: str, tail: byte
 def test_images_that_are_not_there(engine: Engine, name: str, reason: Reason | None) -> None:
     async def test(watched: Watched) -> None:
         error = await why_away(watched, engine.launch("true", image=name))
-        assert reason is (error.outcome.reason if isinstance(error, Refused) else None)
+        assert reason is (error.outcome.reason if isinstance(error, RequestRejectedError) else None)
 
     on(engine, test)
 
@@ -507,7 +507,7 @@ def test_images_that_are_not_there(engine: Engine, name: str, reason: Reason | N
 async def why_away(watched: Watched, launch: Launch) -> SandboxError:
     """What becomes of an attempt whose image cannot be had."""
     while True:
-        with pytest.raises((TransientEngineError, Refused)) as caught:
+        with pytest.raises((TransientEngineError, RequestRejectedError)) as caught:
             await watched.backend.create(launch, look=False)
         if not (isinstance(caught.value, ImagePullingError) and caught.value.over is not None):
             return caught.value
@@ -545,7 +545,7 @@ def test_a_missing_image_is_pulled_once(engine: Engine) -> None:
 
 def test_what_the_engine_calls_invalid_is_refused_in_its_words(engine: Engine) -> None:
     async def test(watched: Watched) -> None:
-        with pytest.raises(Refused, match="environment variable") as refused:
+        with pytest.raises(RequestRejectedError, match="environment variable") as refused:
             await watched.backend.create(engine.launch("true", env={"": "x"}), look=False)
         assert refused.value.outcome.reason is Reason.INVALID_REQUEST
 
@@ -567,7 +567,7 @@ def test_an_image_without_a_shell_is_refused(engine: Engine, image: str) -> None
         made = await watched.backend.create(launch, look=False)
         assert made is not None
         for _ in range(2):
-            with pytest.raises(Refused, match="/bin/sh") as refused:
+            with pytest.raises(RequestRejectedError, match="/bin/sh") as refused:
                 await watched.backend.release(launch.key, made.run_uid)
             assert refused.value.outcome.reason is Reason.START_FAILED
 

@@ -22,7 +22,13 @@ from controller.backends.kubernetes import job as jobs
 from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.kubernetes.job import RECORDED, JobOptions
 from controller.backends.registry import connect
-from controller.errors import BackendUnavailable, Refused, RunNotFoundError, SettingsError, TransientEngineError
+from controller.errors import (
+    BackendUnavailable,
+    RequestRejectedError,
+    RunNotFoundError,
+    SettingsError,
+    TransientEngineError,
+)
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Seen, State
 from controller.settings import Settings
 from tests.support import engines
@@ -231,7 +237,7 @@ def test_a_foreign_job_of_that_name_is_left_alone(engine: Engine, namespace: Nam
         foreign = jobs.manifest(launch, IMAGE, str(uuid4()), JobOptions(), 600)
         with present(namespace, "jobs", foreign):
             uid = find(namespace, "jobs", launch.key.name)["metadata"]["uid"]
-            with pytest.raises(Refused, match=launch.key.name) as refused:
+            with pytest.raises(RequestRejectedError, match=launch.key.name) as refused:
                 await watched.backend.create(launch, look=look)
             assert refused.value.outcome.reason is Reason.NAME_CONFLICT
             await watched.backend.delete(launch.key, None)

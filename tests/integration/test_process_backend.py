@@ -20,7 +20,7 @@ import pytest
 from controller.backends.guest import files
 from controller.backends.process import runs as process_runs
 from controller.backends.process.backend import ProcessBackend
-from controller.errors import BackendUnavailable, Refused, RunNotFoundError, TransientEngineError
+from controller.errors import BackendUnavailable, RequestRejectedError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Phase, Reason, Seen, State
 
 DEADLINE = 20.0
@@ -545,7 +545,7 @@ def test_a_host_without_room_says_not_now_and_can_be_asked_again(
 
 def test_bad_requests_are_refused_and_strangers_vanished(tmp_path: Path) -> None:
     async def test(backend: ProcessBackend) -> None:
-        with pytest.raises(Refused):
+        with pytest.raises(RequestRejectedError):
             await backend.create(launch("a\0b"), look=False)
         asked = launch("true")
         with pytest.raises(RunNotFoundError):

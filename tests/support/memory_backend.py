@@ -12,7 +12,13 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from uuid import UUID, uuid4
 
-from controller.errors import BackendClosed, ImagePullingError, Refused, RunNotFoundError, TransientEngineError
+from controller.errors import (
+    BackendClosed,
+    ImagePullingError,
+    RequestRejectedError,
+    RunNotFoundError,
+    TransientEngineError,
+)
 from controller.protocol.model import (
     Key,
     Launch,
@@ -230,7 +236,7 @@ class MemoryBackend:
         fault = self.fault(verb, key)
         match fault:
             case Fault.REFUSED if verb in ("create", "release"):
-                raise Refused(Reason.INVALID_REQUEST, f"the engine refuses to {verb} {key.name}")
+                raise RequestRejectedError(Reason.INVALID_REQUEST, f"the engine refuses to {verb} {key.name}")
             case Fault.AWAY:
                 raise ImagePullingError("the image is being pulled", self.engine.pulled)
             case Fault.BUSY | Fault.REFUSED:

@@ -11,7 +11,7 @@ import pytest
 from controller.backends.docker import pulls as module
 from controller.backends.docker.login import registry_of
 from controller.backends.docker.pulls import Pulls
-from controller.errors import ImagePullingError, Refused, TransientEngineError
+from controller.errors import ImagePullingError, RequestRejectedError, TransientEngineError
 from controller.protocol.model import Key, Reason
 
 
@@ -77,9 +77,9 @@ def test_a_failed_pull_is_told_to_those_who_waited_and_to_nobody_else() -> None:
     async def test(engine: Engine) -> None:
         key = Key(uuid4(), 1)
         await engine.ask("x.io/a:1", key=key)
-        await engine.end("x.io/a:1", Refused(Reason.IMAGE_PULL_FAILED, "no such image"))
+        await engine.end("x.io/a:1", RequestRejectedError(Reason.IMAGE_PULL_FAILED, "no such image"))
         failure = engine.pulls.away("x.io/a:1", key, "default")
-        assert isinstance(failure, Refused)
+        assert isinstance(failure, RequestRejectedError)
         await engine.ask("x.io/a:1")  # another try, for another
         await engine.end("x.io/a:1", TransientEngineError("connection refused"))
         await engine.ask("x.io/a:1", key=key)  # its verdict was used up

@@ -20,7 +20,7 @@ from controller.backends.docker.images import pull_error
 from controller.backends.docker.output import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, LogTail
 from controller.backends.guest.wrapper import WORDS, Evidence, keeper_text, wrapper_text
 from controller.backends.labels import filters, labels
-from controller.errors import Refused, TransientEngineError
+from controller.errors import RequestRejectedError, TransientEngineError
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, State
 
 KEY = Key(UUID("11111111-2222-3333-4444-555555555555"), 2)
@@ -411,5 +411,5 @@ def test_pulls_that_fail_for_good_are_told_from_those_that_may_yet_work(
     if reason is None:
         assert isinstance(error, TransientEngineError)
     else:
-        assert isinstance(error, Refused)
+        assert isinstance(error, RequestRejectedError)
         assert error.outcome.reason == reason

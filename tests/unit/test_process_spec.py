@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from controller.backends.guest import files
 from controller.backends.process.spec import Look, look, read_output, request_bytes
-from controller.errors import Refused
+from controller.errors import RequestRejectedError
 from controller.protocol.model import Key, Launch, Output, Phase, Reason, State
 
 KEY = Key(uuid4(), 1)
@@ -68,7 +68,7 @@ def test_a_request_holds_command_and_env_byte_for_byte(command: str, env: dict[s
     [("a\0b", {}), ("a", {"X": "\0"}), ("a", {"X=Y": "1"}), ("a", {"": "1"}), ("\ud800", {})],
 )
 def test_what_no_process_can_be_given_is_refused(command: str, env: dict[str, str]) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RequestRejectedError) as refused:
         request_bytes(Launch(KEY, command, 7, env=env), UID, 100)
     assert refused.value.outcome.reason is Reason.INVALID_REQUEST
 

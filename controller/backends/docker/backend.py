@@ -24,7 +24,7 @@ from controller.errors import (
     BackendClosed,
     BackendUnavailable,
     ImagePullingError,
-    Refused,
+    RequestRejectedError,
     RunNotFoundError,
     TransientEngineError,
 )
@@ -94,7 +94,7 @@ class DockerBackend:
                 if left is None or spec.goes_unstarted(left):
                     raise RunNotFoundError(error.words) from error
             if NEVER_STARTS.search(error.words):
-                raise Refused(Reason.START_FAILED, error.words) from error
+                raise RequestRejectedError(Reason.START_FAILED, error.words) from error
             raise
 
     async def observe(self) -> AsyncIterator[Listing | Seen]:
@@ -151,7 +151,7 @@ class DockerBackend:
         run_uid = inspect["Id"]
         if spec.key_of(inspect["Config"]["Labels"], inspect["Name"], self._installation) != key:
             words = f"a container {key.name} that is not this installation's is in the way: remove or rename it"
-            raise Refused(Reason.NAME_CONFLICT, words)
+            raise RequestRejectedError(Reason.NAME_CONFLICT, words)
         if inspect["State"]["Status"] == "created" and not await self._has_state(run_uid):
             await self._remove_inert(run_uid, docker_volumes.named(inspect.get("Mounts")))
             return None  # its maker went away halfway; were it running, the engine would not have removed it
@@ -190,7 +190,7 @@ class DockerBackend:
             made = await self._engine.json("POST", "containers/create", params=params, body=body, timeout=SLOW)
         except EngineError as error:
             if error.status == 400:
-                raise Refused(Reason.INVALID_REQUEST, error.words) from error
+                raise RequestRejectedError(Reason.INVALID_REQUEST, error.words) from error
             if error.status == 409 and (adopted := await self._adopt(launch.key)) is not None:
                 return adopted
             raise

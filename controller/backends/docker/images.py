@@ -14,7 +14,7 @@ from controller.backends.docker.login import LoginError, registry_auth, registry
 from controller.backends.docker.pulls import Pulls
 from controller.backends.json_lines import Json, Lines
 from controller.backends.pull_words import pull_is_hopeless
-from controller.errors import Refused, SandboxError, TransientEngineError
+from controller.errors import RequestRejectedError, SandboxError, TransientEngineError
 from controller.protocol.model import Launch, Reason
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Images:
         self._pulls = Pulls(self._pull, registry_of)
 
     async def find(self, image: str, launch: Launch) -> Json:
-        """What the engine knows of an image. Raises ImagePullingError where it has yet to be pulled, Refused where there is
+        """What the engine knows of an image. Raises ImagePullingError where it has yet to be pulled, RequestRejectedError where there is
         none to be had."""
         try:
             found: Json = await self._engine.json("GET", f"images/{quote(image, safe='')}/json")
@@ -76,9 +76,9 @@ def _check(said: list[Json]) -> None:
 def pull_error(image: str, error: EngineError) -> SandboxError:
     """What a failed pull means: refused for good, or worth another try."""
     if error.status == 400:
-        return Refused(Reason.INVALID_REQUEST, f"image {image!r}: {error.words}")
+        return RequestRejectedError(Reason.INVALID_REQUEST, f"image {image!r}: {error.words}")
     if error.status in (401, 403, 404) or pull_is_hopeless(error.words, image):
-        return Refused(Reason.IMAGE_PULL_FAILED, f"image {image!r}: {error.words}")
+        return RequestRejectedError(Reason.IMAGE_PULL_FAILED, f"image {image!r}: {error.words}")
     return TransientEngineError(f"the image {image} cannot be had now: {error.words}")
 
 

@@ -23,7 +23,13 @@ from controller.backends.kubernetes.objects import Objects, creation_error, is_f
 from controller.backends.kubernetes.output import Logs
 from controller.backends.kubernetes.runs import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes.watch import Event, Events, Feed
-from controller.errors import BackendClosed, BackendUnavailable, Refused, RunNotFoundError, TransientEngineError
+from controller.errors import (
+    BackendClosed,
+    BackendUnavailable,
+    RequestRejectedError,
+    RunNotFoundError,
+    TransientEngineError,
+)
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 
 RELIST_SECONDS = 30.0
@@ -69,7 +75,7 @@ class KubernetesBackend:
         try:
             identity = await self._api.identity()
             await self._try_out(objects)
-        except Refused as error:
+        except RequestRejectedError as error:
             words = f"the namespace {self._api.namespace} refuses every Job, or SANDBOX_JOB_OPTIONS is wrong: {error}"
             raise BackendUnavailable(words) from error
         except TransientEngineError as error:

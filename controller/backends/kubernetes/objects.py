@@ -13,7 +13,7 @@ from controller.backends.kubernetes import pod as pods
 from controller.backends.kubernetes.api import MERGE, STRATEGIC, Api, ApiError
 from controller.backends.kubernetes.runs import Run, run_of
 from controller.backends.labels import key_of, selecting
-from controller.errors import Refused, SandboxError, TransientEngineError
+from controller.errors import RequestRejectedError, SandboxError, TransientEngineError
 from controller.protocol.model import Key, Reason
 
 # Words of a 403 that stays; any other may pass: a quota, a right not granted yet, an API server that is starting.
@@ -32,11 +32,11 @@ class Objects:
         return ",".join(selecting(self.installation, key))
 
     async def job(self, key: Key) -> Json | None:
-        """The Job of that name. Raises Refused where it is somebody else's."""
+        """The Job of that name. Raises RequestRejectedError where it is somebody else's."""
         job = await self._api.find(f"jobs/{key.name}")
         if job is not None and key_of(job["metadata"].get("labels"), self.installation) != key:
             words = f"a Job {key.name} that is not this installation's is in the way: remove or rename it"
-            raise Refused(Reason.NAME_CONFLICT, words)
+            raise RequestRejectedError(Reason.NAME_CONFLICT, words)
         return job
 
     async def runs(self, key: Key) -> dict[str, Run]:
@@ -78,7 +78,7 @@ class Objects:
         """Goes on with the removal of that run, or of the whole attempt; true once nothing is left of it."""
         try:
             job = await self.job(key)
-        except Refused:  # somebody else's: not ours to remove
+        except RequestRejectedError:  # somebody else's: not ours to remove
             job = None
         runs = await self.runs(key)
         if run_uid is not None:
@@ -124,11 +124,11 @@ def is_finished(job: Json) -> bool:
 def creation_error(error: ApiError, namespace: str) -> SandboxError:
     """What a refused creation of a Job means: the request can never be run, or not now."""
     if error.status in (400, 413, 422):
-        return Refused(Reason.INVALID_REQUEST, error.words)
+        return RequestRejectedError(Reason.INVALID_REQUEST, error.words)
     if error.status == 404:
         return TransientEngineError(f"the namespace {namespace} does not exist, or has no batch/v1: {error.words}")
     if error.status == 403 and DENIED.search(error.words):
-        return Refused(Reason.INVALID_REQUEST, error.words)
+        return RequestRejectedError(Reason.INVALID_REQUEST, error.words)
     return error
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from controller.backends.guest import files
-from controller.errors import Refused
+from controller.errors import RequestRejectedError
 from controller.protocol.model import (
     Key,
     Launch,
@@ -49,7 +49,7 @@ class Look:
 
 
 def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
-    """The request file; raises Refused where no process could be started so.
+    """The request file; raises RequestRejectedError where no process could be started so.
 
     Its fields keep their places: a run that one version made may be started by another, older or newer. What is new
     comes under a name that no variable of a request can have.
@@ -57,14 +57,16 @@ def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
     fields = {files.FILE_BYTES: str(launch.disk_mib + 1 << 20), **launch.env}
     strings = [launch.command, *(f"{name}={value}" for name, value in fields.items())]
     if any("\0" in text for text in strings):
-        raise Refused(Reason.INVALID_REQUEST, "command and env cannot hold the character NUL")
+        raise RequestRejectedError(Reason.INVALID_REQUEST, "command and env cannot hold the character NUL")
     if any("=" in name or not name for name in launch.env):
-        raise Refused(Reason.INVALID_REQUEST, "a name in env cannot be empty or hold the character =")
+        raise RequestRejectedError(Reason.INVALID_REQUEST, "a name in env cannot be empty or hold the character =")
     numbers = (launch.timeout_seconds, launch.memory_mib << 20, output_bytes)
     try:
         return "\0".join([run_uid, *map(str, numbers), *strings]).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise Refused(Reason.INVALID_REQUEST, f"command or env is not Unicode text: {error.reason}") from error
+        raise RequestRejectedError(
+            Reason.INVALID_REQUEST, f"command or env is not Unicode text: {error.reason}"
+        ) from error
 
 
 def look(directory: int, key: Key) -> Look | None:
