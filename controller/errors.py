@@ -30,7 +30,7 @@ class OnlyReads(DatabaseUnavailable):
     """The database only reads."""
 
 
-class WriteRefused(SandboxError):
+class WriteRejectedError(SandboxError):
     """The database refuses this very statement until a right, a rule or the data changes.
 
     `data`: it is a value that the database cannot hold, so the same write without that value may pass.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from controller.errors import DatabaseUnavailable, SandboxError, WriteRefused
+from controller.errors import DatabaseUnavailable, SandboxError, WriteRejectedError
 
 ONLY_READS = "25006"
 # Classes of SQLSTATE. These pass by themselves: serialization and deadlock, no memory, disk or connection left, the
@@ -39,9 +39,9 @@ def in_words(doing: str) -> Iterator[None]:
 
 
 def meaning(error: psycopg.Error | UnicodeError | OverflowError, doing: str) -> SandboxError:
-    """DatabaseUnavailable where it passes by itself, else WriteRefused."""
+    """DatabaseUnavailable where it passes by itself, else WriteRejectedError."""
     if not isinstance(error, psycopg.Error):
-        return WriteRefused(f"{doing}: a value that the database cannot hold: {error}", data=True)
+        return WriteRejectedError(f"{doing}: a value that the database cannot hold: {error}", data=True)
     state = error.sqlstate
     ours = isinstance(error, psycopg.DataError | psycopg.ProgrammingError | psycopg.NotSupportedError)
     if state is None and not ours:
@@ -55,10 +55,10 @@ def meaning(error: psycopg.Error | UnicodeError | OverflowError, doing: str) -> 
         return Strained(f"{doing}: {line(error)} ({kind})")
     if state is not None and state[:2] in PASSING:
         return DatabaseUnavailable(f"{doing}: {line(error)} ({kind})")
-    return WriteRefused(f"{doing}: {line(error)} ({kind})", data=state is None or state[:2] in DATA)
+    return WriteRejectedError(f"{doing}: {line(error)} ({kind})", data=state is None or state[:2] in DATA)
 
 
-def broken_rule(error: WriteRefused) -> str | None:
+def broken_rule(error: WriteRejectedError) -> str | None:
     """Which rule of the table's an insert broke, or None where it is not the request that is at fault."""
     match error.__cause__:
         case UnicodeError():

@@ -15,13 +15,13 @@ from psycopg.types.json import Jsonb
 from controller.db import sql
 from controller.db.faults import in_words
 from controller.db.pool import connect
-from controller.errors import DatabaseUnavailable, SchemaError, WriteRefused
+from controller.errors import DatabaseUnavailable, SchemaError, WriteRejectedError
 
 NAME = "sandbox-client"
 
 
 class Requests:
-    """Each call sends one statement; it raises DatabaseUnavailable, SchemaError or WriteRefused."""
+    """Each call sends one statement; it raises DatabaseUnavailable, SchemaError or WriteRejectedError."""
 
     def __init__(self, url: str) -> None:
         self._url, self._sql = url, sql.statements("client.sql")
@@ -69,7 +69,7 @@ class Requests:
         except DatabaseUnavailable:
             self._connection.close()  # another one may be writable again
             raise
-        except WriteRefused as error:
+        except WriteRejectedError as error:
             if isinstance(error.__cause__, psycopg.ProgrammingError):
                 hint = "run `python -m controller migrate` as its owner, or use a login that may use the queue"
                 raise SchemaError(f"{error}; {hint}") from error

@@ -52,7 +52,7 @@ class Claimed:
 
 class Queue:
     """The controller's statements on one pool. Every statement can be repeated, and is until the database takes or
-    refuses it: what passes by itself is waited out. Raises WriteRefused."""
+    refuses it: what passes by itself is waited out. Raises WriteRejectedError."""
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection[DictRow]], me: str, output_bytes: int) -> None:
         self._pool, self.me, self._output_bytes = pool, me, output_bytes

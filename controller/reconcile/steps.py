@@ -16,7 +16,7 @@ from controller.errors import (
     RequestRejectedError,
     RunNotFoundError,
     TransientEngineError,
-    WriteRefused,
+    WriteRejectedError,
 )
 from controller.logs import about
 from controller.metrics import Metrics
@@ -178,7 +178,7 @@ class Steps:
         ended = Ended(row.key, row.run_uid, outcome, run, output, lost, step.counted, step.delay, epoch)
         try:
             done = await write(ended)
-        except WriteRefused as error:
+        except WriteRejectedError as error:
             if not error.data or output is None:
                 raise
             told = _without_output(outcome, f"could not be stored: {error}")

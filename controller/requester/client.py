@@ -10,7 +10,7 @@ from uuid import UUID
 
 from controller.db.faults import broken_rule
 from controller.db.requests import Requests
-from controller.errors import DatabaseUnavailable, SandboxError, WriteRefused
+from controller.errors import DatabaseUnavailable, SandboxError, WriteRejectedError
 from controller.protocol.model import State
 
 POLL_SECONDS = 0.5  # between looks where no notification comes
@@ -58,7 +58,7 @@ class Client:
             if "id" in request:
                 return self._insistent(lambda: self._requests.insert(request))
             return self._requests.insert(request)
-        except WriteRefused as error:
+        except WriteRejectedError as error:
             rule = broken_rule(error)
             if rule is None:
                 raise

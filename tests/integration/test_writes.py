@@ -14,7 +14,7 @@ import pytest
 
 from controller.db.store import Claimed, Queue
 from controller.db.writes import Bind, Ended, Mark
-from controller.errors import DatabaseUnavailable, WriteRefused
+from controller.errors import DatabaseUnavailable, WriteRejectedError
 from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State, exit_outcome
 from tests.support.database import (
     Connection,
@@ -272,7 +272,7 @@ def test_outcome_attempt_event_and_notification_come_in_one_transaction(database
         owner.execute("listen sandbox_finished")
         owner.execute("alter table sandbox_attempts add constraint broken check (reason <> 'NonZeroExit')")
         before = row(owner, key.sandbox_id)
-        with pytest.raises(WriteRefused, match=r'the outcome cannot be written: .* constraint "broken"'):
+        with pytest.raises(WriteRejectedError, match=r'the outcome cannot be written: .* constraint "broken"'):
             await queue.record(Ended(key, "u", BAD))
         assert row(owner, key.sandbox_id) == before
         assert steps(owner, key.sandbox_id) == ["claimed", "bound"]

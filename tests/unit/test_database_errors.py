@@ -7,7 +7,7 @@ import pytest
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from controller.db.faults import Locked, in_words, meaning
-from controller.errors import DatabaseUnavailable, WriteRefused
+from controller.errors import DatabaseUnavailable, WriteRejectedError
 
 PASSES = {
     "08006": "connection failure",
@@ -55,7 +55,7 @@ def test_what_passes_by_itself_is_waited_out(state: str) -> None:
 @pytest.mark.parametrize("state", REFUSED)
 def test_what_does_not_is_told_and_whether_a_value_is_at_fault(state: str) -> None:
     found = meaning(psycopg.errors.lookup(state)("words"), "the outcome cannot be written")
-    assert isinstance(found, WriteRefused)
+    assert isinstance(found, WriteRejectedError)
     assert found.data is REFUSED[state]
     assert str(found).startswith("the outcome cannot be written: words (")
 
@@ -83,6 +83,6 @@ def test_rows_that_another_transaction_holds_are_told_apart() -> None:
 
 def test_a_value_that_the_driver_cannot_send_is_refused_as_one() -> None:
     for error in (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), psycopg.DataError("too long")):
-        with pytest.raises(WriteRefused) as caught, in_words("x"):
+        with pytest.raises(WriteRejectedError) as caught, in_words("x"):
             raise error
         assert caught.value.data
