@@ -19,7 +19,7 @@ from controller.db.pool import open_pool, refuse_shared_sessions
 from controller.db.registry import Registry
 from controller.db.store import Queue
 from controller.drain import drain as drain_with
-from controller.errors import OnlyReads, SandboxError, SettingsError
+from controller.errors import DatabaseReadOnlyError, SandboxError, SettingsError
 from controller.health.endpoints import Http
 from controller.metrics import Metrics
 from controller.reconcile.abandoned import Abandoned
@@ -68,7 +68,7 @@ async def _writes(url: str, stop: asyncio.Event) -> bool:
     while not stop.is_set():
         try:
             await check_schema(url)
-        except OnlyReads as error:
+        except DatabaseReadOnlyError as error:
             log.warning("%s, waiting for it", error)
         else:
             return True

@@ -26,7 +26,7 @@ class DatabaseUnavailable(SandboxError):
     """The database does not answer, or takes no writes now: wait, then try again."""
 
 
-class OnlyReads(DatabaseUnavailable):
+class DatabaseReadOnlyError(DatabaseUnavailable):
     """The database only reads."""
 
 

@@ -15,7 +15,7 @@ from psycopg.sql import SQL, Identifier, Literal
 from controller.db import sql
 from controller.db.faults import in_words, line, meaning
 from controller.db.pool import connect, connect_async
-from controller.errors import DatabaseUnavailable, OnlyReads, SchemaError, SettingsError
+from controller.errors import DatabaseReadOnlyError, DatabaseUnavailable, SchemaError, SettingsError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -126,7 +126,7 @@ def _held(connection: psycopg.Connection[DictRow], roles: Roles, error: psycopg.
 async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
     """Raises SchemaError where this code must not run on that database: it is too old, or has shut this code out.
     A merely newer one will do. Raises DatabaseUnavailable where it does not answer,
-    OnlyReads where it takes no writes."""
+    DatabaseReadOnlyError where it takes no writes."""
     try:
         async with await connect_async(url, "sandbox-check") as connection:
             found = await (await connection.execute(sql.statements("roles.sql")["standing"])).fetchone()
@@ -137,7 +137,9 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
     except psycopg.Error as error:
         raise meaning(error, "the schema's version cannot be read") from error
     if found and found["only_reads"]:
-        raise OnlyReads(f"the database only reads: {found['only_reads']}; a controller needs one that writes")
+        raise DatabaseReadOnlyError(
+            f"the database only reads: {found['only_reads']}; a controller needs one that writes"
+        )
     version, oldest = (found["version"], found["min_code_version"]) if found else (0, 0)
     if oldest > code_version:
         raise SchemaError(
