@@ -22,11 +22,11 @@ class SchemaError(SandboxError):
     """The database's schema does not fit this version of the controller."""
 
 
-class DatabaseUnavailable(SandboxError):
+class DatabaseUnavailableError(SandboxError):
     """The database does not answer, or takes no writes now: wait, then try again."""
 
 
-class DatabaseReadOnlyError(DatabaseUnavailable):
+class DatabaseReadOnlyError(DatabaseUnavailableError):
     """The database only reads."""
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from controller.errors import DatabaseUnavailable, SandboxError, WriteRejectedError
+from controller.errors import DatabaseUnavailableError, SandboxError, WriteRejectedError
 
 ONLY_READS = "25006"
 # Classes of SQLSTATE. These pass by themselves: serialization and deadlock, no memory, disk or connection left, the
@@ -21,11 +21,11 @@ TIMED_OUT = "57014"
 STALE = {ONLY_READS, "0A000", "26000", "42804", "42P05", "XX000"}
 
 
-class Locked(DatabaseUnavailable):
+class Locked(DatabaseUnavailableError):
     """Another transaction holds rows that this write needs."""
 
 
-class Strained(DatabaseUnavailable):
+class Strained(DatabaseUnavailableError):
     """The database has no room or time for this statement now; a smaller one, or one without some row, may pass."""
 
 
@@ -39,22 +39,22 @@ def in_words(doing: str) -> Iterator[None]:
 
 
 def meaning(error: psycopg.Error | UnicodeError | OverflowError, doing: str) -> SandboxError:
-    """DatabaseUnavailable where it passes by itself, else WriteRejectedError."""
+    """DatabaseUnavailableError where it passes by itself, else WriteRejectedError."""
     if not isinstance(error, psycopg.Error):
         return WriteRejectedError(f"{doing}: a value that the database cannot hold: {error}", data=True)
     state = error.sqlstate
     ours = isinstance(error, psycopg.DataError | psycopg.ProgrammingError | psycopg.NotSupportedError)
     if state is None and not ours:
-        return DatabaseUnavailable(f"{doing}: the database does not answer: {line(error)}")
+        return DatabaseUnavailableError(f"{doing}: the database does not answer: {line(error)}")
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return Locked(f"{doing}: {line(error)}")
     if state == ONLY_READS:
-        return DatabaseUnavailable(f"{doing}: the database only reads: {line(error)}")
+        return DatabaseUnavailableError(f"{doing}: the database only reads: {line(error)}")
     kind = re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).lower()
     if state is not None and (state[:2] in STRAINED or state == TIMED_OUT):
         return Strained(f"{doing}: {line(error)} ({kind})")
     if state is not None and state[:2] in PASSING:
-        return DatabaseUnavailable(f"{doing}: {line(error)} ({kind})")
+        return DatabaseUnavailableError(f"{doing}: {line(error)} ({kind})")
     return WriteRejectedError(f"{doing}: {line(error)} ({kind})", data=state is None or state[:2] in DATA)
 
 

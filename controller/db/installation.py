@@ -10,7 +10,7 @@ import psycopg
 from controller.db import sql
 from controller.db.faults import meaning
 from controller.db.pool import connect
-from controller.errors import DatabaseUnavailable, SchemaError
+from controller.errors import DatabaseUnavailableError, SchemaError
 
 FOREIGN = (
     "this database bears the installation id of another one, and sandboxes are under way in it: if the original lives "
@@ -23,7 +23,7 @@ Whose = Literal["copy", "moved"]
 def settle_identity(url: str, whose: Whose | None) -> str | None:
     """Settles whose the installation's id is, `None`: where there is no doubt. Returns what to tell, if anything.
 
-    Raises DatabaseUnavailable, or SchemaError where a controller is connected that would go on under the old id.
+    Raises DatabaseUnavailableError, or SchemaError where a controller is connected that would go on under the old id.
     """
     statements = sql.statements("installation.sql")
     with closing(connect(url, "sandbox-migrate")) as connection:
@@ -41,7 +41,7 @@ def settle_identity(url: str, whose: Whose | None) -> str | None:
                 (found,) = connection.execute(sql.statements("controllers.sql")["identify"])
         except psycopg.Error as error:
             told = meaning(error, "the installation's id cannot be settled")
-            raise told if isinstance(told, DatabaseUnavailable) else SchemaError(str(told)) from error
+            raise told if isinstance(told, DatabaseUnavailableError) else SchemaError(str(told)) from error
     return {
         "own": None,
         "renewed": "this database is a copy with nothing under way: it is an installation of its own now",

@@ -15,7 +15,7 @@ from psycopg.sql import SQL, Identifier, Literal
 from controller.db import sql
 from controller.db.faults import in_words, line, meaning
 from controller.db.pool import connect, connect_async
-from controller.errors import DatabaseReadOnlyError, DatabaseUnavailable, SchemaError, SettingsError
+from controller.errors import DatabaseReadOnlyError, DatabaseUnavailableError, SchemaError, SettingsError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,7 +38,7 @@ def migrate(
     """Applies what is missing and puts owners and rights right; sets the passwords given, by login, and the seconds
     that ended sandboxes stay. Returns how many steps it took.
 
-    Safe beside controllers, beside another migration, and on a database that is newer. Raises DatabaseUnavailable, or
+    Safe beside controllers, beside another migration, and on a database that is newer. Raises DatabaseUnavailableError, or
     SchemaError where the login may not do it, the database refuses it, or another session is in the way for longer
     than `patience` seconds.
     """
@@ -55,7 +55,7 @@ def migrate(
             raise SchemaError(f"{needs}: {line(error)}") from error
         except psycopg.Error as error:
             found = meaning(error, "the database refuses the migration")
-            raise found if isinstance(found, DatabaseUnavailable) else SchemaError(str(found)) from error
+            raise found if isinstance(found, DatabaseUnavailableError) else SchemaError(str(found)) from error
 
 
 def _patiently(connection: psycopg.Connection[DictRow], roles: Roles, patience: float, part: Callable[[], T]) -> T:
@@ -125,7 +125,7 @@ def _held(connection: psycopg.Connection[DictRow], roles: Roles, error: psycopg.
 
 async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
     """Raises SchemaError where this code must not run on that database: it is too old, or has shut this code out.
-    A merely newer one will do. Raises DatabaseUnavailable where it does not answer,
+    A merely newer one will do. Raises DatabaseUnavailableError where it does not answer,
     DatabaseReadOnlyError where it takes no writes."""
     try:
         async with await connect_async(url, "sandbox-check") as connection:

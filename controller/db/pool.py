@@ -16,7 +16,7 @@ from psycopg_pool import AsyncConnectionPool
 from controller.db import sql
 from controller.db.faults import in_words, line
 from controller.db.url import check_url
-from controller.errors import DatabaseUnavailable, SchemaError, SettingsError
+from controller.errors import DatabaseUnavailableError, SchemaError, SettingsError
 
 DEFAULTS: dict[str, Any] = {  # a URL's own parameters come before these
     "connect_timeout": 10,
@@ -42,7 +42,7 @@ SESSION = sql.statements("session.sql")
 
 
 def connect(url: str, name: str) -> Connection[DictRow]:
-    """One connection under this name, in autocommit. Raises SettingsError, DatabaseUnavailable or SchemaError."""
+    """One connection under this name, in autocommit. Raises SettingsError, DatabaseUnavailableError or SchemaError."""
     conninfo = _conninfo(url, name)
     try:
         connection = Connection[DictRow].connect(conninfo, autocommit=True, row_factory=dict_row)
@@ -122,13 +122,15 @@ def _conninfo(url: str, name: str) -> str:
     return make_conninfo(**DEFAULTS | conninfo_to_dict(url) | {"application_name": name, "client_encoding": "utf8"})
 
 
-def _no_connection(error: psycopg.Error, url: str) -> DatabaseUnavailable:
+def _no_connection(error: psycopg.Error, url: str) -> DatabaseUnavailableError:
     told = re.sub(r"^connection (failed|is bad): ", "", line(error))
     if re.match(r"invalid .* value|invalid SSL protocol|definition of service", told):
-        return DatabaseUnavailable(f"{_named_by(told, url)} cannot be used: {told}")
+        return DatabaseUnavailableError(f"{_named_by(told, url)} cannot be used: {told}")
     part = next((part for words, part in PARTS.items() if re.search(words, told)), None)
     look = f"; look at its {part}" if part else ""
-    return DatabaseUnavailable(f"the database of DATABASE_URL does not answer, or refuses this login: {told}{look}")
+    return DatabaseUnavailableError(
+        f"the database of DATABASE_URL does not answer, or refuses this login: {told}{look}"
+    )
 
 
 def _named_by(told: str, url: str) -> str:

@@ -15,13 +15,13 @@ from psycopg.types.json import Jsonb
 from controller.db import sql
 from controller.db.faults import in_words
 from controller.db.pool import connect
-from controller.errors import DatabaseUnavailable, SchemaError, WriteRejectedError
+from controller.errors import DatabaseUnavailableError, SchemaError, WriteRejectedError
 
 NAME = "sandbox-client"
 
 
 class Requests:
-    """Each call sends one statement; it raises DatabaseUnavailable, SchemaError or WriteRejectedError."""
+    """Each call sends one statement; it raises DatabaseUnavailableError, SchemaError or WriteRejectedError."""
 
     def __init__(self, url: str) -> None:
         self._url, self._sql = url, sql.statements("client.sql")
@@ -46,7 +46,7 @@ class Requests:
     def listen(self) -> None:
         """Asks for the notifications of ends, where this connection has not yet."""
         if self._listening is not self._connection or self._connection.closed:
-            with suppress(DatabaseUnavailable):  # without notifications, as of a standby, the looks suffice
+            with suppress(DatabaseUnavailableError):  # without notifications, as of a standby, the looks suffice
                 self._ask(SQL(self._sql["listen"]), {})
                 self._listening = self._connection
 
@@ -66,7 +66,7 @@ class Requests:
             with in_words("the queue cannot be used"):
                 cursor = self._connection.execute(statement, params)
                 return cursor.fetchall() if cursor.description else []
-        except DatabaseUnavailable:
+        except DatabaseUnavailableError:
             self._connection.close()  # another one may be writable again
             raise
         except WriteRejectedError as error:

@@ -20,7 +20,7 @@ from controller.db.faults import STALE, Locked, Strained, in_words
 from controller.db.group_commit import Batch
 from controller.db.stalled import Aside, Overdue
 from controller.db.writes import Bind, Ended, Mark, PutBack
-from controller.errors import DatabaseUnavailable
+from controller.errors import DatabaseUnavailableError
 from controller.protocol.model import Key, Launch, Outcome, Reason, Row, State
 from controller.protocol.text import storable, tail
 
@@ -70,7 +70,7 @@ class Queue:
         self.clean = Batch(self._clean, self._locked)
 
     async def claim(self, most: int, max_running: int, lease: float) -> list[Claimed]:
-        """The next rows that may run. Raises DatabaseUnavailable where the reply was lost: see `take_over`."""
+        """The next rows that may run. Raises DatabaseUnavailableError where the reply was lost: see `take_over`."""
         params = {"me": self.me, "engine": self.engine, "lease": lease, "max_running": max_running, "most": most}
         return await self._readable(await self._once("claim", params))
 
@@ -221,7 +221,7 @@ class Queue:
         while True:
             try:
                 return await self._once(name, params)
-            except DatabaseUnavailable as error:
+            except DatabaseUnavailableError as error:
                 tries += isinstance(error, Strained)
                 if not patient and (isinstance(error, Locked) or tries == STRAINED_TRIES):
                     raise

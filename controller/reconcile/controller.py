@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from controller.backends.base import Backend
 from controller.db.store import Claimed, Queue
-from controller.errors import DatabaseUnavailable, TransientEngineError, WriteRejectedError
+from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
 from controller.metrics import Metrics
 from controller.protocol.model import Listing, Phase, Seen, State
 from controller.reconcile.abandoned import Abandoned
@@ -103,7 +103,7 @@ class Controller:
         while True:
             try:
                 await part()
-            except (DatabaseUnavailable, WriteRejectedError) as error:
+            except (DatabaseUnavailableError, WriteRejectedError) as error:
                 log.warning("%s, trying again", error)
             except TransientEngineError as error:
                 self._metrics.engine_up.set(0)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from controller.db.store import Queue
 from controller.db.writes import Mark
-from controller.errors import DatabaseUnavailable, TransientEngineError, WriteRejectedError
+from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, decide
@@ -85,7 +85,7 @@ class Carrier:
                 live.waiting = str(error)
                 await self._tell_waiting(live)
                 return False
-        except (DatabaseUnavailable, WriteRejectedError) as error:
+        except (DatabaseUnavailableError, WriteRejectedError) as error:
             log.warning("sandbox %s: %s, trying again", live.row.id, error, extra=about(live.row.key))
             return False
         except Exception:  # whatever one row does, the others go on

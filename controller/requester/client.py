@@ -10,7 +10,7 @@ from uuid import UUID
 
 from controller.db.faults import broken_rule
 from controller.db.requests import Requests
-from controller.errors import DatabaseUnavailable, SandboxError, WriteRejectedError
+from controller.errors import DatabaseUnavailableError, SandboxError, WriteRejectedError
 from controller.protocol.model import State
 
 POLL_SECONDS = 0.5  # between looks where no notification comes
@@ -100,7 +100,7 @@ class Client:
         while True:
             try:
                 return ask()
-            except DatabaseUnavailable:
+            except DatabaseUnavailableError:
                 if time.monotonic() > give_up:
                     raise
             time.sleep(POLL_SECONDS)

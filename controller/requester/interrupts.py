@@ -13,7 +13,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from controller import terminal
-from controller.errors import DatabaseUnavailable, SandboxError
+from controller.errors import DatabaseUnavailableError, SandboxError
 from controller.requester.client import AWAY_SECONDS, POLL_SECONDS, Client
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -95,7 +95,7 @@ class Interrupts:
         while True:
             try:
                 return Client(self._url)
-            except DatabaseUnavailable:
+            except DatabaseUnavailableError:
                 if time.monotonic() > give_up:
                     raise
             time.sleep(POLL_SECONDS)

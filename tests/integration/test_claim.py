@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from controller.db.writes import Bind, Ended
-from controller.errors import DatabaseUnavailable
+from controller.errors import DatabaseUnavailableError
 from controller.protocol.model import Outcome, Reason, State
 from tests.support.database import (
     ENGINE,
@@ -262,7 +262,7 @@ def test_a_lost_claim_reply_raises_and_the_rows_come_back(database: str) -> None
                     claiming = asyncio.create_task(queue.claim(10, 100, 60))
                     await asyncio.to_thread(until, killer, WAITS_FOR_LOCK)
                     kill_controllers(killer)
-                    with pytest.raises(DatabaseUnavailable):
+                    with pytest.raises(DatabaseUnavailableError):
                         await claiming
                 claim(owner)  # as if it had been done before the connection went
             [*back] = await queue.take_over(10, 60, held=[])

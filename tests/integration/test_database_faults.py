@@ -18,7 +18,7 @@ from psycopg.sql import SQL, Identifier
 
 from controller.app import serve
 from controller.db.migrate import check_schema, migrate
-from controller.errors import DatabaseUnavailable
+from controller.errors import DatabaseUnavailableError
 from controller.requester.client import Client
 from controller.settings import Settings
 from tests.support.command_line import command_line
@@ -281,7 +281,7 @@ def test_a_requester_follows_a_sandbox_through_a_spell_of_only_reading(database:
         assert next(following).state == "queued"
         only_reads(operator, True)
         assert next(following).state == "queued"  # reading goes on
-        with pytest.raises(DatabaseUnavailable, match="the database only reads: cannot execute INSERT"):
+        with pytest.raises(DatabaseUnavailableError, match="the database only reads: cannot execute INSERT"):
             client.submit({"command": "true"})
         with ThreadPoolExecutor() as threads:
             cancelling = threads.submit(client.cancel, sandbox)
@@ -354,7 +354,7 @@ def test_a_server_that_only_reads_for_a_while_costs_nothing(
     postgres = Postgres(tmp_path / "postgres")
 
     def reads_only() -> str:
-        with pytest.raises(DatabaseUnavailable) as caught:
+        with pytest.raises(DatabaseUnavailableError) as caught:
             asyncio.run(check_schema(postgres.url))
         return str(caught.value)
 

@@ -30,7 +30,7 @@ from psycopg.rows import DictRow
 from controller.backends.kubernetes import api as kubernetes_api
 from controller.db.listener import listen
 from controller.db.store import Queue
-from controller.errors import DatabaseUnavailable
+from controller.errors import DatabaseUnavailableError
 from tests.support import control as controlling
 from tests.support.fake_api import Answer
 from tests.support.fake_stage import Scene, play
@@ -667,7 +667,7 @@ def test_connections_that_end_at_any_statement_cost_nothing(
         answer = await once(self, name, params)
         if first and side == "after":
             cut_off(database)
-            raise DatabaseUnavailable("the answer was lost")
+            raise DatabaseUnavailableError("the answer was lost")
         return answer
 
     monkeypatch.setattr(Queue, "_once", hurt)

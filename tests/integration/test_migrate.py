@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Identifier, Literal
 
 from controller.db import sql
 from controller.db.migrate import CODE_VERSION, check_schema, migrate
-from controller.errors import DatabaseUnavailable, SandboxError, SchemaError, SettingsError
+from controller.errors import DatabaseUnavailableError, SandboxError, SchemaError, SettingsError
 from tests.support.database import Connection, connect, insert, one, together, until
 
 NOBODY = "postgresql://u:s3cr3t@127.0.0.1:1/x"
@@ -234,7 +234,7 @@ def test_a_controllers_login_may_check_and_a_requesters_may_not(database: str) -
 )
 def test_where_nothing_answers_one_sentence_says_so(url: str, told: str) -> None:
     for call in (lambda: migrate(url, {}), lambda: asyncio.run(check_schema(url))):
-        with pytest.raises(DatabaseUnavailable if "does not answer" in told else SettingsError) as caught:
+        with pytest.raises(DatabaseUnavailableError if "does not answer" in told else SettingsError) as caught:
             call()
         assert str(caught.value).startswith(told)
         assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ import pytest
 
 from controller.db.store import Claimed, Queue
 from controller.db.writes import Bind, Ended, Mark
-from controller.errors import DatabaseUnavailable, WriteRejectedError
+from controller.errors import DatabaseUnavailableError, WriteRejectedError
 from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State, exit_outcome
 from tests.support.database import (
     Connection,
@@ -531,7 +531,7 @@ def test_one_failure_tells_of_every_dead_connection(database: str, owner: Connec
     async def work(queue: Queue) -> None:
         await asyncio.gather(*(queue.counts() for _ in range(30)))
         kill_controllers(owner)
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(DatabaseUnavailableError):
             await queue.claim(1, 10, 60)
         assert len(await queue.claim(1, 10, 60)) == 1
 

@@ -7,7 +7,7 @@ import pytest
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from controller.db.faults import Locked, in_words, meaning
-from controller.errors import DatabaseUnavailable, WriteRejectedError
+from controller.errors import DatabaseUnavailableError, WriteRejectedError
 
 PASSES = {
     "08006": "connection failure",
@@ -47,7 +47,7 @@ REFUSED = {  # and whether it is a value
 @pytest.mark.parametrize("state", PASSES)
 def test_what_passes_by_itself_is_waited_out(state: str) -> None:
     found = meaning(psycopg.errors.lookup(state)("words"), "the outcome cannot be written")
-    assert isinstance(found, DatabaseUnavailable)
+    assert isinstance(found, DatabaseUnavailableError)
     assert str(found).startswith("the outcome cannot be written: ")
     assert ("the database only reads" if state == "25006" else PASSES[state]) in str(found)
 
@@ -72,7 +72,7 @@ def test_what_does_not_is_told_and_whether_a_value_is_at_fault(state: str) -> No
 )
 def test_a_connection_that_is_lost_or_not_to_be_had_is_waited_out(error: psycopg.Error) -> None:
     found = meaning(error, "x")
-    assert isinstance(found, DatabaseUnavailable)
+    assert isinstance(found, DatabaseUnavailableError)
     assert "the database does not answer" in str(found)
     assert "\n" not in str(found)
 

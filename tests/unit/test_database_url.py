@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from controller.db.pool import connect, connect_async
 from controller.db.url import check_url
-from controller.errors import DatabaseUnavailable, SettingsError
+from controller.errors import DatabaseUnavailableError, SettingsError
 
 HOST = "postgresql://u:s3cr3t@127.0.0.1:1/x"
 
@@ -65,7 +65,7 @@ def test_what_is_wrong_is_told_by_its_name(url: str, told: str) -> None:
         await (await connect_async(url, "test")).close()
 
     for call in (lambda: connect(url, "test"), lambda: asyncio.run(other())):
-        with pytest.raises((SettingsError, DatabaseUnavailable)) as caught:
+        with pytest.raises((SettingsError, DatabaseUnavailableError)) as caught:
             call()
         words = str(caught.value)
         assert words.startswith(f"DATABASE_URL {told}")
@@ -79,10 +79,10 @@ def test_a_parameter_that_the_environment_has_is_told_by_its_variable(
 ) -> None:
     monkeypatch.setenv(variable, "sometimes")
     with pytest.raises(
-        DatabaseUnavailable, match=f"^{variable} of the environment cannot be used: invalid {parameter}"
+        DatabaseUnavailableError, match=f"^{variable} of the environment cannot be used: invalid {parameter}"
     ):
         connect(HOST, "test")
-    with pytest.raises(DatabaseUnavailable, match=f"^DATABASE_URL cannot be used: invalid {parameter}"):
+    with pytest.raises(DatabaseUnavailableError, match=f"^DATABASE_URL cannot be used: invalid {parameter}"):
         connect(f"{HOST}?{parameter}=always", "test")
 
 
@@ -96,7 +96,7 @@ def test_a_parameter_that_the_environment_has_is_told_by_its_variable(
     ],
 )
 def test_a_server_that_is_not_there_is_told_with_the_part_to_look_at(url: str, part: str) -> None:
-    with pytest.raises(DatabaseUnavailable) as caught:
+    with pytest.raises(DatabaseUnavailableError) as caught:
         connect(url, "test")
     words = str(caught.value)
     assert words.startswith("the database of DATABASE_URL does not answer, or refuses this login: ")
