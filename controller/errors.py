@@ -41,11 +41,11 @@ class WriteRejectedError(SandboxError):
         self.data = data
 
 
-class BackendUnavailable(SandboxError):
+class BackendUnavailableError(SandboxError):
     """The engine does not answer, or cannot run sandboxes."""
 
 
-class BackendClosed(BackendUnavailable):
+class BackendClosed(BackendUnavailableError):
     """The backend is not open: open() comes before every other verb, and none after close()."""
 
 

@@ -46,13 +46,13 @@ class Backend(Protocol):
         """Makes ready; returns the engine's identity, which outlives restarts of engine and controller.
 
         Comes once, before every other verb. `installation` is the database's own id: only objects that carry it are
-        ever seen or touched. Raises BackendUnavailable, saying what is missing and what to do.
+        ever seen or touched. Raises BackendUnavailableError, saying what is missing and what to do.
         """
 
     async def ping(self) -> None:
         """Asks whether the engine that was opened answers; changes nothing, neither here nor there.
 
-        Raises BackendUnavailable where it does not, and before `open` and after `close`.
+        Raises BackendUnavailableError where it does not, and before `open` and after `close`.
         """
 
     @property

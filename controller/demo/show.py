@@ -25,7 +25,7 @@ from rich.text import Text
 from controller import terminal
 from controller.db.migrate import migrate
 from controller.demo.cases import Case, Run, cases, faults
-from controller.errors import BackendUnavailable, SandboxError
+from controller.errors import BackendUnavailableError, SandboxError
 from controller.image_context import stage
 from controller.protocol.text import encodable, visible
 from controller.requester.client import Client, RequestRefused
@@ -147,7 +147,7 @@ def _backend(wanted: str | None) -> str:
         return wanted
     try:
         _prepare_docker()
-    except BackendUnavailable as error:
+    except BackendUnavailableError as error:
         if wanted:
             raise
         _say(f"no Docker: {error}", "so sandboxes will be processes of this host, isolated from nothing")
@@ -156,7 +156,7 @@ def _backend(wanted: str | None) -> str:
 
 
 def _prepare_docker() -> None:
-    """Builds the sandbox image. Raises BackendUnavailable, saying why there can be no containers."""
+    """Builds the sandbox image. Raises BackendUnavailableError, saying why there can be no containers."""
     from controller.backends.docker.backend import DockerBackend
 
     async def reach() -> None:
@@ -165,7 +165,7 @@ def _prepare_docker() -> None:
             async with asyncio.timeout(CHECK_SECONDS):
                 await backend.open(uuid4())
         except TimeoutError as error:
-            raise BackendUnavailable("the Docker engine does not answer") from error
+            raise BackendUnavailableError("the Docker engine does not answer") from error
         finally:
             await backend.close()
 
@@ -174,18 +174,18 @@ def _prepare_docker() -> None:
     try:
         build = ["docker", "build", "--quiet", "--tag", IMAGE, str(stage("sandbox", CHECKOUT))]
     except OSError as error:
-        raise BackendUnavailable(f"{IMAGE} cannot be built: {error}") from error
+        raise BackendUnavailableError(f"{IMAGE} cannot be built: {error}") from error
     try:
         subprocess.run(
             build, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=BUILD_SECONDS
         )
     except subprocess.TimeoutExpired as error:
-        raise BackendUnavailable(
+        raise BackendUnavailableError(
             f"building took over {BUILD_SECONDS} s: run `{' '.join(build)}`, then again"
         ) from error
     except (OSError, subprocess.SubprocessError) as error:
         words = getattr(error, "stderr", None) or str(error)
-        raise BackendUnavailable(f"{' '.join(build)}: {words.strip().splitlines()[-1]}") from error
+        raise BackendUnavailableError(f"{' '.join(build)}: {words.strip().splitlines()[-1]}") from error
 
 
 @contextmanager

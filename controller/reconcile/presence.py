@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from controller.backends.base import Backend
 from controller.db.registry import Attendant, Registry
-from controller.errors import BackendUnavailable, SandboxError, SettingsError, TransientEngineError
+from controller.errors import BackendUnavailableError, SandboxError, SettingsError, TransientEngineError
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Presence:
 
     @asynccontextmanager
     async def entered(self) -> AsyncIterator[None]:
-        """Is present inside the block. Raises BackendUnavailable if a controller that came first is on another
+        """Is present inside the block. Raises BackendUnavailableError if a controller that came first is on another
         engine of this identity, SettingsError if the server does not know controllers by their names."""
         try:
             await self._enter()
@@ -100,7 +100,7 @@ class Presence:
             await self._registry.register()
             await self._refuse_twins()
         except TransientEngineError as error:
-            raise BackendUnavailable(str(error)) from error
+            raise BackendUnavailableError(str(error)) from error
 
     async def _refuse_twins(self) -> None:
         """A machine that was copied while a controller ran there has that controller's mark; but its original does not
@@ -119,7 +119,7 @@ class Presence:
             if late:
                 twins |= unproven.keys() - here
             if twins:
-                raise BackendUnavailable(
+                raise BackendUnavailableError(
                     f"the controller {min(twins)} runs sandboxes on another machine under the identity of this engine, "
                     f"{self._engine}; one of the two machines is a copy: {marks.advice}"
                 )

@@ -13,7 +13,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from controller.errors import BackendUnavailable, RunNotFoundError
+from controller.errors import BackendUnavailableError, RunNotFoundError
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, State
 from tests.support.engines import DEADLINE, Engine, Watched, derived_image
 
@@ -43,12 +43,12 @@ def test_an_engine_keeps_its_identity_over_restarts_of_the_controller(engine: En
 def test_a_ping_is_refused_before_the_backend_is_open_and_after_it_is_closed(engine: Engine) -> None:
     async def go() -> None:
         backend = engine.connect()
-        with pytest.raises(BackendUnavailable):
+        with pytest.raises(BackendUnavailableError):
             await backend.ping()
         await backend.open(engine.installation)
         await backend.ping()
         await backend.close()
-        with pytest.raises(BackendUnavailable):
+        with pytest.raises(BackendUnavailableError):
             await backend.ping()
 
     asyncio.run(go())

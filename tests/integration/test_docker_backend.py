@@ -20,7 +20,7 @@ from controller.backends.docker import spec
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.labels import labels
 from controller.errors import (
-    BackendUnavailable,
+    BackendUnavailableError,
     ImagePullingError,
     RequestRejectedError,
     RunNotFoundError,
@@ -125,7 +125,7 @@ async def checked(backend: Any, engine: Engine) -> str:
 
 @pytest.mark.parametrize("url", ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:1", "nonsense", "tcp://x:999999"])
 def test_without_an_engine_it_says_what_to_do(engine: Engine, url: str) -> None:
-    with pytest.raises(BackendUnavailable, match="DOCKER_HOST"):
+    with pytest.raises(BackendUnavailableError, match="DOCKER_HOST"):
         asyncio.run(checked(DockerBackend(SHELL_IMAGE, url), engine))
 
 
@@ -134,7 +134,7 @@ def test_without_the_right_it_says_what_to_do(engine: Engine) -> None:
     backend = DockerBackend(SHELL_IMAGE, f"unix://{SOCKET}")
     os.seteuid(65534)
     try:
-        with pytest.raises(BackendUnavailable, match="group"):
+        with pytest.raises(BackendUnavailableError, match="group"):
             asyncio.run(checked(backend, engine))
     finally:
         os.seteuid(0)
@@ -718,12 +718,12 @@ def test_a_ping_tells_an_engine_that_is_away_and_one_that_is_another(tmp_path: P
             assert await backend.open(uuid4()) == "docker:one"
             await backend.ping()
         for _ in range(3):
-            with pytest.raises(BackendUnavailable, match="does not answer"):
+            with pytest.raises(BackendUnavailableError, match="does not answer"):
                 await backend.ping()
         async with engine():
             await backend.ping()
             said["ID"] = "two"
-            with pytest.raises(BackendUnavailable, match="another Docker engine"):
+            with pytest.raises(BackendUnavailableError, match="another Docker engine"):
                 await backend.ping()
         await backend.close()
 

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg.sql import SQL, Identifier
 
 from controller.app import assemble
-from controller.errors import BackendUnavailable
+from controller.errors import BackendUnavailableError
 from controller.health import endpoints, readiness, server
 from controller.reconcile.controller import Controller
 from controller.settings import Settings
@@ -178,7 +178,7 @@ def test_without_its_engine_it_is_not_ready_and_says_why(database: str) -> None:
 
         async def ping(self) -> None:
             if self.broken:
-                raise BackendUnavailable("the engine is being repaired: wait")
+                raise BackendUnavailableError("the engine is being repaired: wait")
 
     async def go() -> None:
         backend = Broken()

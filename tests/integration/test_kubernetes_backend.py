@@ -23,7 +23,7 @@ from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.kubernetes.job import RECORDED, JobOptions
 from controller.backends.registry import connect
 from controller.errors import (
-    BackendUnavailable,
+    BackendUnavailableError,
     RequestRejectedError,
     RunNotFoundError,
     SettingsError,
@@ -618,7 +618,7 @@ def checked(backend: KubernetesBackend) -> str:
 
 def trouble(backend: KubernetesBackend) -> str:
     """What it says of its opening, in one line."""
-    with pytest.raises(BackendUnavailable) as unavailable:
+    with pytest.raises(BackendUnavailableError) as unavailable:
         checked(backend)
     words = str(unavailable.value)
     assert "\n" not in words

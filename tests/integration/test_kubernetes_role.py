@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from controller.errors import BackendUnavailable, SandboxError
+from controller.errors import BackendUnavailableError, SandboxError
 from controller.protocol.model import Phase
 from tests.support.cluster import IMAGE, ROLE, Namespace, make_namespace
 from tests.support.engines import Engine, Watched, need_cluster
@@ -121,7 +121,7 @@ def test_without_this_right_a_controller_refuses_to_begin(less: Namespace) -> No
         finally:
             await backend.close()
 
-    with pytest.raises(BackendUnavailable, match="cannot"):
+    with pytest.raises(BackendUnavailableError, match="cannot"):
         asyncio.run(go())
 
 

@@ -20,7 +20,7 @@ import pytest
 from controller.backends.guest import files
 from controller.backends.process import runs as process_runs
 from controller.backends.process.backend import ProcessBackend
-from controller.errors import BackendUnavailable, RequestRejectedError, RunNotFoundError, TransientEngineError
+from controller.errors import BackendUnavailableError, RequestRejectedError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Phase, Reason, Seen, State
 
 DEADLINE = 20.0
@@ -132,7 +132,7 @@ def test_a_work_directory_that_cannot_be_used_says_so(tmp_path: Path) -> None:
         finally:
             await backend.close()
 
-    with pytest.raises(BackendUnavailable, match="SANDBOX_WORK_DIR"):
+    with pytest.raises(BackendUnavailableError, match="SANDBOX_WORK_DIR"):
         asyncio.run(check())
 
 
@@ -142,13 +142,13 @@ def test_a_ping_tells_a_work_directory_that_is_gone_or_another_one(tmp_path: Pat
         await backend.open(INSTALLATION)
         await backend.ping()
         work.rename(tmp_path / "aside")
-        with pytest.raises(BackendUnavailable, match=r"SANDBOX_WORK_DIR = .* cannot be used"):
+        with pytest.raises(BackendUnavailableError, match=r"SANDBOX_WORK_DIR = .* cannot be used"):
             await backend.ping()
         assert not work.exists()
         other = ProcessBackend(work)
         await other.open(INSTALLATION)
         await other.close()
-        with pytest.raises(BackendUnavailable, match="another than at the start"):
+        with pytest.raises(BackendUnavailableError, match="another than at the start"):
             await backend.ping()
         await backend.close()
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from controller.backends.base import Backend
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.process.backend import ProcessBackend
-from controller.errors import BackendUnavailable
+from controller.errors import BackendUnavailableError
 from tests.support.control import Table, control, table
 from tests.support.engines import SHELL_IMAGE, need_docker
 from tests.support.memory_backend import MemoryBackend, MemoryEngine
@@ -45,7 +45,7 @@ def twins() -> tuple[MemoryEngine, MemoryEngine]:
 
 
 async def refused(url: str, backend: Backend) -> str:
-    with pytest.raises(BackendUnavailable) as caught:
+    with pytest.raises(BackendUnavailableError) as caught:
         async with control(url, backend):
             pass
     return str(caught.value)
@@ -79,7 +79,7 @@ def test_of_two_machines_with_one_identity_that_start_at_once_one_refuses(databa
                 async with control(database, MemoryBackend(engine)):
                     outcomes.append("runs")
                     await done.wait()
-            except BackendUnavailable as error:
+            except BackendUnavailableError as error:
                 outcomes.append("refused" if "on another machine under the identity" in str(error) else str(error))
 
         starting = [asyncio.create_task(start(engine)) for engine in twins()]

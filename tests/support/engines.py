@@ -17,7 +17,7 @@ import pytest
 from controller.backends.base import Backend
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.process.backend import ProcessBackend
-from controller.errors import BackendUnavailable, ImagePullingError, TransientEngineError
+from controller.errors import BackendUnavailableError, ImagePullingError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Phase, Seen
 from tests.support.cluster import IMAGE as CLUSTER_IMAGE
 from tests.support.cluster import session_namespace, trouble
@@ -193,7 +193,7 @@ def need_docker() -> None:
 
     try:
         asyncio.run(ask())
-    except BackendUnavailable as error:
+    except BackendUnavailableError as error:
         missing("docker", str(error))
     need_image(SHELL_IMAGE, "docker")
 

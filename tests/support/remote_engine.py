@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from controller.errors import BackendUnavailable, TransientEngineError
+from controller.errors import BackendUnavailableError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Output, Seen
 from tests.support.memory_backend import MemoryBackend, MemoryEngine
 
@@ -100,7 +100,7 @@ class RemoteBackend:
         try:
             await self.call("ping")
         except TransientEngineError as error:
-            raise BackendUnavailable(str(error)) from error
+            raise BackendUnavailableError(str(error)) from error
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         """Makes it inert."""

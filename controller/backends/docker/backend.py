@@ -22,7 +22,7 @@ from controller.backends.docker.volumes import Volumes
 from controller.backends.json_lines import Json, Lines
 from controller.errors import (
     BackendClosed,
-    BackendUnavailable,
+    BackendUnavailableError,
     ImagePullingError,
     RequestRejectedError,
     RunNotFoundError,
@@ -57,7 +57,7 @@ class DockerBackend:
     async def open(self, installation: UUID) -> str:
         info = await self._engine.info()
         if missing := spec.cannot_limit(info):
-            raise BackendUnavailable(
+            raise BackendUnavailableError(
                 f"the Docker engine cannot limit {missing}: delegate these cgroup controllers to it"
             )
         self._installation, self._id, self._node = str(installation), info["ID"], info.get("Name")
@@ -68,7 +68,7 @@ class DockerBackend:
         if not self._installation:
             raise BackendClosed
         if (await self._engine.info())["ID"] != self._id:
-            raise BackendUnavailable("another Docker engine answers than at the start: restart the controller")
+            raise BackendUnavailableError("another Docker engine answers than at the start: restart the controller")
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         if look and (found := await self._adopt(launch.key)) is not None:

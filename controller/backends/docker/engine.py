@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from controller.backends.json_lines import Json, decoded
-from controller.errors import BackendUnavailable, TransientEngineError
+from controller.errors import BackendUnavailableError, TransientEngineError
 
 QUICK = aiohttp.ClientTimeout(total=15)
 SLOW = aiohttp.ClientTimeout(total=90)  # starts and removals wait for disk and kernel
@@ -84,11 +84,11 @@ class Engine:
             await response.read()
 
     async def info(self) -> Json:
-        """What the engine says of itself. Raises BackendUnavailable."""
+        """What the engine says of itself. Raises BackendUnavailableError."""
         try:
             found: Json = await self.json("GET", "info")
         except TransientEngineError as error:
-            raise BackendUnavailable(str(error)) from error
+            raise BackendUnavailableError(str(error)) from error
         return found
 
     def _connected(self) -> tuple[aiohttp.ClientSession, str]:

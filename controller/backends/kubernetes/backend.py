@@ -25,7 +25,7 @@ from controller.backends.kubernetes.runs import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes.watch import Event, Events, Feed
 from controller.errors import (
     BackendClosed,
-    BackendUnavailable,
+    BackendUnavailableError,
     RequestRejectedError,
     RunNotFoundError,
     TransientEngineError,
@@ -77,9 +77,9 @@ class KubernetesBackend:
             await self._try_out(objects)
         except RequestRejectedError as error:
             words = f"the namespace {self._api.namespace} refuses every Job, or SANDBOX_JOB_OPTIONS is wrong: {error}"
-            raise BackendUnavailable(words) from error
+            raise BackendUnavailableError(words) from error
         except TransientEngineError as error:
-            raise BackendUnavailable(str(error)) from error
+            raise BackendUnavailableError(str(error)) from error
         self._objects = objects
         return f"kubernetes:{identity}"
 
@@ -89,7 +89,7 @@ class KubernetesBackend:
         try:
             await self._find_one("jobs", self._objects)
         except TransientEngineError as error:
-            raise BackendUnavailable(str(error)) from error
+            raise BackendUnavailableError(str(error)) from error
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         if look and (job := await self._objects.job(launch.key)) is not None:

@@ -22,7 +22,7 @@ from controller.backends.process.host import Bell, empty_trash
 from controller.backends.process.marks import ProcessMarks
 from controller.backends.process.runs import Runs
 from controller.backends.process.spec import request_bytes
-from controller.errors import BackendClosed, BackendUnavailable, RunNotFoundError, TransientEngineError
+from controller.errors import BackendClosed, BackendUnavailableError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 
 POLL_SECONDS = 1.0
@@ -58,7 +58,7 @@ class ProcessBackend:
     async def ping(self) -> None:
         """Looks whether the work directory is still that one, and can still be written to."""
         if await self._in_work_dir(self._runs.look_around) != self._identity:
-            raise BackendUnavailable(
+            raise BackendUnavailableError(
                 f"SANDBOX_WORK_DIR = {self._work_dir} is another than at the start: restart the controller"
             )
 
@@ -147,7 +147,7 @@ class ProcessBackend:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._workers, work)
         except OSError as error:
-            raise BackendUnavailable(
+            raise BackendUnavailableError(
                 f"SANDBOX_WORK_DIR = {self._work_dir} cannot be used ({error.strerror}): it takes a directory on a "
                 "local disk that this user may write to"
             ) from error

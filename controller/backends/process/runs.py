@@ -19,7 +19,7 @@ import controller
 from controller.backends.guest import files
 from controller.backends.process.host import empty_trash, end_marked, spawn_supervisor
 from controller.backends.process.spec import Look, look, read_output
-from controller.errors import BackendUnavailable, RunNotFoundError, TransientEngineError
+from controller.errors import BackendUnavailableError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Listing, Output, Phase, Seen
 
 START = (
@@ -47,7 +47,7 @@ class Runs:
     def prepare(self) -> str:
         """Makes the directories; returns this host's identity, the same for all who share them."""
         if not hasattr(os, "waitid"):
-            raise BackendUnavailable("SANDBOX_BACKEND=process needs os.waitid: Linux, or macOS with Python 3.13")
+            raise BackendUnavailableError("SANDBOX_BACKEND=process needs os.waitid: Linux, or macOS with Python 3.13")
         for directory in (self.root, self.staging, self.trash, self.wake):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self.staging / uuid.uuid4().hex
@@ -71,7 +71,9 @@ class Runs:
         try:
             return f"process:{UUID(self._identity.read_text())}"
         except ValueError as error:
-            raise BackendUnavailable(f"{self._identity} is damaged; with no run on this host, remove it") from error
+            raise BackendUnavailableError(
+                f"{self._identity} is damaged; with no run on this host, remove it"
+            ) from error
 
     def create(self, key: Key, request: bytes, *, look_first: bool) -> Seen:
         """Puts a whole directory in place by one rename, unless one is there."""
