@@ -45,7 +45,7 @@ class BackendUnavailableError(SandboxError):
     """The engine does not answer, or cannot run sandboxes."""
 
 
-class BackendClosed(BackendUnavailableError):
+class BackendClosedError(BackendUnavailableError):
     """The backend is not open: open() comes before every other verb, and none after close()."""
 
 

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from uuid import UUID, uuid4
 
 from controller.errors import (
-    BackendClosed,
+    BackendClosedError,
     ImagePullingError,
     RequestRejectedError,
     RunNotFoundError,
@@ -159,7 +159,7 @@ class MemoryBackend:
     async def ping(self) -> None:
         """It always answers."""
         if not self._open:
-            raise BackendClosed
+            raise BackendClosedError
 
     async def create(self, launch: Launch, *, look: bool) -> Seen | None:
         """Makes a pretended run, or finds it."""

@@ -21,7 +21,7 @@ from controller.backends.docker.spec import create_body
 from controller.backends.docker.volumes import Volumes
 from controller.backends.json_lines import Json, Lines
 from controller.errors import (
-    BackendClosed,
+    BackendClosedError,
     BackendUnavailableError,
     ImagePullingError,
     RequestRejectedError,
@@ -66,7 +66,7 @@ class DockerBackend:
 
     async def ping(self) -> None:
         if not self._installation:
-            raise BackendClosed
+            raise BackendClosedError
         if (await self._engine.info())["ID"] != self._id:
             raise BackendUnavailableError("another Docker engine answers than at the start: restart the controller")
 

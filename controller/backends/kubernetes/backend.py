@@ -24,7 +24,7 @@ from controller.backends.kubernetes.output import Logs
 from controller.backends.kubernetes.runs import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes.watch import Event, Events, Feed
 from controller.errors import (
-    BackendClosed,
+    BackendClosedError,
     BackendUnavailableError,
     RequestRejectedError,
     RunNotFoundError,
@@ -85,7 +85,7 @@ class KubernetesBackend:
 
     async def ping(self) -> None:
         if not self._objects.installation:
-            raise BackendClosed
+            raise BackendClosedError
         try:
             await self._find_one("jobs", self._objects)
         except TransientEngineError as error:

@@ -22,7 +22,7 @@ from controller.backends.process.host import Bell, empty_trash
 from controller.backends.process.marks import ProcessMarks
 from controller.backends.process.runs import Runs
 from controller.backends.process.spec import request_bytes
-from controller.errors import BackendClosed, BackendUnavailableError, RunNotFoundError, TransientEngineError
+from controller.errors import BackendClosedError, BackendUnavailableError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
 
 POLL_SECONDS = 1.0
@@ -131,7 +131,7 @@ class ProcessBackend:
     @property
     def _runs(self) -> Runs:
         if self._installed is None:
-            raise BackendClosed
+            raise BackendClosedError
         return self._installed
 
     async def _changes(self, names: set[str], uids: dict[str, str]) -> list[Seen]:
