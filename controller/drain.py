@@ -14,7 +14,7 @@ from controller.backends.base import Backend
 from controller.db.registry import Registry
 from controller.db.store import Queue
 from controller.errors import TransientEngineError
-from controller.protocol.model import Listing, Seen
+from controller.protocol.model import Listing, ObservedRun
 from controller.reconcile.controller import Controller
 
 POLL_SECONDS = 0.2
@@ -99,7 +99,7 @@ async def _clear_engine(queue: Queue, backend: Backend, left: _Left) -> None:
 
 
 async def _listing(backend: Backend) -> Listing:
-    async with aclosing(cast(AsyncGenerator[Listing | Seen], backend.observe())) as sights:
+    async with aclosing(cast(AsyncGenerator[Listing | ObservedRun], backend.observe())) as sights:
         async for sight in sights:
             if isinstance(sight, Listing):
                 return sight

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 from uuid import UUID
 
-from controller.protocol.model import Key, Launch, Listing, Output, Seen
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output
 
 
 class Marks(Protocol):
@@ -59,7 +59,7 @@ class Backend(Protocol):
     def marks(self) -> Marks | None:
         """The marks of controllers on the engine that was opened; None where this kind of engine has none."""
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         """Makes the attempt inert, or finds the one that is there, whatever its phase.
 
         None where the run appears later, in `observe`. `look`: it may be there already, so look before making.
@@ -75,7 +75,7 @@ class Backend(Protocol):
         start it at all.
         """
 
-    def observe(self) -> AsyncIterator[Listing | Seen]:
+    def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """A whole listing first, then each change as it comes; a whole listing again after any doubt and
         every few seconds. Never ends by itself; raises TransientEngineError where the engine stops answering."""
 

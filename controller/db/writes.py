@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from controller.protocol.model import Key, Outcome, Output, Seen
+from controller.protocol.model import Key, ObservedRun, Outcome, Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Ended:
     key: Key
     run_uid: str | None
     outcome: Outcome
-    seen: Seen | None = None
+    seen: ObservedRun | None = None
     output: Output | None = None
     lost: bool = False  # it may have written something, and nothing of that could be had
     counted: bool = False

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import assert_never
 
-from controller.protocol.model import KILL_MARGIN, Outcome, Phase, Reason, Row, Seen, State
+from controller.protocol.model import KILL_MARGIN, ObservedRun, Outcome, Phase, Reason, Row, State
 
 RETRY_FIRST, RETRY_MOST = 1.0, 60.0  # seconds before the second attempt; doubled up to the second
 REPLACE_DELAY = 1.0  # seconds before an attempt that never started is replaced
@@ -38,7 +38,7 @@ class Step:
     """One decision: what to do, to which run, with which outcome."""
 
     do: Do
-    run: Seen | None = None
+    run: ObservedRun | None = None
     outcome: Outcome | None = None
     counted: bool = False
     delay: float = 0.0
@@ -63,7 +63,7 @@ class Standing:
 WAIT = Step(Do.WAIT)
 
 
-def decide(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
+def decide(row: Row, runs: Collection[ObservedRun], standing: Standing) -> Step:
     """The next step for this row, given every run of its attempt that the engine has."""
     match row.state:
         case State.LAUNCHING | State.RUNNING:
@@ -75,7 +75,7 @@ def decide(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
     assert_never(row.state)
 
 
-def _active(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
+def _active(row: Row, runs: Collection[ObservedRun], standing: Standing) -> Step:
     run = _own(row, runs)
     if row.run_uid is not None or row.cancelled or (standing.mine and standing.overdue):
         for other in runs:  # not before one is bound: whoever slept through its lease might take away another's choice
@@ -103,19 +103,19 @@ def _active(row: Row, runs: Collection[Seen], standing: Standing) -> Step:
     assert_never(run.phase)
 
 
-def _own(row: Row, runs: Collection[Seen]) -> Seen | None:
+def _own(row: Row, runs: Collection[ObservedRun]) -> ObservedRun | None:
     """The row's run: the bound one, else the one furthest on."""
     if row.run_uid is not None:
         return next((run for run in runs if run.run_uid == row.run_uid), None)
     return min((run for run in runs if run.phase is not Phase.GONE), key=_nearness, default=None)
 
 
-def _nearness(run: Seen) -> int:
+def _nearness(run: ObservedRun) -> int:
     """Of the runs of an unbound row one that went past its gate is the one; one that never can is so last."""
     return {Phase.INERT: 1, Phase.NEVER: 2}.get(run.phase, 0)
 
 
-def _absent(row: Row, run: Seen | None, standing: Standing) -> Step:
+def _absent(row: Row, run: ObservedRun | None, standing: Standing) -> Step:
     if row.run_uid is None:
         if row.cancelled:
             return Step(Do.RECORD, outcome=cancelled("before it started"))
@@ -138,7 +138,7 @@ def _absent(row: Row, run: Seen | None, standing: Standing) -> Step:
     return Step(Do.RECORD, run, Outcome(State.LOST, Reason.LOST, message))
 
 
-def _inert(row: Row, run: Seen, standing: Standing) -> Step:
+def _inert(row: Row, run: ObservedRun, standing: Standing) -> Step:
     if row.cancelled and row.run_uid is None:
         return Step(Do.DISCARD, run)
     if row.state is State.RUNNING:  # its engine was set back to before its start; it did start
@@ -150,7 +150,7 @@ def _inert(row: Row, run: Seen, standing: Standing) -> Step:
     return Step(Do.BIND if row.run_uid is None else Do.RELEASE, run)
 
 
-def _alive(row: Row, run: Seen, standing: Standing) -> Step:
+def _alive(row: Row, run: ObservedRun, standing: Standing) -> Step:
     late = standing.overrun or (run.phase is Phase.STARTING and (standing.overdue or run.hopeless))
     if row.cancelled or late or standing.doomed:  # one that was told to end is not called running any more
         return WAIT if standing.killed else Step(Do.KILL, run)
@@ -159,7 +159,7 @@ def _alive(row: Row, run: Seen, standing: Standing) -> Step:
     return WAIT
 
 
-def _never_started(row: Row, run: Seen, standing: Standing) -> Step:
+def _never_started(row: Row, run: ObservedRun, standing: Standing) -> Step:
     if row.state is State.RUNNING:  # it cannot have been both: no second try
         message = "it was seen to run, and its engine says that it never did"
         return Step(Do.RECORD, outcome=Outcome(State.LOST, Reason.LOST, message))
@@ -173,7 +173,7 @@ def _never_started(row: Row, run: Seen, standing: Standing) -> Step:
     return Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, message), delay=REPLACE_DELAY)
 
 
-def _attributed(row: Row, run: Seen, outcome: Outcome, standing: Standing) -> Outcome:
+def _attributed(row: Row, run: ObservedRun, outcome: Outcome, standing: Standing) -> Outcome:
     """The same; of a run that was killed, what it was killed for where a controller did it. That is told by what the
     next controller finds too (the row, the clock, what the engine keeps): between the kill and its record may lie a
     crash."""
@@ -197,7 +197,7 @@ def _attributed(row: Row, run: Seen, outcome: Outcome, standing: Standing) -> Ou
     return outcome
 
 
-def _ran_over(row: Row, run: Seen) -> bool:
+def _ran_over(row: Row, run: ObservedRun) -> bool:
     """Whether it ran for longer than its timeout, as far as its engine tells."""
     if run.started_at is None or run.ended_at is None:
         return True

@@ -144,7 +144,7 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObservedRun:
     """One look of an engine at one run."""
 
     key: Key
@@ -168,10 +168,10 @@ class Listing:
     `begun`: monotonic seconds when it was asked for. What was made later may be missing, however late it is read.
     """
 
-    runs: tuple[Seen, ...]
+    runs: tuple[ObservedRun, ...]
     begun: float
     pending: Mapping[Key, str | None] = field(default_factory=dict)  # made, with no run yet; and why, where known
-    recorded: tuple[Seen, ...] = ()  # ended and cleaned, still there: for rows that do not know it any more
+    recorded: tuple[ObservedRun, ...] = ()  # ended and cleaned, still there: for rows that do not know it any more
 
 
 def exit_outcome(code: int) -> Outcome:

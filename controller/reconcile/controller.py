@@ -13,7 +13,7 @@ from controller.backends.base import Backend
 from controller.db.store import Claimed, Queue
 from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
 from controller.metrics import Metrics
-from controller.protocol.model import Listing, Phase, Seen, State
+from controller.protocol.model import Listing, ObservedRun, Phase, State
 from controller.reconcile.abandoned import Abandoned
 from controller.reconcile.claims import Claims
 from controller.reconcile.presence import Presence
@@ -223,7 +223,7 @@ class Controller:
         async for sight in self._backend.observe():
             self._metrics.engine_up.set(1)
             match sight:
-                case Seen():
+                case ObservedRun():
                     self._carrier.saw(sight)
                 case Listing():
                     for seen in sight.runs:

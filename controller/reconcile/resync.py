@@ -14,7 +14,7 @@ from controller.errors import TransientEngineError
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, decide
-from controller.protocol.model import Key, Listing, Phase, Row, Seen, State
+from controller.protocol.model import Key, Listing, ObservedRun, Phase, Row, State
 from controller.reconcile.presence import Presence
 from controller.reconcile.tracker import Live, Lives
 from controller.reconcile.worker import Carrier
@@ -53,7 +53,7 @@ class Comparison:
         rows = {row.id: row for row in await self._queue.standing()}
         read = time.monotonic()  # the table may have kept us waiting for longer than any grace
         named = {(row.key, row.run_uid) for row in rows.values()}
-        runs: dict[Key, list[Seen]] = {}
+        runs: dict[Key, list[ObservedRun]] = {}
         for seen in listing.runs:
             runs.setdefault(seen.key, []).append(seen)
         for seen in listing.recorded:  # a database that lost its last commits asks for it again
@@ -88,7 +88,7 @@ class Comparison:
         await self._sweep({key: uids for key, uids in strays.items() if key in self._strays})
         self._strays = set(strays)  # one that was recorded since the list was made is gone from the next
 
-    def _is_missing(self, row: Row, there: Collection[Seen], excused: bool, read: float, begun: float) -> bool:
+    def _is_missing(self, row: Row, there: Collection[ObservedRun], excused: bool, read: float, begun: float) -> bool:
         """Whether a listing that began a whole grace after the row was first seen without its run has not got it
         either: one that began before may be older than the run."""
         if excused or row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):
@@ -96,7 +96,7 @@ class Comparison:
             return False
         return begun - self._missing.setdefault((row.key, row.run_uid), read) >= self._grace
 
-    def _holds(self, seen: Seen, row: Row, listed: float) -> bool:
+    def _holds(self, seen: ObservedRun, row: Row, listed: float) -> bool:
         """Whether it may be acted on: a run that waits for its release, of a row that runs, is either from before that
         start, or its engine was set back since. Only a list begun a grace after the start tells; taken for the second,
         the first would be removed, with its result. `listed`: seconds since the list was begun."""

@@ -21,7 +21,7 @@ from controller.errors import (
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step
-from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State
+from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State
 from controller.reconcile.tracker import KILL_AGAIN, Live, Lives
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Steps:
         if await self._queue.make_due(Mark(key)):
             self._lives.freed()
 
-    async def _bind(self, live: Live, run: Seen) -> None:
+    async def _bind(self, live: Live, run: ObservedRun) -> None:
         row = live.row
         if not await self._queue.bind(Bind(row.key, row.epoch, run.run_uid)):
             return await self._refresh(live)
@@ -119,7 +119,7 @@ class Steps:
         live.launch = None
         return None
 
-    async def _release(self, live: Live, run: Seen) -> None:
+    async def _release(self, live: Live, run: ObservedRun) -> None:
         try:
             async with self._engine:
                 await self._backend.release(live.row.key, run.run_uid)
@@ -137,7 +137,7 @@ class Steps:
             live.fresh = False  # from now on, gone is not proof of never started
         self._lives.released(live)
 
-    async def _start(self, live: Live, run: Seen) -> None:
+    async def _start(self, live: Live, run: ObservedRun) -> None:
         row = live.row
         if not await self._queue.start(Mark(row.key, run.run_uid)):
             return await self._refresh(live)
@@ -146,14 +146,14 @@ class Steps:
         self._lives.released(live)
         return None
 
-    async def _kill(self, live: Live, run: Seen) -> None:
+    async def _kill(self, live: Live, run: ObservedRun) -> None:
         # Without an answer it may be done all the same, and is due again.
         live.killed_at = time.monotonic() - KILL_AGAIN
         async with self._engine:
             await self._backend.kill(live.row.key, run.run_uid)
         live.killed_at = time.monotonic()
 
-    async def _discard(self, live: Live, run: Seen) -> None:
+    async def _discard(self, live: Live, run: ObservedRun) -> None:
         async with self._engine:
             await self._backend.delete(live.row.key, run.run_uid)
         if run.run_uid == live.row.run_uid and run.phase is Phase.INERT:
@@ -202,7 +202,7 @@ class Steps:
         async with self._engine:
             await self._backend.delete(live.row.key, uid if uid is not None and set(live.runs) <= {uid} else None)
 
-    async def _output(self, live: Live, run: Seen) -> tuple[Output | None, str | None]:
+    async def _output(self, live: Live, run: ObservedRun) -> tuple[Output | None, str | None]:
         """What an ended run wrote; or why it cannot be had, which does not hold up the outcome."""
         try:
             async with self._engine:
@@ -237,7 +237,7 @@ def _without_output(outcome: Outcome, why: str) -> Outcome:
     return replace(outcome, message="; ".join(filter(None, (told, f"its output {why}"))))
 
 
-def _run(step: Step) -> Seen:
+def _run(step: Step) -> ObservedRun:
     if step.run is None:
         raise ValueError(f"{step} names no run")
     return step.run

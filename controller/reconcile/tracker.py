@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from controller.protocol.decide import Standing
-from controller.protocol.model import KILL_MARGIN, Launch, Phase, Row, Seen
+from controller.protocol.model import KILL_MARGIN, Launch, ObservedRun, Phase, Row
 
 KILL_AGAIN = 10.0  # seconds after which a run that was told to end is told again
 ORDER = (Phase.INERT, Phase.STARTING, Phase.RUNNING, Phase.GONE, Phase.NEVER, Phase.ENDED)  # later knowledge stays
@@ -25,7 +25,7 @@ class Live:
     look: bool = False  # its object may be there already
     created: bool = False
     fresh: bool = False  # bound by us, for the first time, and no release of ours was answered or went unanswered
-    runs: dict[str, Seen] = field(default_factory=dict)
+    runs: dict[str, ObservedRun] = field(default_factory=dict)
     waiting: str | None = None
     told: str | None = None  # the last `waiting` that the row was given
     missing: bool = False
@@ -51,7 +51,7 @@ class Lives:
         """Whether this very one is still in hand."""
         return self.by_id.get(live.row.id) is live
 
-    def saw(self, seen: Seen) -> Live | None:
+    def saw(self, seen: ObservedRun) -> Live | None:
         """Takes in what the engine says of one run; returns the sandbox in hand that it is news to, if any."""
         live = self.by_id.get(seen.key.sandbox_id)
         if live is None or live.row.attempt != seen.key.attempt:
@@ -103,7 +103,7 @@ class Lives:
             self.freed()
 
 
-def _is_news(known: Seen, seen: Seen) -> bool:
+def _is_news(known: ObservedRun, seen: ObservedRun) -> bool:
     if seen.phase is Phase.INERT and known.phase is Phase.STARTING:
         return True  # its release came to nothing: it is released again
     if seen.phase is known.phase:

@@ -13,7 +13,7 @@ from controller.errors import DatabaseUnavailableError, TransientEngineError, Wr
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, decide
-from controller.protocol.model import Seen, State
+from controller.protocol.model import ObservedRun, State
 from controller.reconcile.steps import Steps
 from controller.reconcile.tracker import Live, Lives
 
@@ -34,7 +34,7 @@ class Carrier:
         self._lives.by_id[live.row.id] = live
         self.news(live)
 
-    def saw(self, seen: Seen) -> None:
+    def saw(self, seen: ObservedRun) -> None:
         """The engine says this of one run."""
         live = self._lives.saw(seen)
         if live is not None:

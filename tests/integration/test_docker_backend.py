@@ -27,7 +27,7 @@ from controller.errors import (
     SandboxError,
     TransientEngineError,
 )
-from controller.protocol.model import Key, Launch, Listing, Outcome, Phase, Reason, Seen, State
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Outcome, Phase, Reason, State
 from tests.support.engines import SHELL_IMAGE, Engine, Watched, make_engine
 
 REGISTRY = "localhost:5000"
@@ -81,7 +81,7 @@ def on(engine: Engine, test: Callable[[Watched], Awaitable[None]]) -> None:
     asyncio.run(go())
 
 
-async def ended(watched: Watched, launch: Launch) -> tuple[Seen, Outcome, bytes]:
+async def ended(watched: Watched, launch: Launch) -> tuple[ObservedRun, Outcome, bytes]:
     """Runs it to its end; how it ended and all its output."""
     seen = await watched.run(launch)
     assert seen.outcome is not None
@@ -89,7 +89,7 @@ async def ended(watched: Watched, launch: Launch) -> tuple[Seen, Outcome, bytes]
     return seen, seen.outcome, output.tail
 
 
-async def look_anew(engine: Engine, key: Key) -> Seen:
+async def look_anew(engine: Engine, key: Key) -> ObservedRun:
     """What another controller sees of that attempt, in its first listing."""
     backend = engine.connect()
     try:

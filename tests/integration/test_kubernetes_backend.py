@@ -29,7 +29,7 @@ from controller.errors import (
     SettingsError,
     TransientEngineError,
 )
-from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Seen, State
+from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase, Reason, State
 from controller.settings import Settings
 from tests.support import engines
 from tests.support.cluster import IMAGE, Namespace, Refusal, make_namespace, session_namespace
@@ -75,7 +75,7 @@ def on(engine: Engine, test: Callable[[Watched], Awaitable[None]]) -> None:
     asyncio.run(go())
 
 
-async def ended(watched: Watched, launch: Launch) -> tuple[Seen, Outcome, bytes]:
+async def ended(watched: Watched, launch: Launch) -> tuple[ObservedRun, Outcome, bytes]:
     """Runs it to its end; how it ended and all its output."""
     seen = await watched.run(launch)
     assert seen.outcome is not None
@@ -83,7 +83,7 @@ async def ended(watched: Watched, launch: Launch) -> tuple[Seen, Outcome, bytes]
     return seen, seen.outcome, output.tail
 
 
-async def printing(watched: Watched, launch: Launch) -> Seen:
+async def printing(watched: Watched, launch: Launch) -> ObservedRun:
     """Starts it and waits until its node has a log of it."""
     made = await watched.start(launch)
     running = await watched.reaches(launch.key, Phase.RUNNING)

@@ -14,7 +14,7 @@ import pytest
 from psycopg.rows import DictRow
 
 from controller.backends.base import Backend
-from controller.protocol.model import Key, Listing, Phase, Seen
+from controller.protocol.model import Key, Listing, ObservedRun, Phase
 from controller.reconcile import controller
 from tests.support.control import Table, control, table
 from tests.support.engines import Engine, make_engine
@@ -32,7 +32,7 @@ class Late(Passing):
         self._crash = crash
         self.killed, self.ran = asyncio.Event(), asyncio.Event()
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """What has started looks as if it had not, until there was a kill."""
         async for sight in super().observe():
             if isinstance(sight, Listing):
@@ -40,7 +40,7 @@ class Late(Passing):
             else:
                 yield self._shown(sight)
 
-    def _shown(self, seen: Seen) -> Seen:
+    def _shown(self, seen: ObservedRun) -> ObservedRun:
         if seen.phase not in (Phase.RUNNING, Phase.ENDED):
             return seen
         self.ran.set()

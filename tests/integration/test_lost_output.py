@@ -11,7 +11,7 @@ import pytest
 
 from controller.backends.base import Backend
 from controller.errors import TransientEngineError
-from controller.protocol.model import Key, Listing, Output, Phase, Seen
+from controller.protocol.model import Key, Listing, ObservedRun, Output, Phase
 from controller.reconcile import steps
 from tests.support.control import control, table
 from tests.support.engines import Engine, make_engine
@@ -43,7 +43,7 @@ class Unread(Passing):
 class Removed(Passing):
     """Somebody removes what runs, before its end is seen."""
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """Removes what it sees running."""
         async for sight in super().observe():
             yield sight

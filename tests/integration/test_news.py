@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from controller.errors import TransientEngineError
-from controller.protocol.model import Key, Launch, Listing, Phase, Seen
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Phase
 from controller.reconcile import worker
 from controller.reconcile.controller import Controller
 from tests.support.control import Table, control, table
@@ -44,9 +44,9 @@ class Gated(MemoryBackend):
         await self.go_on.wait()
         raise TransientEngineError(f"the engine has no answer to {verb}")
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         """Perhaps gated."""
-        made: Seen | None = await self._gate("create", lambda: super(Gated, self).create(launch, look=look))
+        made: ObservedRun | None = await self._gate("create", lambda: super(Gated, self).create(launch, look=look))
         return made
 
     async def release(self, key: Key, run_uid: str) -> None:
@@ -88,7 +88,7 @@ class Counted(MemoryBackend):
 
     listings = 0
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """Counts, and tells."""
         async for sight in super().observe():
             self.listings += isinstance(sight, Listing)

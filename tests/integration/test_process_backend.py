@@ -21,7 +21,7 @@ from controller.backends.guest import files
 from controller.backends.process import runs as process_runs
 from controller.backends.process.backend import ProcessBackend
 from controller.errors import BackendUnavailableError, RequestRejectedError, RunNotFoundError, TransientEngineError
-from controller.protocol.model import Key, Launch, Listing, Phase, Reason, Seen, State
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Phase, Reason, State
 
 DEADLINE = 20.0
 INSTALLATION = uuid4()
@@ -61,7 +61,7 @@ async def listing(backend: ProcessBackend) -> Listing:
     raise AssertionError
 
 
-async def reaches(backend: ProcessBackend, key: Key, phase: Phase) -> Seen:
+async def reaches(backend: ProcessBackend, key: Key, phase: Phase) -> ObservedRun:
     """Watches until a run is in that phase."""
     watch = backend.observe()
     async with asyncio.timeout(DEADLINE):
@@ -80,14 +80,14 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def start(backend: ProcessBackend, asked: Launch) -> Seen:
+async def start(backend: ProcessBackend, asked: Launch) -> ObservedRun:
     made = await backend.create(asked, look=False)
     assert made is not None
     await backend.release(asked.key, made.run_uid)
     return made
 
 
-async def run(backend: ProcessBackend, asked: Launch) -> Seen:
+async def run(backend: ProcessBackend, asked: Launch) -> ObservedRun:
     await start(backend, asked)
     return await reaches(backend, asked.key, Phase.ENDED)
 
@@ -231,9 +231,9 @@ def test_a_run_outlives_its_killed_controller_and_the_next_one_reads_its_end(tmp
     with_backend(tmp_path, test)
 
 
-async def told(watch: AsyncIterator[Listing | Seen], key: Key) -> list[Listing | Seen]:
+async def told(watch: AsyncIterator[Listing | ObservedRun], key: Key) -> list[Listing | ObservedRun]:
     """What a watch says until that run has ended."""
-    said: list[Listing | Seen] = []
+    said: list[Listing | ObservedRun] = []
     async with asyncio.timeout(DEADLINE):
         async for sight in watch:
             said.append(sight)
@@ -251,7 +251,7 @@ def test_the_end_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert isinstance(await anext(watch), Listing)
         asked = launch("true")
         await start(backend, asked)
-        assert all(isinstance(sight, Seen) for sight in await told(watch, asked.key))
+        assert all(isinstance(sight, ObservedRun) for sight in await told(watch, asked.key))
         await watch.aclose()  # type: ignore[attr-defined]
 
     with_backend(tmp_path, test)

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from controller.protocol.model import Key, Launch, Output, Phase, Seen
+from controller.protocol.model import Key, Launch, ObservedRun, Output, Phase
 from tests.support.control import Table, control, table
 from tests.support.memory_backend import Fault, MemoryBackend, MemoryEngine
 
@@ -232,7 +232,7 @@ class Paused(MemoryBackend):
             self.reached.set()
             await self.go_on.wait()
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         """Pauses, then creates."""
         await self._pause("create")
         try:

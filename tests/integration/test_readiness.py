@@ -15,7 +15,7 @@ from controller import app
 from controller.db.listener import listen
 from controller.db.migrate import check_schema
 from controller.health import readiness
-from controller.protocol.model import Launch, Seen
+from controller.protocol.model import Launch, ObservedRun
 from controller.reconcile.controller import Controller, cancel
 from controller.settings import Settings
 from tests.support.control import Table, table
@@ -125,7 +125,7 @@ class Hanging(MemoryBackend):
         super().__init__()
         self.go_on = asyncio.Event()
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         """Hangs."""
         await self.go_on.wait()
         return await super().create(launch, look=look)

@@ -16,7 +16,7 @@ from controller.db.migrate import check_schema, migrate
 from controller.db.pool import connect as connect_ours
 from controller.db.writes import Bind, Ended, Mark
 from controller.errors import SchemaError
-from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State
+from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State
 from controller.requester.client import Client
 from tests.conftest import in_database
 from tests.support.command_line import command_line
@@ -75,7 +75,7 @@ def carry_one(url: str) -> UUID:
             assert await queue.bind(Bind(key, 1, "u"))
             assert await queue.start(Mark(key, "u"))
             outcome = Outcome(State.FAILED, Reason.OOM_KILLED, "€")
-            seen = Seen(key, "u", Phase.ENDED, outcome, started_at=at(1), ended_at=None)
+            seen = ObservedRun(key, "u", Phase.ENDED, outcome, started_at=at(1), ended_at=None)
             assert await queue.record(Ended(key, "u", outcome, seen, Output(OUTPUT.encode(), False)))
             assert await queue.clean(Mark(key))
             assert [each.id for each in await queue.standing()] == []

@@ -24,7 +24,7 @@ from controller.backends.process.host import end_marked
 from controller.backends.process.runs import MODULES, Runs
 from controller.backends.process.spec import request_bytes
 from controller.errors import RunNotFoundError
-from controller.protocol.model import Key, Launch, Phase, Reason, Seen
+from controller.protocol.model import Key, Launch, ObservedRun, Phase, Reason
 
 DEADLINE = 20.0
 BACKENDS = str(Path(files.__file__).parents[1])
@@ -64,27 +64,27 @@ class Host:
         runs.prepare()
         return cls(path, runs)
 
-    def launch(self, command: str, *, key: Key | None = None) -> Seen:
+    def launch(self, command: str, *, key: Key | None = None) -> ObservedRun:
         launch = Launch(key or Key(uuid4(), 1), f"echo >> {self.path}/starts-$_SANDBOX_RUN; {command}", 30)
         return self.runs.create(launch.key, request_bytes(launch, uuid4().hex, 1000), look_first=False)
 
-    def starts(self, run: Seen) -> int:
+    def starts(self, run: ObservedRun) -> int:
         counted = self.path / f"starts-{run.run_uid}"
         return len(counted.read_text().splitlines()) if counted.exists() else 0
 
-    def phase(self, run: Seen) -> Phase:
+    def phase(self, run: ObservedRun) -> Phase:
         found = self.runs.look_at([run.key])
         return found[0].phase if found else Phase.GONE
 
-    def ended(self, run: Seen) -> Seen:
+    def ended(self, run: ObservedRun) -> ObservedRun:
         until(lambda: self.phase(run) is Phase.ENDED)
         return self.runs.look_at([run.key])[0]
 
-    def bury(self, run: Seen) -> None:
+    def bury(self, run: ObservedRun) -> None:
         until(lambda: buried(self.runs, run))
         assert self.phase(run) is Phase.GONE
 
-    def stopping(self, run: Seen, number: int, line: int) -> subprocess.Popen[bytes]:
+    def stopping(self, run: ObservedRun, number: int, line: int) -> subprocess.Popen[bytes]:
         arguments = [str(number), str(line), str(self.runs.root / run.key.name), run.run_uid, str(self.runs.wake)]
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", STOPPING, *arguments],
@@ -93,7 +93,7 @@ class Host:
         )
 
 
-def buried(runs: Runs, run: Seen) -> bool:
+def buried(runs: Runs, run: ObservedRun) -> bool:
     try:
         return runs.bury(run.key, None) is not None
     except RunNotFoundError:
@@ -108,7 +108,7 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.003)
 
 
-def marked(run: Seen) -> list[int]:
+def marked(run: ObservedRun) -> list[int]:
     """The processes that belong to a run; a zombie has no environment."""
     mark, found = f"{files.MARKER}={run.run_uid}".encode(), []
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -255,7 +255,7 @@ def test_a_controller_killed_before_any_line_of_release_can_be_followed_by_anoth
 
 @pytest.mark.parametrize("phase", [Phase.INERT, Phase.RUNNING])
 def test_a_controller_killed_before_any_line_of_delete_is_finished_by_another(host: Host, phase: Phase) -> None:
-    def delete(run: Seen) -> None:
+    def delete(run: ObservedRun) -> None:
         host.bury(run)
 
     line = 1
@@ -327,7 +327,7 @@ def test_orphans_that_end_while_the_command_runs_are_reaped(host: Host) -> None:
     host.bury(run)
 
 
-def supervisor_of(run: Seen) -> int:
+def supervisor_of(run: ObservedRun) -> int:
     """The pid of the process that supervises a run."""
     return next(
         pid for pid in marked(run) if "controller.backends.guest.supervisor" in " ".join(psutil.Process(pid).cmdline())

@@ -15,7 +15,7 @@ import pytest
 from controller.db.store import Claimed, Queue
 from controller.db.writes import Bind, Ended, Mark
 from controller.errors import DatabaseUnavailableError, WriteRejectedError
-from controller.protocol.model import Key, Outcome, Output, Phase, Reason, Seen, State, exit_outcome
+from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State, exit_outcome
 from tests.support.database import (
     Connection,
     ask,
@@ -165,7 +165,7 @@ def test_again_counts_a_run_and_starts_the_deadline_anew(database: str, owner: C
         [key] = await bound(queue)
         assert await queue.start(Mark(key, "u"))
         claimed_at = row(owner, key.sandbox_id)["claimed_at"]
-        seen = Seen(key, "u", Phase.ENDED, BAD, started_at=at(1), ended_at=at(2), node="n", image_digest="d")
+        seen = ObservedRun(key, "u", Phase.ENDED, BAD, started_at=at(1), ended_at=at(2), node="n", image_digest="d")
         assert await queue.again(Ended(key, "u", BAD, seen, Output(b"out", True), counted=True, delay=3600))
         found = row(owner, key.sandbox_id)
         assert (found["state"], found["attempt"], found["runs"], found["run_uid"]) == ("queued", 2, 1, None)
@@ -305,7 +305,7 @@ def test_any_output_can_be_stored(raw: bytes, text: str, truncated: bool, databa
     async def work(queue: Queue) -> None:
         [key] = await bound(queue)
         outcome = Outcome(State.FAILED, Reason.START_FAILED, "engine said \0\ud800" + "x" * 5000)
-        seen = Seen(key, "u", Phase.ENDED, outcome, node="n\0", image_digest="\udcff")
+        seen = ObservedRun(key, "u", Phase.ENDED, outcome, node="n\0", image_digest="\udcff")
         assert await queue.record(Ended(key, "u", outcome, seen, Output(raw, False)))
         found = one(owner, "select * from sandbox_attempts")
         assert (found["output"], found["output_truncated"]) == (text, truncated)
@@ -366,7 +366,7 @@ def test_one_poisoned_item_does_not_fail_the_others(database: str, owner: Connec
         items[7] = Ended(keys[7], "u", exit_outcome(66))
         items[20] = Ended(keys[20], "u", exit_outcome(2**40))
         items[30] = Ended(keys[30], "\ud800", BAD)
-        items[31] = Ended(keys[31], "u", BAD, Seen(keys[31], "u", Phase.ENDED, BAD, started_at=far))
+        items[31] = Ended(keys[31], "u", BAD, ObservedRun(keys[31], "u", Phase.ENDED, BAD, started_at=far))
         done = await asyncio.gather(*map(queue.record, items), return_exceptions=True)
         failed = {index for index, answer in enumerate(done) if isinstance(answer, Exception)}
         assert failed == {7, 20, 30}

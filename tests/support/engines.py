@@ -18,7 +18,7 @@ from controller.backends.base import Backend
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.process.backend import ProcessBackend
 from controller.errors import BackendUnavailableError, ImagePullingError, TransientEngineError
-from controller.protocol.model import Key, Launch, Listing, Phase, Seen
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Phase
 from tests.support.cluster import IMAGE as CLUSTER_IMAGE
 from tests.support.cluster import session_namespace, trouble
 from tests.support.memory_backend import MemoryBackend, MemoryEngine
@@ -64,7 +64,7 @@ class Watched:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.said: list[Seen | Listing] = []
+        self.said: list[ObservedRun | Listing] = []
         self._news = asyncio.Condition()
 
     async def watch(self) -> None:
@@ -82,10 +82,10 @@ class Watched:
         except TimeoutError:
             pytest.fail(f"never saw {what}; saw {self.said[-5:]}")
 
-    async def reaches(self, key: Key, phase: Phase) -> Seen:
+    async def reaches(self, key: Key, phase: Phase) -> ObservedRun:
         """Waits until a run of this attempt was seen in that phase."""
 
-        def found() -> list[Seen]:
+        def found() -> list[ObservedRun]:
             return [seen for seen in self.seen(key) if seen.phase is phase]
 
         await self.until(f"{key.name} {phase}", lambda: bool(found()))
@@ -96,14 +96,14 @@ class Watched:
         start = len(self.said)
         await self.until(what, lambda: any(isinstance(one, Listing) and true(one) for one in self.said[start:]))
 
-    def seen(self, key: Key) -> list[Seen]:
+    def seen(self, key: Key) -> list[ObservedRun]:
         """Every look at runs of this attempt, oldest first."""
-        looks: list[Seen] = []
+        looks: list[ObservedRun] = []
         for sight in self.said:
             looks += sight.runs if isinstance(sight, Listing) else (sight,)
         return [seen for seen in looks if seen.key == key]
 
-    async def create(self, launch: Launch, *, look: bool = False) -> Seen:
+    async def create(self, launch: Launch, *, look: bool = False) -> ObservedRun:
         """Creates as the controller does: after TransientEngineError it looks, and tries again; its run may come by itself."""
         before = {seen.run_uid for seen in self.seen(launch.key)}
         async with asyncio.timeout(DEADLINE):
@@ -118,22 +118,22 @@ class Watched:
                 else:
                     return made or await self._appears(launch.key, before)
 
-    async def _appears(self, key: Key, before: set[str]) -> Seen:
+    async def _appears(self, key: Key, before: set[str]) -> ObservedRun:
         """The run of an attempt that was just made: one that was not there before."""
 
-        def new() -> list[Seen]:
+        def new() -> list[ObservedRun]:
             return [seen for seen in self.seen(key) if seen.run_uid not in before]
 
         await self.until(f"a run of {key.name}", lambda: bool(new()))
         return new()[0]
 
-    async def start(self, launch: Launch) -> Seen:
+    async def start(self, launch: Launch) -> ObservedRun:
         """Creates and releases."""
         made = await self.create(launch)
         await self.backend.release(launch.key, made.run_uid)
         return made
 
-    async def run(self, launch: Launch) -> Seen:
+    async def run(self, launch: Launch) -> ObservedRun:
         """Creates, releases, and waits for the end."""
         await self.start(launch)
         return await self.reaches(launch.key, Phase.ENDED)

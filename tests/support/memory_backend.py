@@ -23,11 +23,11 @@ from controller.protocol.model import (
     Key,
     Launch,
     Listing,
+    ObservedRun,
     Outcome,
     Output,
     Phase,
     Reason,
-    Seen,
     State,
     exit_outcome,
     timeout_outcome,
@@ -53,7 +53,7 @@ FaultFor = Callable[[str, Key], Fault | None]
 class Run:
     """One pretended run."""
 
-    seen: Seen
+    seen: ObservedRun
     launch: Launch | None  # until it has ended
     output: bytes = b""
     timer: asyncio.TimerHandle | None = None
@@ -68,14 +68,14 @@ class MemoryEngine:
     names: dict[Key, str] = field(default_factory=dict)  # the run that holds the attempt's name
     starts: Counter[Key] = field(default_factory=Counter)
     marks: set[str] = field(default_factory=set)  # of controllers
-    watchers: set[asyncio.Queue[Seen]] = field(default_factory=set)
+    watchers: set[asyncio.Queue[ObservedRun]] = field(default_factory=set)
     pulled: asyncio.Future[None] | None = None  # what attempts whose image is away wait for
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def make(self, launch: Launch) -> Run:
         """Another inert run of this attempt."""
         uid = f"{launch.key.name}/{next(self.numbers)}"
-        run = self.runs[uid] = Run(Seen(launch.key, uid, Phase.INERT), launch)
+        run = self.runs[uid] = Run(ObservedRun(launch.key, uid, Phase.INERT), launch)
         self.tell(run.seen)
         return run
 
@@ -110,7 +110,7 @@ class MemoryEngine:
             del self.names[run.seen.key]
         self.tell(replace(run.seen, phase=Phase.GONE, outcome=None))
 
-    def tell(self, seen: Seen) -> None:
+    def tell(self, seen: ObservedRun) -> None:
         """Tells every watcher."""
         for watcher in self.watchers:
             watcher.put_nowait(seen)
@@ -161,7 +161,7 @@ class MemoryBackend:
         if not self._open:
             raise BackendClosedError
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         """Makes a pretended run, or finds it."""
         fault = await self._before("create", launch.key)
         uid = self.engine.names.get(launch.key)
@@ -181,9 +181,9 @@ class MemoryBackend:
         self.engine.start(run)
         self._after(fault)
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """A listing, then changes; a listing again every few seconds."""
-        watcher: asyncio.Queue[Seen] = asyncio.Queue()
+        watcher: asyncio.Queue[ObservedRun] = asyncio.Queue()
         self.engine.watchers.add(watcher)
         loop = asyncio.get_running_loop()
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from controller.protocol.model import Listing, Seen
+from controller.protocol.model import Listing, ObservedRun
 from tests.support.memory_backend import MemoryBackend, MemoryEngine
 
 LIST_SECONDS = 0.2
@@ -18,7 +18,7 @@ class CountedListings(MemoryBackend):
         super().__init__(engine, list_seconds=LIST_SECONDS)
         self._change, self._listed = change, 0
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """The sights of the engine, with changed listings."""
         async for sight in super().observe():
             if isinstance(sight, Listing):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 from controller.backends.base import Backend, Marks
-from controller.protocol.model import Key, Launch, Listing, Output, Seen
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output
 
 
 class Passing:
@@ -38,7 +38,7 @@ class Passing:
         """Passed on."""
         await self.backend.ping()
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         """Passed on."""
         return await self.backend.create(launch, look=look)
 
@@ -46,7 +46,7 @@ class Passing:
         """Passed on."""
         await self.backend.release(key, run_uid)
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """Passed on."""
         async for sight in self.backend.observe():
             yield sight

@@ -15,7 +15,7 @@ from functools import cache
 from uuid import UUID
 
 from controller.protocol.decide import Do, Standing, Step, abandon, decide
-from controller.protocol.model import Key, Outcome, Phase, Reason, Row, Seen, State, exit_outcome
+from controller.protocol.model import Key, ObservedRun, Outcome, Phase, Reason, Row, State, exit_outcome
 
 ID = UUID(int=1)
 KILLED = Outcome(State.FAILED, Reason.KILLED, "killed", 137)
@@ -94,7 +94,7 @@ def next_step(hand: Hand, overdue: bool, max_attempts: int) -> Step:
     uid = None if row.bound is None else str(row.bound)
     real = Row(ID, row.attempt, row.epoch, row.state, uid, None, row.cancelled, max_attempts, row.runs, 60, 1.0, None)
     seen = [
-        Seen(Key(ID, run.attempt), str(run.uid), run.phase, run.outcome, ending=run.ending and MARKED)
+        ObservedRun(Key(ID, run.attempt), str(run.uid), run.phase, run.outcome, ending=run.ending and MARKED)
         for run in hand.view
     ]
     killed = any(run.ending for run in hand.view)

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from controller.errors import BackendUnavailableError, TransientEngineError
-from controller.protocol.model import Key, Launch, Listing, Output, Seen
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output
 from tests.support.memory_backend import MemoryBackend, MemoryEngine
 
 HEAD = 4  # bytes of a message's length
@@ -102,16 +102,16 @@ class RemoteBackend:
         except TransientEngineError as error:
             raise BackendUnavailableError(str(error)) from error
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         """Makes it inert."""
-        made: Seen | None = await self.call("create", launch, look=look)
+        made: ObservedRun | None = await self.call("create", launch, look=look)
         return made
 
     async def release(self, key: Key, run_uid: str) -> None:
         """Starts it."""
         await self.call("release", key, run_uid)
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """What the engine says."""
         try:
             reader, writer = await asyncio.open_unix_connection(self._path)

@@ -12,7 +12,17 @@ from uuid import UUID
 import pytest
 
 from controller.protocol.decide import REPLACE_DELAY, RETRY_MOST, RETRYABLE, Do, Standing, Step, decide, settle
-from controller.protocol.model import Key, Outcome, Phase, Reason, Row, Seen, State, exit_outcome, timeout_outcome
+from controller.protocol.model import (
+    Key,
+    ObservedRun,
+    Outcome,
+    Phase,
+    Reason,
+    Row,
+    State,
+    exit_outcome,
+    timeout_outcome,
+)
 from tests.support import protocol_model
 
 ROW = Row(
@@ -37,10 +47,10 @@ KILLED = Outcome(State.FAILED, Reason.KILLED, "killed from outside", 137)
 LOST = Outcome(State.LOST, Reason.NODE_LOST, "its node went away")
 
 
-def seen(uid: str, phase: Phase, outcome: Outcome | None = None) -> Seen:
+def seen(uid: str, phase: Phase, outcome: Outcome | None = None) -> ObservedRun:
     if phase is Phase.ENDED and outcome is None:
         outcome = exit_outcome(0)
-    return Seen(Key(ROW.id, 1), uid, phase, outcome)
+    return ObservedRun(Key(ROW.id, 1), uid, phase, outcome)
 
 
 INERT, STARTING, ALIVE, NEVER, GONE = (
@@ -53,7 +63,7 @@ def cancelled(row: Row) -> Row:
     return replace(row, cancelled=True)
 
 
-CASES: dict[str, tuple[Row, list[Seen], Standing, Do]] = {
+CASES: dict[str, tuple[Row, list[ObservedRun], Standing, Do]] = {
     # 2: create, inert
     "claimed: make it": (ROW, [], MINE, Do.CREATE),
     "in other hands: not ours to make": (ROW, [], OTHERS, Do.WAIT),
@@ -150,7 +160,7 @@ def test_each_line_of_the_protocol(case: str) -> None:
 
 
 def test_outcomes_say_what_happened() -> None:
-    def outcome(row: Row, runs: list[Seen], standing: Standing = OTHERS) -> tuple[State, Reason]:
+    def outcome(row: Row, runs: list[ObservedRun], standing: Standing = OTHERS) -> tuple[State, Reason]:
         step = decide(row, runs, standing)
         assert step.outcome is not None
         return step.outcome.state, step.outcome.reason
@@ -176,7 +186,7 @@ def test_outcomes_say_what_happened() -> None:
     assert waiting.message == "not started within the start deadline: no node has room"
 
 
-def ended(uid: str, outcome: Outcome, seconds: float, **more: Any) -> Seen:
+def ended(uid: str, outcome: Outcome, seconds: float, **more: Any) -> ObservedRun:
     """A run that ended so after that time by its engine's clock."""
     began = datetime(2030, 1, 1, tzinfo=UTC)
     return replace(
@@ -186,7 +196,7 @@ def ended(uid: str, outcome: Outcome, seconds: float, **more: Any) -> Seen:
 
 LATE, DOOMED = Standing(mine=True, overdue=True), Standing(mine=True, overdue=True, doomed=True)
 GIVEN_UP = {"hopeless": True, "stuck": Reason.IMAGE_PULL_FAILED, "waiting": "no such image"}
-KILLS: dict[str, tuple[Row, Seen, Standing, Reason, str]] = {
+KILLS: dict[str, tuple[Row, ObservedRun, Standing, Reason, str]] = {
     "late, ended by this controller": (BOUND, ended("a", KILLED, 1), DOOMED, Reason.START_TIMEOUT, "started too late"),
     "late, ended by one that crashed": (BOUND, ended("a", KILLED, 1), LATE, Reason.START_TIMEOUT, "started too late"),
     "late, by one that crashed, called running since": (
@@ -289,10 +299,10 @@ def rows() -> Iterator[Row]:
             yield replace(ROW, state=state, run_uid=uid, cancelled=asked, max_attempts=most, runs=runs)
 
 
-def looks() -> list[tuple[Seen, ...]]:
+def looks() -> list[tuple[ObservedRun, ...]]:
     """Every pair of runs that an engine may show, or one, or none."""
 
-    def of(uid: str) -> list[tuple[Seen, ...]]:
+    def of(uid: str) -> list[tuple[ObservedRun, ...]]:
         others = [(seen(uid, phase),) for phase in Phase if phase is not Phase.ENDED]
         hopeless = [replace(seen(uid, phase), stuck=NO_IMAGE, hopeless=True) for phase in (Phase.STARTING, Phase.NEVER)]
         given_up = [(run,) for run in hopeless]
@@ -308,7 +318,7 @@ def test_no_combination_breaks_a_promise() -> None:
             assert promises_kept(row, runs, standing, step), (row, runs, standing, step)
 
 
-def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: Step) -> bool:
+def promises_kept(row: Row, runs: tuple[ObservedRun, ...], standing: Standing, step: Step) -> bool:
     if row.state.terminal:
         return step == Step(Do.CLEAN)
     if row.state is State.QUEUED:
@@ -389,17 +399,17 @@ def promises_kept(row: Row, runs: tuple[Seen, ...], standing: Standing, step: St
             return False
 
 
-def unreleased(there: list[Seen], own: Seen | None, standing: Standing) -> bool:
+def unreleased(there: list[ObservedRun], own: ObservedRun | None, standing: Standing) -> bool:
     """Its one run was removed, and the only controller that could have released it had not."""
     return not there and own is not None and own.phase is Phase.GONE and standing.unreleased
 
 
-def alone_or_never(row: Row, there: list[Seen], own: Seen | None) -> bool:
+def alone_or_never(row: Row, there: list[ObservedRun], own: ObservedRun | None) -> bool:
     """No run is forgotten: others were discarded before."""
     return not there or there == [own] or (row.run_uid is None and {run.phase for run in there} == {Phase.NEVER})
 
 
-def may_wait(row: Row, there: list[Seen], own: Seen | None, standing: Standing) -> bool:
+def may_wait(row: Row, there: list[ObservedRun], own: ObservedRun | None, standing: Standing) -> bool:
     """Something else must be able to move it on: a holder, the engine, the clock or the next look."""
     if own is None or own.phase is Phase.GONE:
         if row.run_uid is not None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from controller.backends.kubernetes import pod as pods
 from controller.backends.kubernetes.job import GATE
 from controller.backends.kubernetes.runs import Runs, run_of
-from controller.protocol.model import Key, Phase, Reason, Seen, State
+from controller.protocol.model import Key, ObservedRun, Phase, Reason, State
 
 PODS = Path(__file__).parent / "pods"
 KEY = Key(UUID("11111111-2222-3333-4444-555555555555"), 1)
@@ -166,7 +166,7 @@ def test_a_recorded_pod_that_vanished_is_taken_for_what_it_was(name: str) -> Non
         assert pods.gone(recorded(name), KEY).phase is Phase.GONE
 
 
-def check(found: Seen, means: Means) -> None:
+def check(found: ObservedRun, means: Means) -> None:
     assert found.phase is means.phase
     outcome = found.outcome
     if means.reason is None:
@@ -219,7 +219,7 @@ def test_a_container_that_ended_is_not_over_before_its_pod_says_why() -> None:
     assert pods.seen(told, KEY) == pods.seen(recorded("exit_3"), KEY)  # what it wrote down is all there is to say
 
 
-def with_message(message: str, reason: str = "ErrImagePull") -> Seen:
+def with_message(message: str, reason: str = "ErrImagePull") -> ObservedRun:
     pod = recorded("registry_unreachable_err_image_pull")
     pod["status"]["containerStatuses"][0]["state"]["waiting"] = {"reason": reason, "message": message}
     return pods.seen(pod, KEY)
@@ -392,7 +392,7 @@ ANY_POD = st.fixed_dictionaries({"metadata": METADATA, "spec": SPEC}, optional={
 @given(ANY_POD)
 def test_no_status_breaks_the_reading(pod: dict[str, Any]) -> None:
     for found in (pods.seen(pod, KEY), pods.gone(pod, KEY)):
-        assert isinstance(found, Seen)
+        assert isinstance(found, ObservedRun)
         assert (found.phase is Phase.ENDED) == (found.outcome is not None)
         assert (found.key, found.run_uid) == (KEY, "uid")
         if found.stuck is not None:

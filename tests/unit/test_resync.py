@@ -12,12 +12,12 @@ from uuid import UUID
 import pytest
 
 from controller.metrics import Metrics
-from controller.protocol.model import Key, Listing, Phase, Row, Seen, State
+from controller.protocol.model import Key, Listing, ObservedRun, Phase, Row, State
 from controller.reconcile.resync import Comparison
 from controller.reconcile.tracker import Live, Lives
 
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
-INERT = Seen(Key(ROW.id, 1), "made", Phase.INERT)
+INERT = ObservedRun(Key(ROW.id, 1), "made", Phase.INERT)
 
 
 @dataclass

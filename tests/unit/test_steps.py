@@ -14,12 +14,12 @@ from controller.db.writes import Bind, Ended
 from controller.errors import RunNotFoundError, TransientEngineError
 from controller.metrics import Metrics
 from controller.protocol.decide import Do, Step, decide
-from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, Row, Seen, State
+from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase, Reason, Row, State
 from controller.reconcile.steps import Steps
 from controller.reconcile.tracker import Live, Lives
 
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
-INERT = Seen(Key(ROW.id, 1), "a", Phase.INERT)
+INERT = ObservedRun(Key(ROW.id, 1), "a", Phase.INERT)
 LAUNCH = Launch(INERT.key, "true", 60)
 NEVER = Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, "never started"))
 
@@ -33,7 +33,7 @@ class World:
     takes: bool = True
     written: list[Ended] = field(default_factory=list)
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         return replace(INERT, run_uid="made")
 
     async def bind(self, item: Bind) -> bool:

@@ -28,7 +28,7 @@ from controller.errors import (
     RunNotFoundError,
     TransientEngineError,
 )
-from controller.protocol.model import Key, Launch, Listing, Output, Phase, Reason, Seen
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output, Phase, Reason
 
 RELIST_SECONDS = 10.0
 LOOKS_AT_ONCE = 8
@@ -70,7 +70,7 @@ class DockerBackend:
         if (await self._engine.info())["ID"] != self._id:
             raise BackendUnavailableError("another Docker engine answers than at the start: restart the controller")
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         if look and (found := await self._adopt(launch.key)) is not None:
             return found
         try:
@@ -97,8 +97,8 @@ class DockerBackend:
                 raise RequestRejectedError(Reason.START_FAILED, error.words) from error
             raise
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
-        known: dict[str, Seen] = {}  # what needs no second look
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
+        known: dict[str, ObservedRun] = {}  # what needs no second look
         wanted = labels.filters(self._installation, type=["container"], event=["start", "die", "destroy"])
         async with self._engine.request("GET", "events", params={"filters": wanted}, timeout=STREAM) as response:
             events = Lines(response, WHO)
@@ -143,7 +143,7 @@ class DockerBackend:
         await self._images.close()
         await self._engine.close()
 
-    async def _adopt(self, key: Key) -> Seen | None:
+    async def _adopt(self, key: Key) -> ObservedRun | None:
         """The attempt's container, if there is one that is whole."""
         inspect = await self._inspect(key.name)
         if inspect is None:
@@ -160,18 +160,18 @@ class DockerBackend:
             raise TransientEngineError(f"the container {key.name} is being removed")
         return seen
 
-    async def _make(self, launch: Launch) -> Seen:
+    async def _make(self, launch: Launch) -> ObservedRun:
         key, image = launch.key, self._image if launch.image is None else launch.image
         found = await self._images.find(image, launch)
         paths = spec.declared((found.get("Config") or {}).get("Volumes"))
         kept = self._volumes.known(found["Id"], paths)
         made = await self._created(launch, image, paths, kept or ())
-        if kept is None and not isinstance(made, Seen):
+        if kept is None and not isinstance(made, ObservedRun):
             kept = await self._volumes.look(found["Id"], made, paths)
             if kept:
                 await self._remove_inert(made, ())
                 made = await self._created(launch, image, paths, kept)
-        if isinstance(made, Seen):
+        if isinstance(made, ObservedRun):
             return made
         # Only here, only once, and never sent again: an empty file in the place of a written one would be a new start.
         await self._engine.send(
@@ -181,9 +181,9 @@ class DockerBackend:
             data=_once(spec.empty_state()),
             timeout=SLOW,
         )
-        return Seen(key, made, Phase.INERT, node=self._node, image_digest=found["Id"])
+        return ObservedRun(key, made, Phase.INERT, node=self._node, image_digest=found["Id"])
 
-    async def _created(self, launch: Launch, image: str, paths: list[str], kept: Collection[str]) -> str | Seen:
+    async def _created(self, launch: Launch, image: str, paths: list[str], kept: Collection[str]) -> str | ObservedRun:
         """A new container's id, or the attempt's run where another controller was faster."""
         body, params = create_body(launch, image, paths, self._installation, kept), {"name": launch.key.name}
         try:
@@ -254,7 +254,7 @@ class DockerBackend:
         names = entry.get("Names") or [""]
         return spec.key_of(entry.get("Labels"), names[0], self._installation)
 
-    async def _listing(self, known: dict[str, Seen]) -> Listing:
+    async def _listing(self, known: dict[str, ObservedRun]) -> Listing:
         begun = time.monotonic()
         entries = await self._list()
         runs = await asyncio.gather(*(self._entry(entry, known) for entry in entries))
@@ -263,14 +263,14 @@ class DockerBackend:
         await self._volumes.sweep(self._installation)
         return Listing(tuple(run for run in runs if run is not None), begun)
 
-    async def _entry(self, entry: Json, known: dict[str, Seen]) -> Seen | None:
+    async def _entry(self, entry: Json, known: dict[str, ObservedRun]) -> ObservedRun | None:
         key, run_uid, phase = self._key(entry), entry["Id"], spec.PHASES.get(entry["State"])
         if key is None or phase is None:
             return None
         old = known.get(run_uid)
         if old is not None and (old.phase is phase or old.phase is not Phase.RUNNING):
             return old
-        run = Seen(key, run_uid, phase, node=self._node, image_digest=entry.get("ImageID"))
+        run = ObservedRun(key, run_uid, phase, node=self._node, image_digest=entry.get("ImageID"))
         if phase is Phase.INERT:
             return run
         try:
@@ -278,7 +278,7 @@ class DockerBackend:
         except TransientEngineError:  # it is there, and until the engine says how it ended it has not ended
             return replace(run, phase=Phase.RUNNING)
 
-    async def _changes(self, events: list[Any], known: dict[str, Seen]) -> list[Seen]:
+    async def _changes(self, events: list[Any], known: dict[str, ObservedRun]) -> list[ObservedRun]:
         """What became of the containers of some events; what cannot be seen now is in the next listing."""
         looks: dict[str, Key] = {}
         gone: dict[str, Key] = {}
@@ -293,15 +293,15 @@ class DockerBackend:
                 looks[run_uid] = key
         found = await asyncio.gather(*(self._try_look(looks[each], each, known) for each in looks.keys() - gone.keys()))
         seen = [run for run in found if run is not None]
-        return [*seen, *(Seen(key, run_uid, Phase.GONE, node=self._node) for run_uid, key in gone.items())]
+        return [*seen, *(ObservedRun(key, run_uid, Phase.GONE, node=self._node) for run_uid, key in gone.items())]
 
-    async def _try_look(self, key: Key, run_uid: str, known: dict[str, Seen]) -> Seen | None:
+    async def _try_look(self, key: Key, run_uid: str, known: dict[str, ObservedRun]) -> ObservedRun | None:
         try:
             return await self._look(key, run_uid, known)
         except TransientEngineError:
             return None
 
-    async def _look(self, key: Key, run_uid: str, known: dict[str, Seen]) -> Seen | None:
+    async def _look(self, key: Key, run_uid: str, known: dict[str, ObservedRun]) -> ObservedRun | None:
         async with self._looks:
             inspect = await self._inspect(run_uid)
             run = await self._seen(key, inspect) if inspect is not None else None
@@ -309,7 +309,7 @@ class DockerBackend:
             known[run_uid] = run
         return run
 
-    async def _seen(self, key: Key, inspect: Json) -> Seen | None:
+    async def _seen(self, key: Key, inspect: Json) -> ObservedRun | None:
         if inspect["State"]["Status"] != "exited":
             return spec.seen(key, inspect, None, self._node)
         state = await self._state(inspect["Id"])

@@ -14,7 +14,7 @@ from controller.backends import labels
 from controller.backends.docker import volumes as docker_volumes
 from controller.backends.guest.wrapper import Evidence, is_number, keeper_text, killed, untold, wrapper_text
 from controller.backends.json_lines import Json
-from controller.protocol.model import Key, Launch, Outcome, Phase, Seen
+from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase
 
 MIB = 1 << 20
 USER = 1000
@@ -149,7 +149,7 @@ def goes_unstarted(inspect: Json) -> bool:
     return inspect["State"]["Status"] in LEAVING and _time(inspect["State"].get("StartedAt")) is None
 
 
-def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> Seen | None:
+def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> ObservedRun | None:
     """What the engine's inspection shows; `state`: the state file of an exited one, None where it has none.
 
     None where the container is on its way out.
@@ -158,7 +158,7 @@ def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> Seen |
     phase = PHASES.get(engine["Status"])
     if phase is None:
         return None
-    run = Seen(key, inspect["Id"], phase, node=node, image_digest=inspect.get("Image"))
+    run = ObservedRun(key, inspect["Id"], phase, node=node, image_digest=inspect.get("Image"))
     if phase is Phase.INERT:
         return run
     started_at, ended_at = _time(engine.get("StartedAt")), _time(engine.get("FinishedAt"))

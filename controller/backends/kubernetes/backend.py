@@ -30,7 +30,7 @@ from controller.errors import (
     RunNotFoundError,
     TransientEngineError,
 )
-from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output, Phase
 
 RELIST_SECONDS = 30.0
 REMOVAL_SECONDS = 10.0  # of one call for a removal; it goes on without it
@@ -91,7 +91,7 @@ class KubernetesBackend:
         except TransientEngineError as error:
             raise BackendUnavailableError(str(error)) from error
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         if look and (job := await self._objects.job(launch.key)) is not None:
             return await self._adopt(launch.key, job)
         try:
@@ -113,7 +113,7 @@ class KubernetesBackend:
                 raise RunNotFoundError(error.words) from error
             raise
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         while True:
             feeds = [Feed(self._api, kind, self._objects.selector()) for kind in ("jobs", "pods")]
             yield await self._list(feeds)
@@ -187,7 +187,7 @@ class KubernetesBackend:
         image = self._image if launch.image is None else launch.image
         return jobs.manifest(launch, image, objects.installation, self._options, self._start_deadline)
 
-    async def _adopt(self, key: Key, job: Json) -> Seen | None:
+    async def _adopt(self, key: Key, job: Json) -> ObservedRun | None:
         """The attempt's run, where its Job has one already."""
         if job["metadata"].get("deletionTimestamp"):
             raise TransientEngineError(f"the Job {key.name} is being deleted: its name is not free yet")
@@ -226,17 +226,17 @@ class KubernetesBackend:
 
     async def _explained(self, listing: Listing, made: Sequence[Job]) -> Listing:
         """The same with what Jobs say that have had no pod for a while; a finished one will have none any more."""
-        now, pending, never = datetime.now(UTC), dict(listing.pending), list[Seen]()
+        now, pending, never = datetime.now(UTC), dict(listing.pending), list[ObservedRun]()
         slow = [job for job in made if job.key in pending and (now - job.created_at).total_seconds() > SLOW_SECONDS]
         for job in sorted(slow, key=lambda one: one.created_at)[:ASKED_AT_ONCE]:
             found = await self._api.find(f"jobs/{job.key.name}")
             if found is not None and is_finished(found):
-                never.append(Seen(job.key, job.uid, Phase.NEVER))
+                never.append(ObservedRun(job.key, job.uid, Phase.NEVER))
             elif found is not None:
                 pending[job.key] = why_no_pod(found)
         return replace(listing, runs=(*listing.runs, *never), pending=pending)
 
-    async def _seen(self, event: Event) -> Seen | None:
+    async def _seen(self, event: Event) -> ObservedRun | None:
         """What a change means, where it is news."""
         if event.kind == "jobs":
             job = job_of(event.object, self._objects.installation)

@@ -9,7 +9,7 @@ from controller.backends.guest.wrapper import Evidence, is_number, killed, untol
 from controller.backends.json_lines import Json
 from controller.backends.kubernetes.job import CONTAINER, END_NOW, GATE
 from controller.backends.pull_words import pull_is_hopeless
-from controller.protocol.model import Key, Outcome, Phase, Reason, Seen, State, exit_outcome
+from controller.protocol.model import Key, ObservedRun, Outcome, Phase, Reason, State, exit_outcome
 
 UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB; the cluster may write our 1024Mi as 1Gi
 OVER = (Phase.ENDED, Phase.NEVER)
@@ -22,10 +22,10 @@ LAST_RESORT = "its own timer was gone and no controller ended it: its pod's acti
 NODE_GONE = {"DeletionByPodGC", "DeletionByTaintManager"}  # of the condition DisruptionTarget
 
 
-def seen(pod: Json, key: Key) -> Seen:
+def seen(pod: Json, key: Key) -> ObservedRun:
     """What one look at a pod of that attempt shows."""
     spec, status, container = pod["spec"], _status(pod), _container(pod)
-    run = Seen(key, pod["metadata"]["uid"], Phase.STARTING)
+    run = ObservedRun(key, pod["metadata"]["uid"], Phase.STARTING)
     image = container.get("imageID") or None
     run = replace(run, node=spec.get("nodeName"), image_digest=image, ending=is_ended_by_us(pod))
     if not spec.get("nodeName"):
@@ -40,7 +40,7 @@ def seen(pod: Json, key: Key) -> Seen:
     return _waiting(pod, run, state.get("waiting") or {})
 
 
-def gone(pod: Json, key: Key) -> Seen:
+def gone(pod: Json, key: Key) -> ObservedRun:
     """What the last look at a pod shows that is no more."""
     last = seen(pod, key)
     if last.phase in OVER:
@@ -92,7 +92,7 @@ def _spec(pod: Json) -> Json:
     return next((one for one in pod["spec"]["containers"] if one["name"] == CONTAINER), {})
 
 
-def _unscheduled(pod: Json, run: Seen) -> Seen:
+def _unscheduled(pod: Json, run: ObservedRun) -> ObservedRun:
     """Of a pod that no node ever took: the API server binds none that is being deleted, so it can never start."""
     if is_being_deleted(pod) or _status(pod).get("phase") in ("Failed", "Succeeded"):
         return replace(run, phase=Phase.NEVER)
@@ -107,7 +107,7 @@ def _unscheduled(pod: Json, run: Seen) -> Seen:
     return replace(run, waiting=f"Unschedulable: {scheduled.get('message', '')}", stuck=Reason.UNSCHEDULABLE)
 
 
-def _waiting(pod: Json, run: Seen, waiting: Json) -> Seen:
+def _waiting(pod: Json, run: ObservedRun, waiting: Json) -> ObservedRun:
     """Of a container that its node has not started yet."""
     reason, message = waiting.get("reason"), waiting.get("message") or ""
     if reason in MAKING:
@@ -119,7 +119,7 @@ def _waiting(pod: Json, run: Seen, waiting: Json) -> Seen:
     return replace(run, waiting=words, stuck=Reason.START_FAILED)
 
 
-def _terminated(pod: Json, run: Seen, ended: Json, over: bool) -> Seen:
+def _terminated(pod: Json, run: ObservedRun, ended: Json, over: bool) -> ObservedRun:
     """Of a container that ended. Where it did not end by itself, its pod says why, a moment after."""
     run = replace(run, started_at=_time(ended.get("startedAt")))
     told = _told(pod, ended)
@@ -130,7 +130,7 @@ def _terminated(pod: Json, run: Seen, ended: Json, over: bool) -> Seen:
     )
 
 
-def _ended_untold(pod: Json, run: Seen, container: Json) -> Seen:
+def _ended_untold(pod: Json, run: ObservedRun, container: Json) -> ObservedRun:
     """Of a pod that is over while its container's end was never told.
 
     It is sure not to have started only where its node says that the container still waits, and for the first time: a

@@ -11,7 +11,7 @@ from controller.backends.json_lines import Json
 from controller.backends.kubernetes import pod as pods
 from controller.backends.kubernetes.job import RECORDED
 from controller.backends.labels import key_of
-from controller.protocol.model import Key, Listing, Phase, Seen
+from controller.protocol.model import Key, Listing, ObservedRun, Phase
 
 RECORDED_SECONDS = 900.0  # after which a recorded Job that is still there is shown again, to be swept
 
@@ -23,7 +23,7 @@ class Run:
     name: str
     job_uid: str  # empty: an orphan
     version: int
-    seen: Seen
+    seen: ObservedRun
     deleting: bool  # somebody asked for its deletion
 
 
@@ -72,7 +72,7 @@ class Runs:
         self._recorded: dict[str, float] = {}  # uids of Jobs whose outcome is in the table, and since when
         self._barren: set[str] = set()  # uids of Jobs that have had no pod so far
 
-    def take(self, run: Run, *, gone: bool = False, listed: bool = False) -> Seen | None:
+    def take(self, run: Run, *, gone: bool = False, listed: bool = False) -> ObservedRun | None:
         """Takes in a look at a run; returns it where it is news. A list overrules: a cluster may have been set back."""
         key, uid = run.seen.key, run.seen.run_uid
         self._barren.discard(run.job_uid)
@@ -89,7 +89,7 @@ class Runs:
         self._runs.setdefault(key, {})[uid] = run
         return run.seen if known is None or known.seen != run.seen else None
 
-    def take_job(self, job: Job, *, gone: bool) -> Seen | None:
+    def take_job(self, job: Job, *, gone: bool) -> ObservedRun | None:
         """Takes in a look at a Job. One that went before it had a pod is news: its uid stands for its run's."""
         if not gone:
             if all(run.job_uid != job.uid for run in self.of(job.key).values()):
@@ -97,7 +97,7 @@ class Runs:
             return None
         barren = job.uid in self._barren
         self._barren.discard(job.uid)
-        return Seen(job.key, job.uid, Phase.NEVER) if barren else None
+        return ObservedRun(job.key, job.uid, Phase.NEVER) if barren else None
 
     def of(self, key: Key) -> Mapping[str, Run]:
         """The pods of an attempt, by uid."""

@@ -23,7 +23,7 @@ from controller.backends.process.marks import ProcessMarks
 from controller.backends.process.runs import Runs
 from controller.backends.process.spec import request_bytes
 from controller.errors import BackendClosedError, BackendUnavailableError, RunNotFoundError, TransientEngineError
-from controller.protocol.model import Key, Launch, Listing, Output, Phase, Seen
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output, Phase
 
 POLL_SECONDS = 1.0
 TIDY_SECONDS = 60.0
@@ -62,7 +62,7 @@ class ProcessBackend:
                 f"SANDBOX_WORK_DIR = {self._work_dir} is another than at the start: restart the controller"
             )
 
-    async def create(self, launch: Launch, *, look: bool) -> Seen | None:
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         """Makes the run's directory, or finds the one that is there."""
         request = request_bytes(launch, uuid.uuid4().hex, self._output_bytes)
         return await self._in_thread(lambda: self._runs.create(launch.key, request, look_first=look))
@@ -71,7 +71,7 @@ class ProcessBackend:
         """Starts a supervisor; it takes the run if it is still that one and no other took it."""
         await self._in_thread(lambda: self._runs.release(key, run_uid))
 
-    async def observe(self) -> AsyncIterator[Listing | Seen]:
+    async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """Lists every second, and between tells of each run whose supervisor rang."""
         loop, runs = asyncio.get_running_loop(), self._runs
         with _not_now():
@@ -134,14 +134,14 @@ class ProcessBackend:
             raise BackendClosedError
         return self._installed
 
-    async def _changes(self, names: set[str], uids: dict[str, str]) -> list[Seen]:
+    async def _changes(self, names: set[str], uids: dict[str, str]) -> list[ObservedRun]:
         """What became of the runs of these names; other installations' are not among them."""
         keys = {key for name in names if (key := Key.of_name(name))}
         if not keys:
             return []
         seen = await self._in_thread(lambda: self._runs.look_at(keys))
         gone = keys - {run.key for run in seen}
-        return seen + [Seen(key, uids[key.name], Phase.GONE) for key in gone if key.name in uids]
+        return seen + [ObservedRun(key, uids[key.name], Phase.GONE) for key in gone if key.name in uids]
 
     async def _in_work_dir(self, work: Callable[[], str]) -> str:
         try:

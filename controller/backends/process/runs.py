@@ -20,7 +20,7 @@ from controller.backends.guest import files
 from controller.backends.process.host import empty_trash, end_marked, spawn_supervisor
 from controller.backends.process.spec import Look, look, read_output
 from controller.errors import BackendUnavailableError, RunNotFoundError, TransientEngineError
-from controller.protocol.model import Key, Listing, Output, Phase, Seen
+from controller.protocol.model import Key, Listing, ObservedRun, Output, Phase
 
 START = (
     "import os, sys; sys.path.append(sys.argv[1]); from controller.backends.guest.supervisor import main; "
@@ -42,7 +42,9 @@ class Runs:
         self.wake = work_dir / "wake"
         self._identity = work_dir / "engine"
         self._supervisors: set[int] = set()
-        self._over: dict[str, tuple[int, int, Seen]] = {}  # what changes no more, with its directory's inode and time
+        self._over: dict[
+            str, tuple[int, int, ObservedRun]
+        ] = {}  # what changes no more, with its directory's inode and time
 
     def prepare(self) -> str:
         """Makes the directories; returns this host's identity, the same for all who share them."""
@@ -75,7 +77,7 @@ class Runs:
                 f"{self._identity} is damaged; with no run on this host, remove it"
             ) from error
 
-    def create(self, key: Key, request: bytes, *, look_first: bool) -> Seen:
+    def create(self, key: Key, request: bytes, *, look_first: bool) -> ObservedRun:
         """Puts a whole directory in place by one rename, unless one is there."""
         for attempt in range(TRIES):
             if not (look_first and attempt == 0):
@@ -137,9 +139,9 @@ class Runs:
             self._over.pop(name, None)
         return Listing(tuple(self.look_at(keys.values())), begun)
 
-    def look_at(self, keys: Iterable[Key]) -> list[Seen]:
+    def look_at(self, keys: Iterable[Key]) -> list[ObservedRun]:
         """Looks at these runs; those that are gone, or not a run's directory, are left out."""
-        over: list[Seen] = []
+        over: list[ObservedRun] = []
         looks: list[tuple[Look, os.stat_result]] = []
         for key in keys:
             with suppress(FileNotFoundError), self._opened(key.name) as directory:
@@ -240,7 +242,7 @@ class Runs:
                 os.close(control)
         return not found.alive
 
-    def _settled(self, looks: list[Look]) -> list[Seen]:
+    def _settled(self, looks: list[Look]) -> list[ObservedRun]:
         """What may be told of these runs: one without a supervisor has ended only once what it left is dead."""
         orphans = {found.seen.run_uid for found in looks if found.orphaned}
         if not orphans or end_marked(orphans):

@@ -17,11 +17,11 @@ from controller.errors import RequestRejectedError
 from controller.protocol.model import (
     Key,
     Launch,
+    ObservedRun,
     Outcome,
     Output,
     Phase,
     Reason,
-    Seen,
     State,
     exit_outcome,
     timeout_outcome,
@@ -43,7 +43,7 @@ BAD_RECORD = "its supervisor's record cannot be read"
 class Look:
     """One look at a run's files."""
 
-    seen: Seen
+    seen: ObservedRun
     alive: bool = False  # its supervisor lives
     orphaned: bool = False  # over without a record: what is left of it must die before that is told
 
@@ -75,7 +75,7 @@ def look(directory: int, key: Key) -> Look | None:
         head = read(directory, token)
         if head is not None:
             run_uid = _request(head)[0]
-            return Look(Seen(key, run_uid, phase)) if run_uid else None
+            return Look(ObservedRun(key, run_uid, phase)) if run_uid else None
     request, alive = _in_file(directory, files.STARTED, _head_and_lock) or (b"", False)
     run_uid, timeout = _request(request)
     if not run_uid:
@@ -87,10 +87,10 @@ def look(directory: int, key: Key) -> Look | None:
     started_at = _in_file(directory, files.RUNNING, _changed)
     if alive:
         phase = Phase.RUNNING if started_at else Phase.STARTING
-        return Look(Seen(key, run_uid, phase, started_at=started_at, ending=ending), alive)
+        return Look(ObservedRun(key, run_uid, phase, started_at=started_at, ending=ending), alive)
     timed_out = read(directory, files.TIMEOUT) is not None
     outcome = timeout_outcome(timeout) if timed_out else Outcome(State.LOST, Reason.LOST, NO_RECORD)
-    return Look(Seen(key, run_uid, Phase.ENDED, outcome, started_at=started_at), orphaned=True)
+    return Look(ObservedRun(key, run_uid, Phase.ENDED, outcome, started_at=started_at), orphaned=True)
 
 
 def read_output(directory: int, limit: int) -> Output:
@@ -161,11 +161,11 @@ def _fields(record: bytes) -> dict[str, str]:
     return {name: value for name, _, value in lines}
 
 
-def _recorded(key: Key, run_uid: str, timeout: int, record: Mapping[str, str]) -> Seen:
+def _recorded(key: Key, run_uid: str, timeout: int, record: Mapping[str, str]) -> ObservedRun:
     if "never" in record:
-        return Seen(key, run_uid, Phase.NEVER, waiting=record["never"])
+        return ObservedRun(key, run_uid, Phase.NEVER, waiting=record["never"])
     started_at, ended_at = (_time(record.get(name, "")) for name in ("started", "ended"))
-    return Seen(key, run_uid, Phase.ENDED, _outcome(record, timeout), started_at=started_at, ended_at=ended_at)
+    return ObservedRun(key, run_uid, Phase.ENDED, _outcome(record, timeout), started_at=started_at, ended_at=ended_at)
 
 
 def _outcome(record: Mapping[str, str], timeout: int) -> Outcome:
