@@ -17,7 +17,7 @@ from controller.db.listener import listen
 from controller.db.migrate import check_schema, retain
 from controller.db.pool import open_pool, refuse_shared_sessions
 from controller.db.registry import Registry
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.drain import drain as drain_with
 from controller.errors import DatabaseReadOnlyError, SandboxError, SettingsError
 from controller.health.endpoints import Http
@@ -49,11 +49,11 @@ async def serve(settings: Settings, backend: Backend) -> None:
     if not writes:
         await backend.close()
         return
-    async with assemble(settings, backend) as (controller, queue, http):
+    async with assemble(settings, backend) as (controller, store, http):
         if settings.sandbox_retention_seconds is not None:
             await retain(settings.database_url, settings.sandbox_retention_seconds)
         server, port = await http.serve(settings.http_port)
-        log.info("%s runs sandboxes on %s, http on port %d", queue.me, queue.engine, port)
+        log.info("%s runs sandboxes on %s, http on port %d", store.me, store.engine, port)
         listener = asyncio.create_task(listen(settings.database_url, "sandbox_wake", controller.wake))
         try:
             await controller.run(stop)
@@ -80,8 +80,8 @@ async def _writes(url: str, stop: asyncio.Event) -> bool:
 
 async def drain(settings: Settings, backend: Backend, timeout: float) -> int:
     """Ends every sandbox; returns the exit code, 1 where something is left after `timeout` seconds."""
-    async with assemble(settings, backend) as (controller, queue, _):
-        return await drain_with(controller, queue, backend, timeout)
+    async with assemble(settings, backend) as (controller, store, _):
+        return await drain_with(controller, store, backend, timeout)
 
 
 async def give_up(settings: Settings, engine: str) -> Counter[str]:
@@ -90,8 +90,8 @@ async def give_up(settings: Settings, engine: str) -> Counter[str]:
     await check_schema(settings.database_url)
     me = _name()
     async with open_pool(settings.database_url, me) as pool:
-        queue = Queue(pool, me, settings.sandbox_output_bytes)
-        registry = Registry(queue)
+        store = Store(pool, me, settings.sandbox_output_bytes)
+        registry = Registry(store)
         if not await registry.visible():
             raise SettingsError(RENAMED)
         await registry.identify()  # the rows of a copy are the original's to settle
@@ -99,7 +99,7 @@ async def give_up(settings: Settings, engine: str) -> Counter[str]:
         for each in attending:
             if each.engine == engine and each.connected:
                 raise SandboxError(f"the controller {each.name} of engine {engine} is connected: stop it first")
-        abandoned = Abandoned(queue, Metrics(), settings.sandbox_start_deadline_seconds, 0.0)
+        abandoned = Abandoned(store, Metrics(), settings.sandbox_start_deadline_seconds, 0.0)
         total: Counter[str] = Counter()
         while done := await abandoned.settle(engine, given_up=True):
             total += done
@@ -110,24 +110,24 @@ async def give_up(settings: Settings, engine: str) -> Counter[str]:
 
 
 @asynccontextmanager
-async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[Controller, Queue, Http]]:
+async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[Controller, Store, Http]]:
     """A controller with its parts, on a database that fits and an engine that answers."""
     try:
         await check_schema(settings.database_url)
         await refuse_shared_sessions(settings.database_url)
         me = _name()
         async with open_pool(settings.database_url, me) as pool:
-            queue = Queue(pool, me, settings.sandbox_output_bytes)
-            registry = Registry(queue)
+            store = Store(pool, me, settings.sandbox_output_bytes)
+            registry = Registry(store)
             installation, renewed = await registry.identify()
             if renewed:
                 log.warning("this database is a copy: its installation has an id of its own now, %s", installation)
-            queue.engine = await backend.open(installation)
+            store.engine = await backend.open(installation)
             pace = pace_of(settings, backend)
-            presence = Presence(registry, backend, me, queue.engine, grace=pace.abandon, patience=pace.patience)
+            presence = Presence(registry, backend, me, store.engine, grace=pace.abandon, patience=pace.patience)
             async with presence.entered():
-                controller = wire(settings, pace, queue, backend, presence, metrics := Metrics())
-                yield controller, queue, Http(controller, queue, backend, metrics, settings.database_url)
+                controller = wire(settings, pace, store, backend, presence, metrics := Metrics())
+                yield controller, store, Http(controller, store, backend, metrics, settings.database_url)
     finally:
         await backend.close()
 
@@ -148,12 +148,12 @@ def pace_of(settings: Settings, backend: Backend) -> Pace:
 
 
 def wire(
-    settings: Settings, pace: Pace, queue: Queue, backend: Backend, presence: Presence, metrics: Metrics
+    settings: Settings, pace: Pace, store: Store, backend: Backend, presence: Presence, metrics: Metrics
 ) -> Controller:
     """A controller from its parts."""
     lives = Lives(settings.sandbox_start_deadline_seconds)
-    steps = Steps(queue, backend, lives, metrics, output_bytes=settings.sandbox_output_bytes, at_once=backend.at_once)
-    carrier = Carrier(queue, steps, lives, metrics)
-    comparison = Comparison(queue, backend, carrier, lives, metrics, presence, pace.grace)
-    abandoned = Abandoned(queue, metrics, settings.sandbox_start_deadline_seconds, pace.abandon)
-    return Controller(queue, backend, carrier, lives, comparison, presence, abandoned, metrics, pace)
+    steps = Steps(store, backend, lives, metrics, output_bytes=settings.sandbox_output_bytes, at_once=backend.at_once)
+    carrier = Carrier(store, steps, lives, metrics)
+    comparison = Comparison(store, backend, carrier, lives, metrics, presence, pace.grace)
+    abandoned = Abandoned(store, metrics, settings.sandbox_start_deadline_seconds, pace.abandon)
+    return Controller(store, backend, carrier, lives, comparison, presence, abandoned, metrics, pace)

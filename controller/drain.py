@@ -12,7 +12,7 @@ from typing import cast
 from controller import terminal
 from controller.backends.base import Backend
 from controller.db.registry import Registry
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.errors import TransientEngineError
 from controller.protocol.model import Listing, ObservedRun
 from controller.reconcile.controller import Controller
@@ -22,13 +22,13 @@ TELL_SECONDS = 5.0  # between two lines about what is waited for
 LOOKS = 2  # at the engine, at least: what nothing uses is removed at the second
 
 
-async def drain(controller: Controller, queue: Queue, backend: Backend, timeout: float) -> int:
+async def drain(controller: Controller, store: Store, backend: Backend, timeout: float) -> int:
     """Returns the exit code: 1 where something is left after `timeout` seconds, which it tells."""
     left = _Left()
     try:
         async with asyncio.timeout(timeout):
-            await _end_rows(controller, queue, left)
-            await _clear_engine(queue, backend, left)
+            await _end_rows(controller, store, left)
+            await _clear_engine(store, backend, left)
     except TimeoutError:
         terminal.say(*(f"drain: {words}" for words in left.words))
         return 1
@@ -50,17 +50,17 @@ class _Left:
             terminal.say(*(f"drain: waiting, {line}" for line in words))
 
 
-async def _end_rows(controller: Controller, queue: Queue, left: _Left) -> None:
+async def _end_rows(controller: Controller, store: Store, left: _Left) -> None:
     stop = asyncio.Event()
     running = asyncio.create_task(controller.run(stop, claim=False))
     try:
         while True:
-            await queue.cancel_all()
+            await store.cancel_all()
             controller.wake("update")
-            unfinished = await queue.unfinished()
+            unfinished = await store.unfinished()
             if not unfinished:
                 return
-            left.are(_rows(unfinished, queue.engine))
+            left.are(_rows(unfinished, store.engine))
             await asyncio.sleep(POLL_SECONDS)
     finally:
         stop.set()
@@ -81,13 +81,13 @@ def _where(engine: str | None, here: str) -> str:
     return f"on engine {engine}: {words} {shlex.quote(engine)}`"
 
 
-async def _clear_engine(queue: Queue, backend: Backend, left: _Left) -> None:
+async def _clear_engine(store: Store, backend: Backend, left: _Left) -> None:
     """Waits for what is being removed; removes what no row wants, and the marks of controllers that are gone."""
     looks = 0
     while True:
         try:
-            names = await _remove(queue, backend, await _listing(backend))
-            await _remove_marks(queue, backend)
+            names = await _remove(store, backend, await _listing(backend))
+            await _remove_marks(store, backend)
         except TransientEngineError as error:
             left.are([str(error)])
         else:
@@ -106,18 +106,18 @@ async def _listing(backend: Backend) -> Listing:
     raise TransientEngineError("the engine shows no list of what it has")
 
 
-async def _remove(queue: Queue, backend: Backend, listing: Listing) -> list[str]:
+async def _remove(store: Store, backend: Backend, listing: Listing) -> list[str]:
     """Removes what has no row, or one that has ended; returns its names. Another controller may have claimed since."""
     keys = {seen.key for seen in (*listing.runs, *listing.recorded)} | listing.pending.keys()
-    rows = await queue.facts([key.sandbox_id for key in keys]) if keys else {}
+    rows = await store.facts([key.sandbox_id for key in keys]) if keys else {}
     over = [key for key in keys if (row := rows.get(key.sandbox_id)) is None or row.state.terminal]
     for key in over:
         await backend.delete(key, None)
     return sorted(key.name for key in over)
 
 
-async def _remove_marks(queue: Queue, backend: Backend) -> None:
+async def _remove_marks(store: Store, backend: Backend) -> None:
     if backend.marks is not None:
-        connected = {each.name for each in await Registry(queue).attending() if each.connected}
-        for name in await backend.marks.names() - connected - {queue.me}:
+        connected = {each.name for each in await Registry(store).attending() if each.connected}
+        for name in await backend.marks.names() - connected - {store.me}:
             await backend.marks.remove(name)

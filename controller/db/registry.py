@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from controller.db.installation import FOREIGN
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.errors import SchemaError
 
 
@@ -26,38 +26,38 @@ class Attendant:
 class Registry:
     """The statements about controllers and engines."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     async def identify(self) -> tuple[UUID, bool]:
         """This database's own id, and whether it is a new one. Raises SchemaError if only a person can tell."""
-        (found,) = await self._queue.ask("identify", {})
+        (found,) = await self._store.ask("identify", {})
         if found["standing"] == "foreign":
             raise SchemaError(FOREIGN)
         return found["id"], found["standing"] == "renewed"
 
     async def register(self) -> bool:
         """This controller looks after its engine; returns whether it was not registered."""
-        (found,) = await self._queue.ask("register", {"me": self._queue.me, "engine": self._queue.engine})
+        (found,) = await self._store.ask("register", {"me": self._store.me, "engine": self._store.engine})
         return bool(found["new"])
 
     async def unregister(self, names: Collection[str]) -> None:
         """These controllers have stopped."""
-        await self._queue.ask("unregister", {"names": list(names)})
+        await self._store.ask("unregister", {"names": list(names)})
 
     async def saw(self, marks: Collection[str]) -> None:
         """This controller has looked at its engine, and seen the marks of these."""
-        await self._queue.ask("saw", {"me": self._queue.me, "marks": sorted(marks)})
+        await self._store.ask("saw", {"me": self._store.me, "marks": sorted(marks)})
 
     async def attending(self) -> list[Attendant]:
         """Every controller and every holder of a row, of all engines."""
-        return [Attendant(**found) for found in await self._queue.ask("attending", {})]
+        return [Attendant(**found) for found in await self._store.ask("attending", {})]
 
     async def visible(self) -> bool:
         """Whether the server knows this controller's connections by its name, as others look for it."""
-        (found,) = await self._queue.ask("visible", {"me": self._queue.me})
+        (found,) = await self._store.ask("visible", {"me": self._store.me})
         return bool(found["visible"])
 
     async def unknown(self, names: Collection[str]) -> set[str]:
         """Those that are neither registered nor connected."""
-        return {found["name"] for found in await self._queue.ask("unknown", {"names": list(names)})}
+        return {found["name"] for found in await self._store.ask("unknown", {"names": list(names)})}

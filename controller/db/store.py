@@ -50,7 +50,7 @@ class Claimed:
     waited: str | None = None  # what it waited for until now
 
 
-class Queue:
+class Store:
     """The controller's statements on one pool. Every statement can be repeated, and is until the database takes or
     refuses it: what passes by itself is waited out. Raises WriteRejectedError."""
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from controller.backends.base import Backend
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.errors import SandboxError, SettingsError
 from controller.health.readiness import Readiness
 from controller.health.server import Door
@@ -26,9 +26,9 @@ COUNT_SECONDS = 3.0  # for the database to count rows; a scrape must not wait lo
 class Http:
     """Answers for one controller."""
 
-    def __init__(self, controller: Controller, queue: Queue, backend: Backend, metrics: Metrics, url: str):
-        self._controller, self._queue, self._metrics = controller, queue, metrics
-        self._readiness = Readiness(queue, backend, controller.claims, url)
+    def __init__(self, controller: Controller, store: Store, backend: Backend, metrics: Metrics, url: str):
+        self._controller, self._store, self._metrics = controller, store, metrics
+        self._readiness = Readiness(store, backend, controller.claims, url)
 
     async def serve(self, port: int) -> tuple[Door, int]:
         """Listens on every address; returns what to clean up, and the port. Raises SettingsError."""
@@ -61,7 +61,7 @@ class Http:
         """The counters, and the rows by state."""
         try:
             async with asyncio.timeout(COUNT_SECONDS):
-                counts = await self._queue.counts()
+                counts = await self._store.counts()
             for state, count in {"queued": 0, "launching": 0, "running": 0, **counts}.items():
                 self._metrics.rows.labels(state).set(count)
         except (SandboxError, TimeoutError):

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from controller.backends.base import Backend
 from controller.db.migrate import check_schema
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.errors import SandboxError
 from controller.reconcile.claims import Claims
 
@@ -21,8 +21,8 @@ STALLED_SECONDS = 15.0  # that a row may wait for its claim while none is claime
 class Readiness:
     """Asks database and engine, and looks for a row that should have been claimed long ago."""
 
-    def __init__(self, queue: Queue, backend: Backend, claims: Claims, url: str) -> None:
-        self._queue, self._backend, self._claims, self._url = queue, backend, claims, url
+    def __init__(self, store: Store, backend: Backend, claims: Claims, url: str) -> None:
+        self._store, self._backend, self._claims, self._url = store, backend, claims, url
         self._turn = asyncio.Lock()
         self._asked, self._answer = -float("inf"), ""
         self._passed_over: tuple[UUID, float] | None = None  # a row that claims should have brought; seen so since
@@ -52,7 +52,7 @@ class Readiness:
     async def _stalled(self) -> str:
         if time.monotonic() - self._claims.brought < STALLED_SECONDS:
             return ""
-        found = await self._queue.overdue(self._claims.max_running, STALLED_SECONDS)
+        found = await self._store.overdue(self._claims.max_running, STALLED_SECONDS)
         if found is None:
             self._passed_over = None
             return await self._refused()
@@ -64,7 +64,7 @@ class Readiness:
 
     async def _refused(self) -> str:
         """A row that the database refuses is set aside, and no trouble; where it is all of them, it is."""
-        found = await self._queue.aside(STALLED_SECONDS)
+        found = await self._store.aside(STALLED_SECONDS)
         if not found or found[0].claimed or sum(each.n for each in found) < MANY_ASIDE:
             return ""
         return f"the database refuses every claim, {found[0].n} rows are set aside: {found[0].why}"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from controller.db.registry import Attendant
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.db.writes import Ended, Mark
 from controller.errors import SandboxError
 from controller.logs import about
@@ -24,14 +24,14 @@ class Abandoned:
     """Writes what `abandon` decides. Each write is the compare-and-set of a controller of that engine, so one that
     comes back meanwhile is never written over. `start_deadline` and `grace`, without a controller, in seconds."""
 
-    def __init__(self, queue: Queue, metrics: Metrics, start_deadline: float, grace: float) -> None:
-        self._queue, self._metrics, self._start_deadline = queue, metrics, start_deadline
+    def __init__(self, store: Store, metrics: Metrics, start_deadline: float, grace: float) -> None:
+        self._store, self._metrics, self._start_deadline = store, metrics, start_deadline
         self._left: Lasting[str] = Lasting(grace)
         self._told: set[str] = set()
 
     async def look(self, attending: Collection[Attendant]) -> None:
         """Settles the rows of engines that have had no controller throughout the grace."""
-        attended = {each.engine for each in attending if each.connected} | {self._queue.engine}
+        attended = {each.engine for each in attending if each.connected} | {self._store.engine}
         left = self._left.look({each.engine for each in attending} - attended)
         for engine in sorted(left):
             if await self.settle(engine) and engine not in self._told:
@@ -41,7 +41,7 @@ class Abandoned:
 
     async def settle(self, engine: str, *, given_up: bool = False) -> Counter[str]:
         """Takes the next step for every row of that engine; returns how many came to what."""
-        rows = await self._queue.standing(engine)
+        rows = await self._store.standing(engine)
         done = await asyncio.gather(*(self._settle(row, given_up) for row in rows))
         return Counter(each for each in done if each)
 
@@ -63,13 +63,13 @@ class Abandoned:
                         afresh=step.afresh,
                     )
                     again = step.do is Do.AGAIN
-                    if not await (self._queue.again if again else self._queue.record)(ended):
+                    if not await (self._store.again if again else self._store.record)(ended):
                         return None
                     self._metrics.ended(step.outcome)
                     log.info("%s %s", step.outcome.state, step.outcome.reason, extra=about(row.key))
                     return "queued again" if again else str(step.outcome.state)
                 case Do.CLEAN:
-                    return "cleaned" if await self._queue.clean(Mark(row.key)) else None
+                    return "cleaned" if await self._store.clean(Mark(row.key)) else None
                 case Do.WAIT | Do.DROP:
                     return None
                 case _:

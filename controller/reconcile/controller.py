@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from controller.backends.base import Backend
-from controller.db.store import Claimed, Queue
+from controller.db.store import Claimed, Store
 from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
 from controller.metrics import Metrics
 from controller.protocol.model import Listing, ObservedRun, Phase, State
@@ -56,7 +56,7 @@ class Controller:
 
     def __init__(
         self,
-        queue: Queue,
+        store: Store,
         backend: Backend,
         carrier: Carrier,
         lives: Lives,
@@ -66,7 +66,7 @@ class Controller:
         metrics: Metrics,
         pace: Pace,
     ) -> None:
-        self._queue, self._backend, self._carrier, self._lives = queue, backend, carrier, lives
+        self._store, self._backend, self._carrier, self._lives = store, backend, carrier, lives
         self._comparison, self._presence, self._abandoned = comparison, presence, abandoned
         self._metrics, self._pace = metrics, pace
         lives.freed = lambda: self._insert.set()
@@ -140,9 +140,9 @@ class Controller:
         sent = time.monotonic()
         if self._claim_in_doubt:  # a claim's reply was lost: what it claimed is ours, and nobody works on it
             held = list(self._lives.by_id)
-            self._take_in_hand(await self._queue.take_over(room, self._pace.lease, held), sent, "taken over")
+            self._take_in_hand(await self._store.take_over(room, self._pace.lease, held), sent, "taken over")
         self._claim_in_doubt = True
-        claimed = await self._queue.claim(room, self._pace.max_running, self._pace.lease)
+        claimed = await self._store.claim(room, self._pace.max_running, self._pace.lease)
         self._claim_in_doubt = False
         self._take_in_hand(claimed, sent, "claimed")
         return len(claimed)
@@ -182,30 +182,30 @@ class Controller:
                 log.warning("%s, trying again", error)
 
     async def _cancel_queued(self) -> None:
-        if await self._queue.cancel_queued():
+        if await self._store.cancel_queued():
             self._insert.set()
 
     async def _retry(self) -> None:
-        if await self._queue.retry_due():
+        if await self._store.retry_due():
             self._insert.set()
 
     async def _cancel(self) -> None:
-        for sandbox_id in await self._queue.cancelling():
+        for sandbox_id in await self._store.cancelling():
             self._carrier.cancel(sandbox_id)
 
     async def _take_over(self) -> None:
         now = time.monotonic()
-        self._take_in_hand(await self._queue.take_over(CLAIM_MOST, self._pace.lease), now, "taken over")
+        self._take_in_hand(await self._store.take_over(CLAIM_MOST, self._pace.lease), now, "taken over")
 
     async def _forget(self) -> None:
         now = time.monotonic()
         if now - self._forgot > FORGET_SECONDS:
             self._forgot = now
-            for each in await self._queue.aside(FORGET_SECONDS):
+            for each in await self._store.aside(FORGET_SECONDS):
                 log.warning(
                     "%d rows are set aside, since the database refuses to have them claimed: %s", each.n, each.why
                 )
-            if await self._queue.forget():
+            if await self._store.forget():
                 self._forgot = 0.0  # there may be more: next time round
 
     async def _renew(self) -> None:
@@ -214,7 +214,7 @@ class Controller:
             return
         self._renewed = sent
         lives = [live for live in self._lives.by_id.values() if live.lease_end and live.row.state is State.LAUNCHING]
-        held = await self._queue.renew([live.row for live in lives], self._pace.lease)
+        held = await self._store.renew([live.row for live in lives], self._pace.lease)
         for live in lives:
             if live.row.id in held:  # one that somebody held locked keeps its old end, and is renewed next time
                 live.lease_end = sent + self._pace.lease
@@ -253,6 +253,6 @@ class Controller:
         await self._carrier.settled(STOP_SECONDS)
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                await self._queue.hand_back()
+                await self._store.hand_back()
         except TimeoutError:
             log.warning("the database does not answer: this controller's leases run out by themselves")

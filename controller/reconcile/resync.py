@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from controller.backends.base import Backend
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.errors import TransientEngineError
 from controller.logs import about
 from controller.metrics import Metrics
@@ -31,7 +31,7 @@ class Comparison:
 
     def __init__(
         self,
-        queue: Queue,
+        store: Store,
         backend: Backend,
         carrier: Carrier,
         lives: Lives,
@@ -39,7 +39,7 @@ class Comparison:
         presence: Presence,
         grace: float,
     ) -> None:
-        self._queue, self._backend, self._carrier, self._lives = queue, backend, carrier, lives
+        self._store, self._backend, self._carrier, self._lives = store, backend, carrier, lives
         self._metrics, self._presence, self._grace = metrics, presence, grace
         # `grace`: seconds that a run must stay without a trace before it counts as gone
         self._due: set[Key] = set()  # others' rows with a step due at the last look
@@ -50,7 +50,7 @@ class Comparison:
         """Makes table and engine agree. The list was taken before the table is read, so every run in it that is
         not a stray has its row."""
         began = time.monotonic()
-        rows = {row.id: row for row in await self._queue.standing()}
+        rows = {row.id: row for row in await self._store.standing()}
         read = time.monotonic()  # the table may have kept us waiting for longer than any grace
         named = {(row.key, row.run_uid) for row in rows.values()}
         runs: dict[Key, list[ObservedRun]] = {}
@@ -107,7 +107,7 @@ class Comparison:
     def _may_say(self, live: Live) -> bool:
         """Whether what this engine does not have is nowhere: else it is for the row's holder to say, and where that is
         gone, for nobody before the run's own timer has ended it."""
-        mine = live.row.claimed_by == self._queue.me
+        mine = live.row.claimed_by == self._store.me
         return self._presence.sole or mine or (live.row.orphaned and self._lives.standing(live).overrun)
 
     def _may_adopt(self, live: Live) -> bool:
@@ -141,19 +141,19 @@ class Comparison:
             return
         if self._next(live) is not Do.WAIT or (waiting and waiting != live.told):
             self._carrier.poke(live)
-        elif row.claimed_by != self._queue.me:
+        elif row.claimed_by != self._store.me:
             self._lives.drop(live)
 
     async def _adopt(self, orphans: Sequence[Live]) -> None:
-        adopted = await self._queue.adopt([live.row for live in orphans]) if orphans else set()
+        adopted = await self._store.adopt([live.row for live in orphans]) if orphans else set()
         for live in orphans:
             if live.row.id in adopted:
-                live.row.claimed_by = self._queue.me
+                live.row.claimed_by = self._store.me
                 self._carrier.hold(live)
 
     async def _let_go(self, lives: Collection[Live]) -> None:
         """Drops what the table no longer has, or has as ended."""
-        rows = await self._queue.facts([live.row.id for live in lives]) if lives else {}
+        rows = await self._store.facts([live.row.id for live in lives]) if lives else {}
         for live in lives:
             row = rows.get(live.row.id)
             lost = row is None or (row.attempt, row.epoch) != (live.row.attempt, live.row.epoch)
@@ -166,7 +166,7 @@ class Comparison:
 
     async def _sweep(self, strays: Mapping[Key, Collection[str | None]]) -> None:
         """Deletes runs (None: what was made for one) whose row is gone, ended and cleaned, or past their attempt."""
-        rows = await self._queue.facts([key.sandbox_id for key in strays]) if strays else {}
+        rows = await self._store.facts([key.sandbox_id for key in strays]) if strays else {}
         began = time.monotonic()
         for key in random.sample(sorted(strays), len(strays)):  # in no order: one that is stuck is not always the first
             if time.monotonic() - began > SWEEP_SECONDS:

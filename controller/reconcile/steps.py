@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from controller.backends.base import Backend
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.db.writes import Bind, Ended, Mark, PutBack
 from controller.errors import (
     ImagePullingError,
@@ -37,9 +37,9 @@ class Steps:
     """Takes steps. Each may fail with TransientEngineError, and may be taken again."""
 
     def __init__(
-        self, queue: Queue, backend: Backend, lives: Lives, metrics: Metrics, *, output_bytes: int, at_once: int
+        self, store: Store, backend: Backend, lives: Lives, metrics: Metrics, *, output_bytes: int, at_once: int
     ) -> None:
-        self._queue, self._backend, self._lives, self._metrics = queue, backend, lives, metrics
+        self._store, self._backend, self._lives, self._metrics = store, backend, lives, metrics
         self._output_bytes = output_bytes
         self._engine = asyncio.Semaphore(at_once)
         self._making_due: set[asyncio.Task[None]] = set()
@@ -92,7 +92,7 @@ class Steps:
         """Lets it wait in the queue: until its image is there it holds nothing that another sandbox could use."""
         row, most = live.row, PULL_AGAIN_SECONDS if away.over is None else PULL_SECONDS
         delay = min(most, self._lives.left(live) + 0.1)  # past its start deadline the next claim ends it
-        if not await self._queue.put_back(PutBack(row.key, row.epoch, str(away), delay)):
+        if not await self._store.put_back(PutBack(row.key, row.epoch, str(away), delay)):
             return await self._refresh(live)
         self._lives.drop(live)
         self._lives.freed()
@@ -107,12 +107,12 @@ class Steps:
         task.add_done_callback(self._making_due.discard)
 
     async def _make_due(self, key: Key) -> None:
-        if await self._queue.make_due(Mark(key)):
+        if await self._store.make_due(Mark(key)):
             self._lives.freed()
 
     async def _bind(self, live: Live, run: ObservedRun) -> None:
         row = live.row
-        if not await self._queue.bind(Bind(row.key, row.epoch, run.run_uid)):
+        if not await self._store.bind(Bind(row.key, row.epoch, run.run_uid)):
             return await self._refresh(live)
         live.fresh = row.run_uid is None and run.phase is Phase.INERT
         row.run_uid = run.run_uid
@@ -139,7 +139,7 @@ class Steps:
 
     async def _start(self, live: Live, run: ObservedRun) -> None:
         row = live.row
-        if not await self._queue.start(Mark(row.key, run.run_uid)):
+        if not await self._store.start(Mark(row.key, run.run_uid)):
             return await self._refresh(live)
         row.state, row.started_age = State.RUNNING, live.read_at - time.monotonic()
         live.waiting = None
@@ -173,7 +173,7 @@ class Steps:
             output, why = await self._output(live, run)
             lost = why is not None
             outcome = outcome if why is None else _without_output(outcome, f"could not be had: {why}")
-        write = self._queue.record if step.do is Do.RECORD else self._queue.again
+        write = self._store.record if step.do is Do.RECORD else self._store.again
         epoch = None if step.counted else row.epoch  # that it never started is known to who held the lease throughout
         ended = Ended(row.key, row.run_uid, outcome, run, output, lost, step.counted, step.delay, epoch)
         try:
@@ -220,12 +220,12 @@ class Steps:
 
     async def _clean(self, live: Live) -> None:
         await self._delete(live)
-        await self._queue.clean(Mark(live.row.key))
+        await self._store.clean(Mark(live.row.key))
         self._lives.drop(live)
 
     async def _refresh(self, live: Live) -> None:
         """Looks at the row again: somebody else wrote it."""
-        row = (await self._queue.facts([live.row.id])).get(live.row.id)
+        row = (await self._store.facts([live.row.id])).get(live.row.id)
         if row is None or (row.attempt, row.epoch) != (live.row.attempt, live.row.epoch):
             return self._lives.drop(live)  # in other hands, and what was believed of its run with it
         live.row, live.read_at = row, time.monotonic()

@@ -7,7 +7,7 @@ import logging
 import time
 from uuid import UUID
 
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.db.writes import Mark
 from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
 from controller.logs import about
@@ -25,8 +25,8 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.2, 10.0  # seconds between tries of what the eng
 class Carrier:
     """Decides and acts for the sandboxes in hand, again whenever something about one is new."""
 
-    def __init__(self, queue: Queue, steps: Steps, lives: Lives, metrics: Metrics) -> None:
-        self._queue, self._steps, self._lives, self._metrics = queue, steps, lives, metrics
+    def __init__(self, store: Store, steps: Steps, lives: Lives, metrics: Metrics) -> None:
+        self._store, self._steps, self._lives, self._metrics = store, steps, lives, metrics
         self._tasks: set[asyncio.Task[None]] = set()
 
     def hold(self, live: Live) -> None:
@@ -120,6 +120,6 @@ class Carrier:
         if live.waiting is None or live.waiting == live.told or live.row.state is not State.LAUNCHING:
             return False
         told = live.waiting
-        await self._queue.wait(Mark(live.row.key, told))
+        await self._store.wait(Mark(live.row.key, told))
         live.told = told
         return True

@@ -11,7 +11,7 @@ from psycopg.rows import dict_row
 
 from controller.app import assemble
 from controller.db.pool import open_pool
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.db.writes import Bind, Ended, Mark
 from controller.protocol.model import Key, Outcome, Output, Reason, State
 from controller.settings import Settings
@@ -71,17 +71,17 @@ async def _replayed(server: str, rows: int) -> float:
         async with await psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=dict_row) as connection:
             await connection.execute(FILL, [rows])
         async with open_pool(url) as pool:
-            queue = Queue(pool, "bare", 1 << 20)
-            queue.engine = "bare"
+            store = Store(pool, "bare", 1 << 20)
+            store.engine = "bare"
             begin = time.monotonic()
-            while claimed := await queue.claim(500, 100_000, 60.0):
-                await _live_through(queue, [(each.row.key, each.row.epoch) for each in claimed])
+            while claimed := await store.claim(500, 100_000, 60.0):
+                await _live_through(store, [(each.row.key, each.row.epoch) for each in claimed])
             return rows / (time.monotonic() - begin)
 
 
-async def _live_through(queue: Queue, keys: list[tuple[Key, int]]) -> None:
+async def _live_through(store: Store, keys: list[tuple[Key, int]]) -> None:
     done = Outcome(State.SUCCEEDED, Reason.COMPLETED, exit_code=0)
-    await asyncio.gather(*(queue.bind(Bind(key, epoch, key.name)) for key, epoch in keys))
-    await asyncio.gather(*(queue.start(Mark(key, key.name)) for key, _ in keys))
-    await asyncio.gather(*(queue.record(Ended(key, key.name, done, output=Output(b"hi\n", False))) for key, _ in keys))
-    await asyncio.gather(*(queue.clean(Mark(key)) for key, _ in keys))
+    await asyncio.gather(*(store.bind(Bind(key, epoch, key.name)) for key, epoch in keys))
+    await asyncio.gather(*(store.start(Mark(key, key.name)) for key, _ in keys))
+    await asyncio.gather(*(store.record(Ended(key, key.name, done, output=Output(b"hi\n", False))) for key, _ in keys))
+    await asyncio.gather(*(store.clean(Mark(key)) for key, _ in keys))

@@ -153,9 +153,9 @@ def test_eight_claimers_at_once_never_go_over_the_limit_and_never_take_a_row_twi
 
 def test_two_controllers_claim_2000_rows_each_row_once(database: str) -> None:
     async def work(me: str) -> list[tuple[UUID, int]]:
-        async with opened(database, me) as queue:
+        async with opened(database, me) as store:
             mine: list[tuple[UUID, int]] = []
-            while claimed := await queue.claim(100, 1_000_000, 60):
+            while claimed := await store.claim(100, 1_000_000, 60):
                 mine += [(each.row.id, each.row.epoch) for each in claimed]
             return mine
 
@@ -252,20 +252,20 @@ def test_claims_whose_reply_was_lost_are_taken_back(owner: Connection) -> None:
 
 def test_a_lost_claim_reply_raises_and_the_rows_come_back(database: str) -> None:
     async def go() -> None:
-        async with opened(database) as queue:
+        async with opened(database) as store:
             with connect(database) as owner, connect(database) as killer:
                 insert_many(owner, 5)
                 with (
                     owner.transaction()
                 ):  # the claim waits behind this lock, claims nothing yet, and loses its connection
                     owner.execute("lock table sandbox_claim_turn in exclusive mode")
-                    claiming = asyncio.create_task(queue.claim(10, 100, 60))
+                    claiming = asyncio.create_task(store.claim(10, 100, 60))
                     await asyncio.to_thread(until, killer, WAITS_FOR_LOCK)
                     kill_controllers(killer)
                     with pytest.raises(DatabaseUnavailableError):
                         await claiming
                 claim(owner)  # as if it had been done before the connection went
-            [*back] = await queue.take_over(10, 60, held=[])
+            [*back] = await store.take_over(10, 60, held=[])
             assert len(back) == 5
             assert {each.row.epoch for each in back} == {2}
 
@@ -318,8 +318,8 @@ def test_no_tenant_waits_for_ever(count: int, owner: Connection) -> None:
 
 def test_order_of_age_is_the_order_of_insert(database: str) -> None:
     async def go() -> list[UUID]:
-        async with opened(database) as queue:
-            return [(await queue.claim(1, 100, 60))[0].row.id for _ in range(5)]
+        async with opened(database) as store:
+            return [(await store.claim(1, 100, 60))[0].row.id for _ in range(5)]
 
     with connect(database) as owner:
         clock(owner, 0)  # all at the same instant
@@ -331,13 +331,13 @@ def test_order_of_age_is_the_order_of_insert(database: str) -> None:
 
 def test_another_attempt_is_a_new_claim_of_its_own(database: str) -> None:
     async def go() -> None:
-        async with opened(database) as queue:
-            [first] = await queue.claim(1, 10, 60)
-            assert await queue.bind(Bind(first.row.key, first.row.epoch, "u"))
+        async with opened(database) as store:
+            [first] = await store.claim(1, 10, 60)
+            assert await store.bind(Bind(first.row.key, first.row.epoch, "u"))
             bad = Outcome(State.FAILED, Reason.NON_ZERO_EXIT, "x", 1)
-            assert await queue.again(Ended(first.row.key, "u", bad, counted=True))
-            assert await queue.retry_due() == 1
-            [second] = await queue.claim(1, 10, 60)
+            assert await store.again(Ended(first.row.key, "u", bad, counted=True))
+            assert await store.retry_due() == 1
+            [second] = await store.claim(1, 10, 60)
             assert (second.row.attempt, second.row.epoch, second.row.runs, second.row.run_uid) == (2, 2, 1, None)
             assert second.launch.key.name.endswith("-2")
 
@@ -368,18 +368,18 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_running_controller_goes_on_when_the_table_changes(change: str, database: str) -> None:
     async def go(owner: Connection) -> None:
-        async with asyncio.timeout(60), opened(database, size=2) as queue:
+        async with asyncio.timeout(60), opened(database, size=2) as store:
             for number in range(24):  # past the number at which the driver and plpgsql keep a plan
                 if number == 12:
                     owner.execute(CHANGES[change])
                 made = insert(owner, tenant=f"t{number % 3}")
-                [got] = await queue.claim(1, 1_000_000, 60)
+                [got] = await store.claim(1, 1_000_000, 60)
                 assert got.row.id == made
-                assert await queue.bind(Bind(got.row.key, got.row.epoch, "u"))
-                assert await queue.record(Ended(got.row.key, "u", Outcome(State.FAILED, Reason.KILLED, "x")))
-                assert await queue.standing()
-                await queue.take_over(10, 60)
-                await queue.forget()
+                assert await store.bind(Bind(got.row.key, got.row.epoch, "u"))
+                assert await store.record(Ended(got.row.key, "u", Outcome(State.FAILED, Reason.KILLED, "x")))
+                assert await store.standing()
+                await store.take_over(10, 60)
+                await store.forget()
 
     with connect(database) as owner:
         owner.execute("alter table sandboxes add column extra text")
@@ -482,8 +482,8 @@ def test_a_claimed_row_that_cannot_be_read_ends_and_the_others_go_on(database: s
     """However it came to be so: here a rule was dropped."""
 
     async def go() -> None:
-        async with opened(database) as queue:
-            assert {each.row.id for each in await queue.claim(10, 100, 60)} == {good}
+        async with opened(database) as store:
+            assert {each.row.id for each in await store.claim(10, 100, 60)} == {good}
 
     owner.execute('alter table sandboxes drop constraint "env must be an object of at most 65,536 bytes"')
     bad, good = insert(owner, env="[1]"), insert(owner)

@@ -29,7 +29,7 @@ from psycopg.rows import DictRow
 
 from controller.backends.kubernetes import api as kubernetes_api
 from controller.db.listener import listen
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.errors import DatabaseUnavailableError
 from tests.support import control as controlling
 from tests.support.fake_api import Answer
@@ -656,9 +656,9 @@ def test_connections_that_end_at_any_statement_cost_nothing(
 ) -> None:
     """All of them, each time: before the statement was sent, or with its answer under way."""
     met: set[str] = set()
-    once = Queue._once
+    once = Store._once
 
-    async def hurt(self: Queue, name: str, params: Mapping[str, Any]) -> list[DictRow]:
+    async def hurt(self: Store, name: str, params: Mapping[str, Any]) -> list[DictRow]:
         first = name in STATEMENTS and name not in met
         if first:
             met.add(name)
@@ -670,7 +670,7 @@ def test_connections_that_end_at_any_statement_cost_nothing(
             raise DatabaseUnavailableError("the answer was lost")
         return answer
 
-    monkeypatch.setattr(Queue, "_once", hurt)
+    monkeypatch.setattr(Store, "_once", hurt)
 
     async def test(scene: Scene) -> None:
         async with scene.control(sandbox_lease_seconds=1):

@@ -10,7 +10,7 @@ import pytest
 
 from controller.db.pool import check_own_sessions, connect_async, open_pool, refuse_shared_sessions
 from controller.db.registry import Registry
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.errors import SettingsError
 from controller.reconcile.presence import Presence
 from tests.support.memory_backend import MemoryBackend
@@ -22,9 +22,9 @@ ME, ENGINE = "host/1-abc", "memory:one"
 async def presence(url: str, name: str, me: str = ME) -> AsyncIterator[tuple[Presence, Registry]]:
     """That of the controller `me`, whose connections reach the server under `name`."""
     async with open_pool(url, name, size=1) as pool:
-        queue = Queue(pool, me, 1024)
-        queue.engine = ENGINE
-        registry = Registry(queue)
+        store = Store(pool, me, 1024)
+        store.engine = ENGINE
+        registry = Registry(store)
         yield Presence(registry, MemoryBackend(), me, ENGINE, grace=0.0, patience=1.0), registry
 
 

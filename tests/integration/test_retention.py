@@ -156,14 +156,14 @@ def test_what_keeps_rows_is_logged_once(database: str, owner: Connection, caplog
     owner.execute("create table builds (sandbox_id uuid constraint of_sandbox references sandboxes)")
 
     async def go() -> None:
-        async with opened(database) as queue:
+        async with opened(database) as store:
             for _ in range(3):
                 insert(owner)
                 claim(owner)
                 finish(owner)
                 owner.execute("insert into builds select id from sandboxes on conflict do nothing")
-                assert await queue.forget() == 1
-            assert await queue.forget() == 0
+                assert await store.forget() == 1
+            assert await store.forget() == 0
 
     owner.execute("set sandbox.now = ''")
     owner.execute("update sandbox_installation set retention_seconds = 1")

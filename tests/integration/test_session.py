@@ -66,19 +66,19 @@ def carry_one(url: str) -> UUID:
     async def go(client: Client) -> UUID:
         asked = client.submit({"command": f"printf '{OUTPUT}'", "env": {"A": OUTPUT}, "tenant": "a\\b"})
         await check_schema(url)
-        async with asyncio.timeout(30), opened(url) as queue:
-            [got] = await queue.claim(10, 10, 60)
+        async with asyncio.timeout(30), opened(url) as store:
+            [got] = await store.claim(10, 10, 60)
             assert (got.row.id, got.launch.env) == (asked, {"A": OUTPUT})
             assert 0 <= got.created_age < 20
             key: Key = got.row.key
-            assert await queue.renew([got.row], 60) == {key.sandbox_id}
-            assert await queue.bind(Bind(key, 1, "u"))
-            assert await queue.start(Mark(key, "u"))
+            assert await store.renew([got.row], 60) == {key.sandbox_id}
+            assert await store.bind(Bind(key, 1, "u"))
+            assert await store.start(Mark(key, "u"))
             outcome = Outcome(State.FAILED, Reason.OOM_KILLED, "€")
             seen = ObservedRun(key, "u", Phase.ENDED, outcome, started_at=at(1), ended_at=None)
-            assert await queue.record(Ended(key, "u", outcome, seen, Output(OUTPUT.encode(), False)))
-            assert await queue.clean(Mark(key))
-            assert [each.id for each in await queue.standing()] == []
+            assert await store.record(Ended(key, "u", outcome, seen, Output(OUTPUT.encode(), False)))
+            assert await store.clean(Mark(key))
+            assert [each.id for each in await store.standing()] == []
             return key.sandbox_id
 
     client = Client(url)

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from controller.db.store import Claimed, Queue
+from controller.db.store import Claimed, Store
 from controller.db.writes import Bind, Ended, Mark
 from controller.errors import DatabaseUnavailableError, WriteRejectedError
 from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State, exit_outcome
@@ -34,7 +34,7 @@ from tests.support.database import (
 )
 
 BAD = exit_outcome(1)
-Work = Callable[[Queue], Coroutine[Any, Any, None]]
+Work = Callable[[Store], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
@@ -45,22 +45,22 @@ def owner(database: str) -> Iterator[Connection]:
 
 def with_queue(url: str, work: Work, size: int = 6, output_bytes: int = 1 << 20) -> None:
     async def go() -> None:
-        async with asyncio.timeout(30), opened(url, size=size, output_bytes=output_bytes) as queue:
-            await work(queue)
+        async with asyncio.timeout(30), opened(url, size=size, output_bytes=output_bytes) as store:
+            await work(store)
 
     asyncio.run(go())
 
 
-async def claimed(queue: Queue, count: int = 1) -> list[Claimed]:
-    got = await queue.claim(count, 1_000_000, 60)
+async def claimed(store: Store, count: int = 1) -> list[Claimed]:
+    got = await store.claim(count, 1_000_000, 60)
     assert len(got) == count
     return sorted(got, key=lambda each: each.row.id)
 
 
-async def bound(queue: Queue, count: int = 1) -> list[Key]:
-    got = await claimed(queue, count)
+async def bound(store: Store, count: int = 1) -> list[Key]:
+    got = await claimed(store, count)
     keys = [each.row.key for each in got]
-    done = await asyncio.gather(*(queue.bind(Bind(each.row.key, 1, "u")) for each in got))
+    done = await asyncio.gather(*(store.bind(Bind(each.row.key, 1, "u")) for each in got))
     assert all(done)
     return keys
 
@@ -69,18 +69,18 @@ async def bound(queue: Queue, count: int = 1) -> list[Key]:
 
 
 def test_bind_needs_attempt_epoch_state_no_cancel_and_no_other_run(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [got] = await claimed(queue)
+    async def work(store: Store) -> None:
+        [got] = await claimed(store)
         key = got.row.key
-        assert not await queue.bind(Bind(replace(key, attempt=2), 1, "u"))
-        assert not await queue.bind(Bind(key, 2, "u"))
-        assert not await queue.bind(Bind(Key(uuid4(), 1), 1, "u"))
+        assert not await store.bind(Bind(replace(key, attempt=2), 1, "u"))
+        assert not await store.bind(Bind(key, 2, "u"))
+        assert not await store.bind(Bind(Key(uuid4(), 1), 1, "u"))
         assert row(owner, key.sandbox_id)["run_uid"] is None
-        assert await queue.bind(Bind(key, 1, "u"))
-        assert await queue.bind(Bind(key, 1, "u"))  # a repeat after a lost reply
-        assert not await queue.bind(Bind(key, 1, "v"))
+        assert await store.bind(Bind(key, 1, "u"))
+        assert await store.bind(Bind(key, 1, "u"))  # a repeat after a lost reply
+        assert not await store.bind(Bind(key, 1, "v"))
         owner.execute("update sandboxes set cancel_requested_at = now()")
-        assert not await queue.bind(Bind(key, 1, "u"))
+        assert not await store.bind(Bind(key, 1, "u"))
         found = row(owner, key.sandbox_id)
         assert (found["run_uid"], found["state"], found["finished_at"]) == ("u", "launching", None)
         assert found["launched_at"] is not None
@@ -90,17 +90,17 @@ def test_bind_needs_attempt_epoch_state_no_cancel_and_no_other_run(database: str
 
 
 def test_start_needs_attempt_run_and_launching(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
-        assert not await queue.start(Mark(replace(key, attempt=2), "u"))
-        assert not await queue.start(Mark(key, "v"))
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
+        assert not await store.start(Mark(replace(key, attempt=2), "u"))
+        assert not await store.start(Mark(key, "v"))
         assert row(owner, key.sandbox_id)["state"] == "launching"
-        assert await queue.start(Mark(key, "u"))
-        assert not await queue.start(Mark(key, "u"))
+        assert await store.start(Mark(key, "u"))
+        assert not await store.start(Mark(key, "u"))
         found = row(owner, key.sandbox_id)
         assert (found["state"], found["lease_until"]) == ("running", None)
         assert found["started_at"] is not None
-        assert not await queue.bind(Bind(key, 1, "u"))
+        assert not await store.bind(Bind(key, 1, "u"))
         assert steps(owner, key.sandbox_id) == ["claimed", "bound", "running"]
 
     insert(owner)
@@ -108,23 +108,23 @@ def test_start_needs_attempt_run_and_launching(database: str, owner: Connection)
 
 
 def test_an_unbound_row_does_not_start(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [got] = await claimed(queue)
-        assert not await queue.start(Mark(got.row.key, None))
+    async def work(store: Store) -> None:
+        [got] = await claimed(store)
+        assert not await store.start(Mark(got.row.key, None))
 
     insert(owner)
     with_queue(database, work)
 
 
 def test_record_needs_attempt_and_run_and_the_first_one_wins(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
         for wrong in (Ended(replace(key, attempt=2), "u", BAD), Ended(key, "v", BAD), Ended(key, None, BAD)):
-            assert not await queue.record(wrong)
-        assert await queue.record(Ended(key, "u", BAD))
+            assert not await store.record(wrong)
+        assert await store.record(Ended(key, "u", BAD))
         first = row(owner, key.sandbox_id)
-        assert not await queue.record(Ended(key, "u", exit_outcome(0)))
-        assert not await queue.again(Ended(key, "u", exit_outcome(0)))
+        assert not await store.record(Ended(key, "u", exit_outcome(0)))
+        assert not await store.again(Ended(key, "u", exit_outcome(0)))
         assert row(owner, key.sandbox_id) == first
         assert (first["state"], first["exit_code"], first["reason"], first["lease_until"]) == (
             "failed",
@@ -142,31 +142,31 @@ def test_who_lost_its_lease_does_not_end_what_another_engine_has_by_now(database
     made = insert(owner)
 
     async def run() -> None:
-        async with opened(database) as queue:
-            [late] = await queue.claim(1, 10, 60.0)
-            [taken] = [each for each in await queue.take_over(1, 60.0, held=[]) if each.row.id == made]
-            assert not await queue.record(Ended(late.row.key, None, BAD, epoch=late.row.epoch))
-            assert await queue.record(Ended(taken.row.key, None, BAD, epoch=taken.row.epoch))
+        async with opened(database) as store:
+            [late] = await store.claim(1, 10, 60.0)
+            [taken] = [each for each in await store.take_over(1, 60.0, held=[]) if each.row.id == made]
+            assert not await store.record(Ended(late.row.key, None, BAD, epoch=late.row.epoch))
+            assert await store.record(Ended(taken.row.key, None, BAD, epoch=taken.row.epoch))
 
     asyncio.run(run())
 
 
 def test_a_queued_row_is_not_recorded(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        assert not await queue.record(Ended(Key(made, 1), None, BAD))
-        assert not await queue.again(Ended(Key(made, 1), None, BAD))
+    async def work(store: Store) -> None:
+        assert not await store.record(Ended(Key(made, 1), None, BAD))
+        assert not await store.again(Ended(Key(made, 1), None, BAD))
 
     made = insert(owner)
     with_queue(database, work)
 
 
 def test_again_counts_a_run_and_starts_the_deadline_anew(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
-        assert await queue.start(Mark(key, "u"))
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
+        assert await store.start(Mark(key, "u"))
         claimed_at = row(owner, key.sandbox_id)["claimed_at"]
         seen = ObservedRun(key, "u", Phase.ENDED, BAD, started_at=at(1), ended_at=at(2), node="n", image_digest="d")
-        assert await queue.again(Ended(key, "u", BAD, seen, Output(b"out", True), counted=True, delay=3600))
+        assert await store.again(Ended(key, "u", BAD, seen, Output(b"out", True), counted=True, delay=3600))
         found = row(owner, key.sandbox_id)
         assert (found["state"], found["attempt"], found["runs"], found["run_uid"]) == ("queued", 2, 1, None)
         assert [
@@ -190,29 +190,29 @@ def test_again_counts_a_run_and_starts_the_deadline_anew(database: str, owner: C
             "ended_at": at(2),
             "output": "out",
             "output_truncated": True,
-            "engine": queue.engine,
+            "engine": store.engine,
             "node": "n",
             "image_digest": "d",
         }
-        assert not await queue.again(Ended(key, "u", BAD, counted=True))
-        assert await queue.retry_due() == 0
+        assert not await store.again(Ended(key, "u", BAD, counted=True))
+        assert await store.retry_due() == 0
 
     insert(owner, max_attempts=2)
     with_queue(database, work)
 
 
 def test_again_of_what_never_started_counts_nothing_and_its_deadline_runs_on(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
+    async def work(store: Store) -> None:
         never = Outcome(State.FAILED, Reason.NOT_STARTED, "never started")
-        [key] = await bound(queue)
+        [key] = await bound(store)
         claimed_at = row(owner, key.sandbox_id)["claimed_at"]
-        assert not await queue.again(Ended(key, "v", never))
-        assert not await queue.again(Ended(key, "u", never, epoch=2))  # in other hands, nobody can know
-        assert await queue.again(Ended(key, "u", never, epoch=1))
+        assert not await store.again(Ended(key, "v", never))
+        assert not await store.again(Ended(key, "u", never, epoch=2))  # in other hands, nobody can know
+        assert await store.again(Ended(key, "u", never, epoch=1))
         found = row(owner, key.sandbox_id)
         assert (found["state"], found["attempt"], found["runs"], found["claimed_at"]) == ("queued", 2, 0, claimed_at)
-        assert await queue.retry_due() == 1
-        [second] = await claimed(queue)
+        assert await store.retry_due() == 1
+        [second] = await claimed(store)
         assert row(owner, second.row.id)["claimed_at"] == claimed_at
         assert one(owner, "select reason from sandbox_attempts")["reason"] == "NotStarted"
 
@@ -221,43 +221,43 @@ def test_again_of_what_never_started_counts_nothing_and_its_deadline_runs_on(dat
 
 
 def test_what_is_being_cancelled_is_not_queued_again(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
         owner.execute("update sandboxes set cancel_requested_at = now()")
-        assert not await queue.again(Ended(key, "u", BAD, counted=True))
+        assert not await store.again(Ended(key, "u", BAD, counted=True))
         assert one(owner, "select count(*) as n from sandbox_attempts")["n"] == 0
-        assert await queue.cancelling() == {key.sandbox_id}
-        assert await queue.record(Ended(key, "u", BAD))
-        assert await queue.cancelling() == set()
+        assert await store.cancelling() == {key.sandbox_id}
+        assert await store.record(Ended(key, "u", BAD))
+        assert await store.cancelling() == set()
 
     insert(owner, max_attempts=2)
     with_queue(database, work)
 
 
 def test_only_what_has_ended_is_cleaned_and_once(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
-        assert not await queue.clean(Mark(key))
-        assert await queue.record(Ended(key, "u", BAD))
-        assert [each.id for each in await queue.standing()] == [key.sandbox_id]
-        assert await queue.clean(Mark(key))
-        assert not await queue.clean(Mark(key))
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
+        assert not await store.clean(Mark(key))
+        assert await store.record(Ended(key, "u", BAD))
+        assert [each.id for each in await store.standing()] == [key.sandbox_id]
+        assert await store.clean(Mark(key))
+        assert not await store.clean(Mark(key))
         assert steps(owner, key.sandbox_id) == ["claimed", "bound", "failed", "cleaned"]
-        assert await queue.standing() == []
+        assert await store.standing() == []
 
     insert(owner)
     with_queue(database, work)
 
 
 def test_a_wait_is_told_once_and_only_while_it_launches(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
         for text in ("no room", "no room", "pulls\0 \ud800", "x" * 5000, "", None):
-            await queue.wait(Mark(key, text))
+            await store.wait(Mark(key, text))
         waits = owner.execute("select detail from sandbox_events where step = 'waiting' order by id").fetchall()
         assert [each["detail"] for each in waits] == ["no room", "pulls\ufffd ?", "x" * 1000, None]
-        assert await queue.record(Ended(key, "u", BAD))
-        assert not await queue.wait(Mark(key, "late"))
+        assert await store.record(Ended(key, "u", BAD))
+        assert not await store.wait(Mark(key, "late"))
 
     insert(owner)
     with_queue(database, work)
@@ -267,18 +267,18 @@ def test_a_wait_is_told_once_and_only_while_it_launches(database: str, owner: Co
 
 
 def test_outcome_attempt_event_and_notification_come_in_one_transaction(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
         owner.execute("listen sandbox_finished")
         owner.execute("alter table sandbox_attempts add constraint broken check (reason <> 'NonZeroExit')")
         before = row(owner, key.sandbox_id)
         with pytest.raises(WriteRejectedError, match=r'the outcome cannot be written: .* constraint "broken"'):
-            await queue.record(Ended(key, "u", BAD))
+            await store.record(Ended(key, "u", BAD))
         assert row(owner, key.sandbox_id) == before
         assert steps(owner, key.sandbox_id) == ["claimed", "bound"]
         assert list(owner.notifies(timeout=0)) == []
         owner.execute("alter table sandbox_attempts drop constraint broken")
-        assert await queue.record(Ended(key, "u", BAD, output=Output(b"bye", False)))
+        assert await store.record(Ended(key, "u", BAD, output=Output(b"bye", False)))
         assert [told.payload for told in owner.notifies(timeout=0.5, stop_after=1)] == [str(key.sandbox_id)]
         assert one(owner, "select xmin::text::bigint as x from sandboxes") == one(
             owner, "select xmin::text::bigint as x from sandbox_attempts"
@@ -302,11 +302,11 @@ def test_outcome_attempt_event_and_notification_come_in_one_transaction(database
     ],
 )
 def test_any_output_can_be_stored(raw: bytes, text: str, truncated: bool, database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
         outcome = Outcome(State.FAILED, Reason.START_FAILED, "engine said \0\ud800" + "x" * 5000)
         seen = ObservedRun(key, "u", Phase.ENDED, outcome, node="n\0", image_digest="\udcff")
-        assert await queue.record(Ended(key, "u", outcome, seen, Output(raw, False)))
+        assert await store.record(Ended(key, "u", outcome, seen, Output(raw, False)))
         found = one(owner, "select * from sandbox_attempts")
         assert (found["output"], found["output_truncated"]) == (text, truncated)
         assert found["message"] == ("engine said \ufffd?" + "x" * 5000)[:2000]
@@ -317,10 +317,10 @@ def test_any_output_can_be_stored(raw: bytes, text: str, truncated: bool, databa
 
 
 def test_no_output_is_not_empty_output(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        first, second = await bound(queue, 2)
-        assert await queue.record(Ended(first, "u", BAD))
-        assert await queue.record(Ended(second, "u", BAD, output=Output(b"", False)))
+    async def work(store: Store) -> None:
+        first, second = await bound(store, 2)
+        assert await store.record(Ended(first, "u", BAD))
+        assert await store.record(Ended(second, "u", BAD, output=Output(b"", False)))
         found = owner.execute("select id, output from sandbox_results order by id").fetchall()
         assert [each["output"] for each in found] == [None, ""]
 
@@ -329,24 +329,24 @@ def test_no_output_is_not_empty_output(database: str, owner: Connection) -> None
 
 
 def test_a_row_whose_controller_is_gone_is_adopted_once(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        keys = await bound(queue, 4)
+    async def work(store: Store) -> None:
+        keys = await bound(store, 4)
         for key in keys[:3]:
-            assert await queue.start(Mark(key, "u"))
-        assert not any(each.orphaned for each in await queue.standing())  # `a` is connected
+            assert await store.start(Mark(key, "u"))
+        assert not any(each.orphaned for each in await store.standing())  # `a` is connected
         owner.execute("update sandboxes set claimed_by = 'gone'")
-        rows = await queue.standing()
+        rows = await store.standing()
         assert all(each.orphaned for each in rows)
         by_id = {each.id: each for each in rows}
         running = {key.sandbox_id for key in keys[:3]}
         held = keys[0].sandbox_id
         with connect(database) as admin, admin.transaction():
             admin.execute("update sandboxes set cancel_requested_at = now() where id = %s", [held])
-            assert await queue.adopt(rows) == running - {held}  # what launches has its lease; what is locked, its turn
-        assert await queue.adopt([replace(by_id[held], epoch=2)]) == set()
-        assert await queue.adopt([by_id[held]]) == {held}
-        assert await queue.adopt(rows) == set()
-        assert {each.claimed_by for each in await queue.standing()} == {"a", "gone"}
+            assert await store.adopt(rows) == running - {held}  # what launches has its lease; what is locked, its turn
+        assert await store.adopt([replace(by_id[held], epoch=2)]) == set()
+        assert await store.adopt([by_id[held]]) == {held}
+        assert await store.adopt(rows) == set()
+        assert {each.claimed_by for each in await store.standing()} == {"a", "gone"}
 
     insert_many(owner, 4)
     with_queue(database, work)
@@ -358,8 +358,8 @@ def test_a_row_whose_controller_is_gone_is_adopted_once(database: str, owner: Co
 def test_one_poisoned_item_does_not_fail_the_others(database: str, owner: Connection) -> None:
     """Be it refused by the database or by the driver on the way there."""
 
-    async def work(queue: Queue) -> None:
-        keys = await bound(queue, 40)
+    async def work(store: Store) -> None:
+        keys = await bound(store, 40)
         owner.execute("alter table sandbox_attempts add constraint poison check (exit_code <> 66)")
         far = datetime(9999, 1, 1, tzinfo=UTC)
         items = [Ended(key, "u", BAD) for key in keys]
@@ -367,20 +367,20 @@ def test_one_poisoned_item_does_not_fail_the_others(database: str, owner: Connec
         items[20] = Ended(keys[20], "u", exit_outcome(2**40))
         items[30] = Ended(keys[30], "\ud800", BAD)
         items[31] = Ended(keys[31], "u", BAD, ObservedRun(keys[31], "u", Phase.ENDED, BAD, started_at=far))
-        done = await asyncio.gather(*map(queue.record, items), return_exceptions=True)
+        done = await asyncio.gather(*map(store.record, items), return_exceptions=True)
         failed = {index for index, answer in enumerate(done) if isinstance(answer, Exception)}
         assert failed == {7, 20, 30}
         assert [answer for index, answer in enumerate(done) if index not in failed] == [True] * 37
-        assert await queue.record(Ended(keys[7], "u", BAD))  # and the batch lives on
+        assert await store.record(Ended(keys[7], "u", BAD))  # and the batch lives on
 
     insert_many(owner, 40)
     with_queue(database, work)
 
 
 def test_what_is_ready_together_is_written_together(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        keys = await bound(queue, 300)
-        await asyncio.gather(*(queue.record(Ended(key, "u", BAD)) for key in keys))
+    async def work(store: Store) -> None:
+        keys = await bound(store, 300)
+        await asyncio.gather(*(store.record(Ended(key, "u", BAD)) for key in keys))
         written = one(owner, "select count(distinct xmin::text) as n from sandbox_attempts")
         assert written["n"] <= 3
 
@@ -389,10 +389,10 @@ def test_what_is_ready_together_is_written_together(database: str, owner: Connec
 
 
 def test_large_outputs_are_split_over_statements(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        keys = await bound(queue, 20)
+    async def work(store: Store) -> None:
+        keys = await bound(store, 20)
         output = Output(b"x" * (1 << 20), False)
-        done = await asyncio.gather(*(queue.record(Ended(key, "u", BAD, output=output)) for key in keys))
+        done = await asyncio.gather(*(store.record(Ended(key, "u", BAD, output=output)) for key in keys))
         assert all(done)
         per_statement = owner.execute("select count(*) as n from sandbox_attempts group by xmin::text").fetchall()
         assert max(each["n"] for each in per_statement) == 7
@@ -404,11 +404,11 @@ def test_large_outputs_are_split_over_statements(database: str, owner: Connectio
 def test_two_writes_to_one_row_do_not_meet_in_one_statement(database: str, owner: Connection) -> None:
     """A step of a past attempt may still be under way when the next one's is due."""
 
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
         stale = Ended(replace(key, attempt=7), "u", exit_outcome(0))
         answers = await asyncio.gather(
-            *map(queue.record, [stale, Ended(key, "u", BAD), Ended(key, "u", exit_outcome(9))])
+            *map(store.record, [stale, Ended(key, "u", BAD), Ended(key, "u", exit_outcome(9))])
         )
         assert answers == [False, True, False]
         assert [each["attempt"] for each in owner.execute("select attempt from sandbox_attempts").fetchall()] == [1]
@@ -421,14 +421,14 @@ def test_two_writes_to_one_row_do_not_meet_in_one_statement(database: str, owner
 def test_a_requesters_open_transaction_holds_up_nothing_at_all(database: str, owner: Connection) -> None:
     """Not even the row whose end it asks for, which is written when it commits."""
 
-    async def work(queue: Queue) -> None:
-        ended, other = await bound(queue, 2)
+    async def work(store: Store) -> None:
+        ended, other = await bound(store, 2)
         with connect(database, "sandbox_requester") as requester, requester.transaction():
             for key in (ended, other):
                 assert one(requester, "select sandbox_cancel(%s) as asked", [key.sandbox_id]) == {"asked": True}
             async with asyncio.timeout(0.4):  # below the lock timeout of a controller's session
-                assert await queue.record(Ended(ended, "u", BAD))
-        assert await queue.cancelling() == {other.sandbox_id}
+                assert await store.record(Ended(ended, "u", BAD))
+        assert await store.cancelling() == {other.sandbox_id}
         assert row(owner, ended.sandbox_id)["cancel_requested_at"] is None
 
     insert_many(owner, 2)
@@ -436,13 +436,13 @@ def test_a_requesters_open_transaction_holds_up_nothing_at_all(database: str, ow
 
 
 def test_an_open_transaction_that_holds_a_row_holds_up_no_other_row(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        keys = await bound(queue, 5)
+    async def work(store: Store) -> None:
+        keys = await bound(store, 5)
         held = keys[2].sandbox_id
         with connect(database) as admin:
             with admin.transaction():
                 admin.execute("update sandboxes set cancel_requested_at = now() where id = %s", [held])
-                writes = {key: asyncio.create_task(queue.record(Ended(key, "u", BAD))) for key in keys}
+                writes = {key: asyncio.create_task(store.record(Ended(key, "u", BAD))) for key in keys}
                 late = writes.pop(keys[2])
                 assert await asyncio.gather(*writes.values()) == [True] * 4
                 assert not late.done()
@@ -456,13 +456,13 @@ def test_an_open_transaction_that_holds_a_row_holds_up_no_other_row(database: st
 def test_an_administrator_never_meets_a_deadlock_of_ours(database: str, owner: Connection) -> None:
     """It locks two rows in the wrong order, while a batch has one and wants the other."""
 
-    async def work(queue: Queue) -> None:
-        first, second = await bound(queue, 2)
+    async def work(store: Store) -> None:
+        first, second = await bound(store, 2)
         cancel = "update sandboxes set cancel_requested_at = now() where id = %s"
         with connect(database) as admin:
             with admin.transaction():
                 admin.execute(cancel, [second.sandbox_id])
-                writes = [asyncio.create_task(queue.record(Ended(key, "u", BAD))) for key in (first, second)]
+                writes = [asyncio.create_task(store.record(Ended(key, "u", BAD))) for key in (first, second)]
                 await asyncio.to_thread(
                     until,
                     owner,
@@ -504,12 +504,12 @@ def test_two_controllers_recording_the_same_rows_do_not_deadlock(database: str) 
 def test_a_write_whose_connection_is_killed_is_done_once(database: str, owner: Connection) -> None:
     """Killed before it was done (it waits for a lock), it is repeated; killed after, the repeat finds it done."""
 
-    async def work(queue: Queue) -> None:
-        [key] = await bound(queue)
+    async def work(store: Store) -> None:
+        [key] = await bound(store)
         with connect(database) as blocker:
             with blocker.transaction():
                 blocker.execute("lock table sandbox_attempts in exclusive mode")
-                write = asyncio.create_task(queue.record(Ended(key, "u", BAD)))
+                write = asyncio.create_task(store.record(Ended(key, "u", BAD)))
                 waits = (
                     "select exists (select from pg_locks where not granted and relation = 'sandbox_attempts'::regclass)"
                 )
@@ -517,7 +517,7 @@ def test_a_write_whose_connection_is_killed_is_done_once(database: str, owner: C
                 kill_controllers(owner)
             assert await write
         kill_controllers(owner)
-        assert not await queue.record(Ended(key, "u", BAD))
+        assert not await store.record(Ended(key, "u", BAD))
         assert one(owner, "select count(*) as n from sandbox_attempts")["n"] == 1
         assert steps(owner, key.sandbox_id) == ["claimed", "bound", "failed"]
 
@@ -528,20 +528,20 @@ def test_a_write_whose_connection_is_killed_is_done_once(database: str, owner: C
 def test_one_failure_tells_of_every_dead_connection(database: str, owner: Connection) -> None:
     """After a restart of the server the pool is full of them; a claim must not meet one after another."""
 
-    async def work(queue: Queue) -> None:
-        await asyncio.gather(*(queue.counts() for _ in range(30)))
+    async def work(store: Store) -> None:
+        await asyncio.gather(*(store.counts() for _ in range(30)))
         kill_controllers(owner)
         with pytest.raises(DatabaseUnavailableError):
-            await queue.claim(1, 10, 60)
-        assert len(await queue.claim(1, 10, 60)) == 1
+            await store.claim(1, 10, 60)
+        assert len(await store.claim(1, 10, 60)) == 1
 
     insert(owner)
     with_queue(database, work)
 
 
 def test_a_storm_of_killed_connections_loses_and_doubles_nothing(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        got = await claimed(queue, 40)
+    async def work(store: Store) -> None:
+        got = await claimed(store, 40)
         few, written = asyncio.Semaphore(4), itertools.count(1)
 
         async def write(done: Awaitable[bool]) -> bool:
@@ -554,10 +554,10 @@ def test_a_storm_of_killed_connections_loses_and_doubles_nothing(database: str, 
         async def life(each: Claimed) -> None:
             key = each.row.key
             async with few:
-                assert await write(queue.bind(Bind(key, 1, "u")))
-                await write(queue.start(Mark(key, "u")))
-                await write(queue.record(Ended(key, "u", BAD, output=Output(b"x", False))))
-                await write(queue.clean(Mark(key)))
+                assert await write(store.bind(Bind(key, 1, "u")))
+                await write(store.start(Mark(key, "u")))
+                await write(store.record(Ended(key, "u", BAD, output=Output(b"x", False))))
+                await write(store.clean(Mark(key)))
 
         await asyncio.gather(*map(life, got))
         counts = one(
@@ -621,14 +621,14 @@ def test_forget_leaves_what_has_not_ended_and_what_somebody_holds(database: str,
 
 
 def test_a_drain_cancels_everything_and_counts_what_is_left(database: str, owner: Connection) -> None:
-    async def work(queue: Queue) -> None:
-        await bound(queue, 2)
+    async def work(store: Store) -> None:
+        await bound(store, 2)
         owner.execute("update sandboxes set retry_at = now() where state = 'queued' and seq %% 2 = 0", [])
-        assert await queue.unfinished() == {None: 3, queue.engine: 2}
-        await queue.cancel_all()
-        assert await queue.cancel_queued() == 3
-        assert len(await queue.cancelling()) == 2
-        assert await queue.unfinished() == {queue.engine: 2}
+        assert await store.unfinished() == {None: 3, store.engine: 2}
+        await store.cancel_all()
+        assert await store.cancel_queued() == 3
+        assert len(await store.cancelling()) == 2
+        assert await store.unfinished() == {store.engine: 2}
 
     insert_many(owner, 5)
     with_queue(database, work)

@@ -24,7 +24,7 @@ from controller.backends.docker import backend as docker
 from controller.backends.docker import spec as docker_spec
 from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.process.backend import ProcessBackend
-from controller.db.store import Queue
+from controller.db.store import Store
 from controller.reconcile.controller import Pace
 from controller.settings import Settings
 from tests.support.cluster import IMAGE
@@ -89,15 +89,15 @@ async def main(kind: str, place: Path, point: str) -> None:
     step = point.partition(":")[2]
     if step in BACKEND_STEPS:
         crash_at(backend, step, point)
-    make = Queue.__init__
+    make = Store.__init__
 
-    def made(self: Queue, *words: Any, **named: Any) -> None:
+    def made(self: Store, *words: Any, **named: Any) -> None:
         make(self, *words, **named)
         if step in QUEUE_STEPS:
             crash_at(self, step, point)
 
     hurried = partial(Pace, compare=0.5, grace=3.0, abandon=3.0, patience=3.0)  # a test has no ten seconds to wait
-    with patch.object(Queue, "__init__", made), patch.object(app, "Pace", hurried), with_marker_directory(place):
+    with patch.object(Store, "__init__", made), patch.object(app, "Pace", hurried), with_marker_directory(place):
         await app.serve(settings, backend)
 
 

@@ -16,7 +16,7 @@ from psycopg.sql import SQL, Identifier, Placeholder
 
 from controller.db import sql
 from controller.db.pool import open_pool
-from controller.db.store import Queue
+from controller.db.store import Store
 
 Connection = psycopg.Connection[DictRow]
 QUEUE = sql.statements("queue.sql")
@@ -107,12 +107,12 @@ def steps(connection: Connection, sandbox_id: UUID) -> list[str]:
 
 
 @asynccontextmanager
-async def opened(url: str, me: str = "a", size: int = 6, output_bytes: int = 1 << 20) -> AsyncIterator[Queue]:
+async def opened(url: str, me: str = "a", size: int = 6, output_bytes: int = 1 << 20) -> AsyncIterator[Store]:
     """A controller's queue on its own pool."""
     async with open_pool(url, me, size) as pool:
-        queue = Queue(pool, me, output_bytes)
-        queue.engine = ENGINE
-        yield queue
+        store = Store(pool, me, output_bytes)
+        store.engine = ENGINE
+        yield store
 
 
 def until(connection: Connection, query: str, params: Any = None, seconds: float = 10.0) -> None:
