@@ -87,7 +87,7 @@ def _active(row: Row, runs: Collection[ObservedRun], standing: Standing) -> Step
         return _absent(row, run, standing)
     if run.phase is Phase.INERT:
         return _inert(row, run, standing)
-    if run.phase is Phase.NEVER:
+    if run.phase is Phase.NEVER_STARTED:
         return _never_started(row, run, standing)
     if row.run_uid is None and row.cancelled:
         return Step(Do.DISCARD, run)
@@ -112,7 +112,7 @@ def _own(row: Row, runs: Collection[ObservedRun]) -> ObservedRun | None:
 
 def _nearness(run: ObservedRun) -> int:
     """Of the runs of an unbound row one that went past its gate is the one; one that never can is so last."""
-    return {Phase.INERT: 1, Phase.NEVER: 2}.get(run.phase, 0)
+    return {Phase.INERT: 1, Phase.NEVER_STARTED: 2}.get(run.phase, 0)
 
 
 def _absent(row: Row, run: ObservedRun | None, standing: Standing) -> Step:
@@ -151,7 +151,7 @@ def _inert(row: Row, run: ObservedRun, standing: Standing) -> Step:
 
 
 def _alive(row: Row, run: ObservedRun, standing: Standing) -> Step:
-    late = standing.overrun or (run.phase is Phase.STARTING and (standing.overdue or run.hopeless))
+    late = standing.overrun or (run.phase is Phase.STARTING and (standing.overdue or run.permanent))
     if row.cancelled or late or standing.doomed:  # one that was told to end is not called running any more
         return WAIT if standing.killed else Step(Do.KILL, run)
     if run.phase is Phase.RUNNING and row.state is State.LAUNCHING:
@@ -165,10 +165,10 @@ def _never_started(row: Row, run: ObservedRun, standing: Standing) -> Step:
         return Step(Do.RECORD, outcome=Outcome(State.LOST, Reason.LOST, message))
     if row.cancelled:
         return Step(Do.RECORD, outcome=cancelled("before it started"))
-    if run.hopeless:
-        return Step(Do.RECORD, outcome=Outcome(State.FAILED, run.stuck or Reason.START_FAILED, run.waiting))
+    if run.permanent:
+        return Step(Do.RECORD, outcome=Outcome(State.FAILED, run.timeout_reason or Reason.START_FAILED, run.waiting))
     if standing.overdue:
-        return Step(Do.RECORD, outcome=not_in_time(run.waiting or standing.waiting, run.stuck))
+        return Step(Do.RECORD, outcome=not_in_time(run.waiting or standing.waiting, run.timeout_reason))
     message = "its run was removed or ended before its command started"
     return Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, message), delay=REPLACE_DELAY)
 
@@ -186,10 +186,10 @@ def _attributed(row: Row, run: ObservedRun, outcome: Outcome, standing: Standing
         message = f"ran past timeout_seconds = {row.timeout_seconds} with its own timer gone, and was killed"
         return Outcome(State.FAILED, Reason.DEADLINE_EXCEEDED, message, outcome.exit_code)
     ended = standing.doomed or run.ending
-    if ended and (run.hopeless or not standing.overdue):
+    if ended and (run.permanent or not standing.overdue):
         why = run.waiting or standing.waiting or "it would not have started"
         message = f"it was given up before it started, and was ended: {why}"
-        return Outcome(State.FAILED, run.stuck or Reason.START_FAILED, message)
+        return Outcome(State.FAILED, run.timeout_reason or Reason.START_FAILED, message)
     if standing.overdue and (ended or row.state is State.LAUNCHING):
         waited = f", after it had waited: {standing.waiting}" if standing.waiting else ""
         message = f"it started too late, past the start deadline, and was ended{waited}"
@@ -261,7 +261,7 @@ def cancelled(when: str) -> Outcome:
     return Outcome(State.CANCELLED, Reason.CANCELLED, f"cancelled {when}")
 
 
-def not_in_time(waiting: str | None, stuck: Reason | None = None) -> Outcome:
+def not_in_time(waiting: str | None, timeout_reason: Reason | None = None) -> Outcome:
     """The outcome of a sandbox that did not start within the start deadline, for want of what it waited for."""
     why = f": {waiting}" if waiting else ""
-    return Outcome(State.FAILED, stuck or Reason.START_TIMEOUT, f"not started within the start deadline{why}")
+    return Outcome(State.FAILED, timeout_reason or Reason.START_TIMEOUT, f"not started within the start deadline{why}")

@@ -57,7 +57,7 @@ class Phase(StrEnum):
     STARTING = "starting"  # released, its command not yet seen running
     RUNNING = "running"
     ENDED = "ended"
-    NEVER = "never"  # over, and its command provably never started
+    NEVER_STARTED = "never"  # over, and its command provably never started
     GONE = "gone"  # the engine has no such run
 
 
@@ -152,8 +152,8 @@ class ObservedRun:
     phase: Phase
     outcome: Outcome | None = None  # set if and only if the phase is ENDED
     waiting: str | None = None  # why it does not run yet, in a sentence
-    stuck: Reason | None = None  # how the row ends where that stays so until the start deadline
-    hopeless: bool = False  # it will stay so: no use in waiting for the deadline
+    timeout_reason: Reason | None = None  # how the row ends where that stays so until the start deadline
+    permanent: bool = False  # it will stay so: no use in waiting for the deadline
     ending: bool = False  # a controller asked its engine to end it, as far as the engine keeps that
     started_at: datetime | None = None  # the engine's own clock
     ended_at: datetime | None = None

@@ -153,7 +153,7 @@ class Controller:
             if live is None or live.row.attempt != each.row.attempt:
                 live = Live(each.row, sent)
             live.row, live.read_at, live.lease_end = each.row, sent, sent + self._pace.lease
-            over = (Phase.NEVER, Phase.GONE)  # believed under a lease that may have been lost meanwhile
+            over = (Phase.NEVER_STARTED, Phase.GONE)  # believed under a lease that may have been lost meanwhile
             live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase not in over}
             live.launch, live.look, live.created, live.fresh = each.launch, how != "claimed", False, False
             live.waiting = live.told = each.waited

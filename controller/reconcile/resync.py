@@ -132,7 +132,7 @@ class Comparison:
         live.row.cancelled |= row.cancelled
         live.missing = missing
         if missing:
-            over = (Phase.ENDED, Phase.NEVER, Phase.GONE)
+            over = (Phase.ENDED, Phase.NEVER_STARTED, Phase.GONE)
             live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase in over}
         live.waiting = waiting or live.waiting
         if news:

@@ -124,7 +124,7 @@ class Steps:
             async with self._engine:
                 await self._backend.release(live.row.key, run.run_uid)
         except RunNotFoundError:  # with an earlier release in doubt, it may have run and be gone
-            phase = Phase.NEVER if live.fresh else Phase.GONE
+            phase = Phase.NEVER_STARTED if live.fresh else Phase.GONE
             live.runs[run.run_uid] = replace(run, phase=phase)
         except RequestRejectedError as error:
             live.runs[run.run_uid] = replace(run, phase=Phase.ENDED, outcome=error.outcome)
@@ -157,7 +157,7 @@ class Steps:
         async with self._engine:
             await self._backend.delete(live.row.key, run.run_uid)
         if run.run_uid == live.row.run_uid and run.phase is Phase.INERT:
-            live.runs[run.run_uid] = replace(run, phase=Phase.NEVER if live.fresh else Phase.GONE)
+            live.runs[run.run_uid] = replace(run, phase=Phase.NEVER_STARTED if live.fresh else Phase.GONE)
             live.missing = True
         else:
             live.runs.pop(run.run_uid, None)

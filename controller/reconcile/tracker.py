@@ -11,7 +11,14 @@ from controller.protocol.decide import Standing
 from controller.protocol.model import KILL_MARGIN, Launch, ObservedRun, Phase, Row
 
 KILL_AGAIN = 10.0  # seconds after which a run that was told to end is told again
-ORDER = (Phase.INERT, Phase.STARTING, Phase.RUNNING, Phase.GONE, Phase.NEVER, Phase.ENDED)  # later knowledge stays
+ORDER = (
+    Phase.INERT,
+    Phase.STARTING,
+    Phase.RUNNING,
+    Phase.GONE,
+    Phase.NEVER_STARTED,
+    Phase.ENDED,
+)  # later knowledge stays
 
 
 @dataclass(slots=True, eq=False)
@@ -61,8 +68,8 @@ class Lives:
         known = live.runs.get(seen.run_uid)
         if known is not None and not _is_news(known, seen):
             return None
-        if known is not None and known.hopeless and seen.phase is Phase.ENDED:  # why it may have been ended
-            seen = replace(seen, hopeless=True, waiting=known.waiting, stuck=known.stuck)
+        if known is not None and known.permanent and seen.phase is Phase.ENDED:  # why it may have been ended
+            seen = replace(seen, permanent=True, waiting=known.waiting, timeout_reason=known.timeout_reason)
         live.runs[seen.run_uid] = seen
         live.missing = seen.phase is Phase.GONE
         return live
@@ -107,5 +114,5 @@ def _is_news(known: ObservedRun, seen: ObservedRun) -> bool:
     if seen.phase is Phase.INERT and known.phase is Phase.STARTING:
         return True  # its release came to nothing: it is released again
     if seen.phase is known.phase:
-        return (known.waiting, known.hopeless, known.ending) != (seen.waiting, seen.hopeless, seen.ending)
+        return (known.waiting, known.permanent, known.ending) != (seen.waiting, seen.permanent, seen.ending)
     return ORDER.index(seen.phase) > ORDER.index(known.phase)

@@ -352,7 +352,7 @@ def test_what_is_half_made_never_runs(engine: Engine) -> None:
         launch = engine.launch("echo ran")
         left = await half_made(engine, launch)
         await watched.backend.release(launch.key, left)
-        assert (await watched.reaches(launch.key, Phase.NEVER)).run_uid == left
+        assert (await watched.reaches(launch.key, Phase.NEVER_STARTED)).run_uid == left
         assert docker("logs", left) == ""
 
     on(engine, test)

@@ -48,7 +48,7 @@ async def kills(watched: Watched, engine: Engine) -> None:
     launch = engine.launch("true", cpu_millis=256_000)
     made = await watched.start(launch)
     await watched.backend.kill(launch.key, made.run_uid)
-    await watched.reaches(launch.key, Phase.NEVER)
+    await watched.reaches(launch.key, Phase.NEVER_STARTED)
 
 
 async def reads(watched: Watched, engine: Engine) -> None:

@@ -189,7 +189,7 @@ def test_of_two_queues_in_one_database_none_is_touched(older: Older, empty_datab
     owner.execute("create schema app; grant all on schema app to public")
     owner.execute(SQL("alter database {} set search_path = app, public").format(name))
     assert older.verb(empty_database, "migrate").stdout == "migrate: 2 applied\n"  # an empty one beside the full one
-    with pytest.raises(SchemaError, match="the database has more than one store, in the schemas app, public: drop"):
+    with pytest.raises(SchemaError, match="the database has more than one queue, in the schemas app, public: drop"):
         migrate(empty_database, {})
     assert one(owner, "select count(*) as n from public.sandboxes")["n"] == 1
     owner.execute("drop schema app cascade")

@@ -405,7 +405,7 @@ def test_killing_an_inert_run_makes_it_one_that_never_starts(tmp_path: Path) -> 
         assert (await reaches(backend, asked.key, Phase.INERT)).run_uid == made.run_uid
         await backend.kill(asked.key, made.run_uid)
         await backend.release(asked.key, made.run_uid)
-        await reaches(backend, asked.key, Phase.NEVER)
+        await reaches(backend, asked.key, Phase.NEVER_STARTED)
         assert not (tmp_path / "marker").exists()
 
     with_backend(tmp_path, test)

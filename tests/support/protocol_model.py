@@ -221,7 +221,9 @@ def _look(world: World, hand: Hand) -> Hand:
     there = tuple(run for run in world.runs if run.attempt == row.attempt)
     gone = not any(row.bound in (None, run.uid) for run in there)
     # what release or delete learned of the bound run stays known
-    kept = tuple(run for run in hand.view if gone and run.uid == row.bound and run.phase in (Phase.NEVER, Phase.GONE))
+    kept = tuple(
+        run for run in hand.view if gone and run.uid == row.bound and run.phase in (Phase.NEVER_STARTED, Phase.GONE)
+    )
     return replace(hand, row=row, view=there + kept, missing=gone)
 
 
@@ -251,7 +253,7 @@ def _act(world: World, who: int, hand: Hand, max_attempts: int) -> Iterator[tupl
             else:
                 mine = _refresh(world, hand)
         case Do.RELEASE if run is None:
-            mine = _believe(hand, uid, Phase.NEVER if hand.fresh else Phase.GONE)
+            mine = _believe(hand, uid, Phase.NEVER_STARTED if hand.fresh else Phase.GONE)
         case Do.RELEASE:
             if run is not None and run.phase is Phase.INERT:
                 after = _start(world, run)
@@ -267,7 +269,7 @@ def _act(world: World, who: int, hand: Hand, max_attempts: int) -> Iterator[tupl
         case Do.DISCARD:
             after = world if uid is None else _without(world, uid)
             if uid == asked.bound and step.run is not None and step.run.phase is Phase.INERT:
-                mine = _believe(hand, uid, Phase.NEVER if hand.fresh or not DOUBTED else Phase.GONE)
+                mine = _believe(hand, uid, Phase.NEVER_STARTED if hand.fresh or not DOUBTED else Phase.GONE)
             else:
                 mine = replace(hand, view=tuple(one for one in hand.view if one.uid != uid), created=False)
         case Do.RECORD if same and step.outcome is not None:

@@ -54,7 +54,7 @@ def seen(uid: str, phase: Phase, outcome: Outcome | None = None) -> ObservedRun:
 
 
 INERT, STARTING, ALIVE, NEVER, GONE = (
-    seen("a", phase) for phase in (Phase.INERT, Phase.STARTING, Phase.RUNNING, Phase.NEVER, Phase.GONE)
+    seen("a", phase) for phase in (Phase.INERT, Phase.STARTING, Phase.RUNNING, Phase.NEVER_STARTED, Phase.GONE)
 )
 DONE, BAD = seen("a", Phase.ENDED), seen("a", Phase.ENDED, exit_outcome(3))
 
@@ -195,7 +195,7 @@ def ended(uid: str, outcome: Outcome, seconds: float, **more: Any) -> ObservedRu
 
 
 LATE, DOOMED = Standing(mine=True, overdue=True), Standing(mine=True, overdue=True, doomed=True)
-GIVEN_UP = {"hopeless": True, "stuck": Reason.IMAGE_PULL_FAILED, "waiting": "no such image"}
+GIVEN_UP = {"permanent": True, "timeout_reason": Reason.IMAGE_PULL_FAILED, "waiting": "no such image"}
 KILLS: dict[str, tuple[Row, ObservedRun, Standing, Reason, str]] = {
     "late, ended by this controller": (BOUND, ended("a", KILLED, 1), DOOMED, Reason.START_TIMEOUT, "started too late"),
     "late, ended by one that crashed": (BOUND, ended("a", KILLED, 1), LATE, Reason.START_TIMEOUT, "started too late"),
@@ -304,8 +304,11 @@ def looks() -> list[tuple[ObservedRun, ...]]:
 
     def of(uid: str) -> list[tuple[ObservedRun, ...]]:
         others = [(seen(uid, phase),) for phase in Phase if phase is not Phase.ENDED]
-        hopeless = [replace(seen(uid, phase), stuck=NO_IMAGE, hopeless=True) for phase in (Phase.STARTING, Phase.NEVER)]
-        given_up = [(run,) for run in hopeless]
+        permanent = [
+            replace(seen(uid, phase), timeout_reason=NO_IMAGE, permanent=True)
+            for phase in (Phase.STARTING, Phase.NEVER_STARTED)
+        ]
+        given_up = [(run,) for run in permanent]
         return [(), *others, *given_up, *((seen(uid, Phase.ENDED, ending),) for ending in ENDINGS)]
 
     return [tuple(chain(*pair)) for pair in product(of("a"), of("b"))]
@@ -335,7 +338,7 @@ def promises_kept(row: Row, runs: tuple[ObservedRun, ...], standing: Standing, s
             return launch and row.run_uid is None and not there
         case Do.BIND:
             assert run is not None
-            past_gate = [one for one in there if one.phase not in (Phase.INERT, Phase.NEVER)]
+            past_gate = [one for one in there if one.phase not in (Phase.INERT, Phase.NEVER_STARTED)]
             furthest = run in past_gate or not past_gate
             return row.run_uid is None and furthest and (launch or run.phase is not Phase.INERT)
         case Do.RELEASE:
@@ -351,7 +354,7 @@ def promises_kept(row: Row, runs: tuple[ObservedRun, ...], standing: Standing, s
             )
         case Do.KILL:
             assert run is not None
-            late = run.phase is Phase.STARTING and (standing.overdue or run.hopeless)
+            late = run.phase is Phase.STARTING and (standing.overdue or run.permanent)
             due = row.cancelled or standing.overrun or late or standing.doomed
             return run is own and run.phase in (Phase.STARTING, Phase.RUNNING) and due and not standing.killed
         case Do.DISCARD:
@@ -363,7 +366,7 @@ def promises_kept(row: Row, runs: tuple[ObservedRun, ...], standing: Standing, s
             return run.phase is not Phase.GONE and (row.run_uid is not None or given_up)
         case Do.AGAIN:
             assert outcome is not None
-            none_started = bool(there) and all(one.phase is Phase.NEVER for one in there)
+            none_started = bool(there) and all(one.phase is Phase.NEVER_STARTED for one in there)
             removed_unreleased = unreleased(there, own, standing)
             if row.cancelled or not (alone or (row.run_uid is None and none_started)):
                 return False
@@ -371,14 +374,14 @@ def promises_kept(row: Row, runs: tuple[ObservedRun, ...], standing: Standing, s
                 ended = own is not None and own.phase is Phase.ENDED
                 return ended and outcome.reason in RETRYABLE and row.runs + 1 < row.max_attempts
             never = none_started or removed_unreleased
-            hopeless = all(one.hopeless for one in [*there, own] if one is not None and own in (None, one))
-            untried = row.state is State.LAUNCHING and not standing.overdue and not hopeless
+            permanent = all(one.permanent for one in [*there, own] if one is not None and own in (None, one))
+            untried = row.state is State.LAUNCHING and not standing.overdue and not permanent
             return never and outcome.reason is Reason.NOT_STARTED and untried
         case Do.RECORD:
             assert outcome is not None
             ended = own is not None and own.phase is Phase.ENDED
-            never = bool(there) and all(one.phase is Phase.NEVER for one in there)
-            hopeless = never and outcome.reason is NO_IMAGE and any(one.hopeless for one in there)
+            never = bool(there) and all(one.phase is Phase.NEVER_STARTED for one in there)
+            permanent = never and outcome.reason is NO_IMAGE and any(one.permanent for one in there)
             never |= unreleased(there, own, standing)
             return (
                 outcome.state.terminal
@@ -390,7 +393,7 @@ def promises_kept(row: Row, runs: tuple[ObservedRun, ...], standing: Standing, s
                     State.CANCELLED: row.cancelled,
                     State.SUCCEEDED: ended,
                     State.TIMED_OUT: ended,
-                    State.FAILED: ended or hopeless or (standing.overdue and outcome.reason is Reason.START_TIMEOUT),
+                    State.FAILED: ended or permanent or (standing.overdue and outcome.reason is Reason.START_TIMEOUT),
                 }.get(outcome.state, False)
             )
         case Do.WAIT:
@@ -406,7 +409,9 @@ def unreleased(there: list[ObservedRun], own: ObservedRun | None, standing: Stan
 
 def alone_or_never(row: Row, there: list[ObservedRun], own: ObservedRun | None) -> bool:
     """No run is forgotten: others were discarded before."""
-    return not there or there == [own] or (row.run_uid is None and {run.phase for run in there} == {Phase.NEVER})
+    return (
+        not there or there == [own] or (row.run_uid is None and {run.phase for run in there} == {Phase.NEVER_STARTED})
+    )
 
 
 def may_wait(row: Row, there: list[ObservedRun], own: ObservedRun | None, standing: Standing) -> bool:

@@ -303,7 +303,7 @@ def test_labels_that_somebody_changed_break_nothing(given: dict[str, str]) -> No
 def test_a_container_without_a_state_file_never_started() -> None:
     run = spec.seen(KEY, inspect(code=125), None, "node")
     assert run is not None
-    assert run.phase is Phase.NEVER
+    assert run.phase is Phase.NEVER_STARTED
 
 
 def test_a_state_file_that_was_wiped_gives_no_second_attempt() -> None:

@@ -35,8 +35,8 @@ class Means:
     reason: Reason | None = None
     code: int | None = None
     words: str = ""
-    stuck: Reason | None = None
-    hopeless: bool = False
+    timeout_reason: Reason | None = None
+    permanent: bool = False
     state: State | None = None  # None: the one that its reason stands for
 
 
@@ -49,12 +49,12 @@ def forgotten(reason: Reason, words: str) -> Means:
     return Means(Phase.ENDED, reason, None, words, state=State.LOST)
 
 
-def waits(words: str, stuck: Reason | None, *, hopeless: bool = False) -> Means:
-    return Means(Phase.STARTING, None, None, words, stuck, hopeless)
+def waits(words: str, timeout_reason: Reason | None, *, permanent: bool = False) -> Means:
+    return Means(Phase.STARTING, None, None, words, timeout_reason, permanent)
 
 
-def never(words: str = "", stuck: Reason | None = None, *, hopeless: bool = False) -> Means:
-    return Means(Phase.NEVER, None, None, words, stuck, hopeless)
+def never(words: str = "", timeout_reason: Reason | None = None, *, permanent: bool = False) -> Means:
+    return Means(Phase.NEVER_STARTED, None, None, words, timeout_reason, permanent)
 
 
 INERT, STARTING, RUNNING = Means(Phase.INERT), Means(Phase.STARTING), Means(Phase.RUNNING)
@@ -69,10 +69,10 @@ SEEN = {
     "kueue_gate_left": waits("held by kueue.x-k8s.io/admission", None),
     "unschedulable": waits(NO_ROOM, Reason.UNSCHEDULABLE),
     "bound_to_a_node_that_never_started_it": STARTING,
-    "image_absent_err_image_pull": waits(NO_IMAGE, PULL, hopeless=True),
-    "image_absent_image_pull_back_off": waits(NO_IMAGE, PULL, hopeless=True),
-    "image_tag_absent": waits("localhost:5000/busybox:nothing: not found", PULL, hopeless=True),
-    "image_name_invalid": waits(BAD_NAME, PULL, hopeless=True),
+    "image_absent_err_image_pull": waits(NO_IMAGE, PULL, permanent=True),
+    "image_absent_image_pull_back_off": waits(NO_IMAGE, PULL, permanent=True),
+    "image_tag_absent": waits("localhost:5000/busybox:nothing: not found", PULL, permanent=True),
+    "image_name_invalid": waits(BAD_NAME, PULL, permanent=True),
     "registry_unreachable_err_image_pull": waits("connection refused", PULL),
     "registry_unreachable_image_pull_back_off": waits("connection refused", PULL),
     "made_up_pull_qps_exceeded": waits("pull QPS exceeded", PULL),
@@ -83,7 +83,7 @@ SEEN = {
     "gated_job_deleted_foreground": never(),
     "ungated_pod_deleted_before_scheduling": never(),
     "unschedulable_pod_deleted": never(),
-    "image_absent_ended_by_our_kill": never(NO_IMAGE, PULL, hopeless=True),
+    "image_absent_ended_by_our_kill": never(NO_IMAGE, PULL, permanent=True),
     "create_container_config_error_ended_by_our_kill": never('secret "absent" not found', Reason.START_FAILED),
     "node_had_no_room": forgotten(Reason.EVICTED, "OutOfcpu"),
     "made_up_node_shutdown_before_start": forgotten(Reason.EVICTED, "the node is shutting down"),
@@ -158,7 +158,7 @@ def test_a_recorded_pod_is_taken_for_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", SEEN)
 def test_a_recorded_pod_that_vanished_is_taken_for_what_it_was(name: str) -> None:
-    if SEEN[name].phase in (Phase.ENDED, Phase.NEVER):
+    if SEEN[name].phase in (Phase.ENDED, Phase.NEVER_STARTED):
         assert pods.gone(recorded(name), KEY) == pods.seen(recorded(name), KEY)
     elif name in GONE:
         check(pods.gone(recorded(name), KEY), GONE[name])
@@ -171,7 +171,10 @@ def check(found: ObservedRun, means: Means) -> None:
     outcome = found.outcome
     if means.reason is None:
         assert outcome is None
-        assert (found.stuck, found.hopeless) == (means.stuck, means.hopeless) or found.phase is Phase.NEVER
+        assert (found.timeout_reason, found.permanent) == (
+            means.timeout_reason,
+            means.permanent,
+        ) or found.phase is Phase.NEVER_STARTED
         assert means.words in (found.waiting or "")
         return
     assert outcome is not None
@@ -238,8 +241,8 @@ def with_message(message: str, reason: str = "ErrImagePull") -> ObservedRun:
 )
 def test_an_image_that_will_never_come_is_not_waited_for(message: str) -> None:
     found = with_message(message)
-    assert found.hopeless
-    assert found.stuck is Reason.IMAGE_PULL_FAILED
+    assert found.permanent
+    assert found.timeout_reason is Reason.IMAGE_PULL_FAILED
     assert message in (found.waiting or "")
 
 
@@ -258,8 +261,8 @@ def test_an_image_that_will_never_come_is_not_waited_for(message: str) -> None:
 def test_an_image_that_may_yet_come_is_waited_for(message: str) -> None:
     found = with_message(message)
     assert found.phase is Phase.STARTING
-    assert not found.hopeless
-    assert found.stuck is Reason.IMAGE_PULL_FAILED
+    assert not found.permanent
+    assert found.timeout_reason is Reason.IMAGE_PULL_FAILED
 
 
 @pytest.mark.parametrize(("limit", "mib"), [("64Mi", 64), ("1Gi", 1024), ("1536Mi", 1536), ("1Ti", 1 << 20)])
@@ -395,14 +398,14 @@ def test_no_status_breaks_the_reading(pod: dict[str, Any]) -> None:
         assert isinstance(found, ObservedRun)
         assert (found.phase is Phase.ENDED) == (found.outcome is not None)
         assert (found.key, found.run_uid) == (KEY, "uid")
-        if found.stuck is not None:
+        if found.timeout_reason is not None:
             assert found.waiting or found.phase is Phase.GONE
-        assert found.stuck is not None or not found.hopeless
+        assert found.timeout_reason is not None or not found.permanent
 
 
 @given(ANY_POD)
 def test_what_vanished_is_over(pod: dict[str, Any]) -> None:
-    assert pods.gone(pod, KEY).phase in (Phase.ENDED, Phase.NEVER, Phase.GONE)
+    assert pods.gone(pod, KEY).phase in (Phase.ENDED, Phase.NEVER_STARTED, Phase.GONE)
 
 
 @given(ANY_POD)
@@ -411,7 +414,7 @@ def test_what_was_seen_to_run_is_never_taken_for_unstarted(pod: dict[str, Any]) 
     state: dict[str, Any] = next((one.get("state") or {} for one in found if one["name"] == "sandbox"), {})
     if pod["spec"].get("nodeName") and ("running" in state or "terminated" in state):
         for seen in (pods.seen(pod, KEY), pods.gone(pod, KEY)):
-            assert seen.phase not in (Phase.NEVER, Phase.INERT, Phase.STARTING)
+            assert seen.phase not in (Phase.NEVER_STARTED, Phase.INERT, Phase.STARTING)
 
 
 @given(ANY_POD)

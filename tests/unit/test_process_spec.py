@@ -73,7 +73,7 @@ def test_what_no_process_can_be_given_is_refused(command: str, env: dict[str, st
     assert refused.value.outcome.reason is Reason.INVALID_REQUEST
 
 
-@pytest.mark.parametrize(("token", "phase"), [(files.INERT, Phase.INERT), (files.NEVER, Phase.NEVER)])
+@pytest.mark.parametrize(("token", "phase"), [(files.INERT, Phase.INERT), (files.NEVER, Phase.NEVER_STARTED)])
 def test_the_requests_name_tells_what_has_not_started(directory: Directory, token: str, phase: Phase) -> None:
     directory.put(**{token: REQUEST})
     found = directory.look()
@@ -146,7 +146,7 @@ def test_a_record_has_the_times_of_the_run(directory: Directory) -> None:
 
 def test_a_record_that_nothing_was_started_is_no_end(directory: Directory) -> None:
     seen = directory.ended("never [Errno 11] Resource temporarily unavailable").seen
-    assert (seen.phase, seen.outcome) == (Phase.NEVER, None)
+    assert (seen.phase, seen.outcome) == (Phase.NEVER_STARTED, None)
     assert "temporarily" in (seen.waiting or "")
 
 

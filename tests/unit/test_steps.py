@@ -79,11 +79,11 @@ def phase_after(world: World, *does: Do) -> Phase:
 
 
 def test_what_vanished_before_its_first_release_never_started() -> None:
-    assert phase_after(World([RunNotFoundError()]), Do.BIND, Do.RELEASE) is Phase.NEVER
+    assert phase_after(World([RunNotFoundError()]), Do.BIND, Do.RELEASE) is Phase.NEVER_STARTED
 
 
 def test_what_is_discarded_before_its_first_release_never_started() -> None:
-    assert phase_after(World(), Do.BIND, Do.DISCARD) is Phase.NEVER
+    assert phase_after(World(), Do.BIND, Do.DISCARD) is Phase.NEVER_STARTED
 
 
 def test_what_vanished_after_a_release_without_answer_may_have_started() -> None:

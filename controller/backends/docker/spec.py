@@ -170,7 +170,7 @@ def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> Observ
         started_at, ended_at = evidence.started_at, evidence.ended_at
     if started_at and ended_at:  # the engine notes a start once it hears of it, and that may be after a quick end
         started_at = min(started_at, ended_at)
-    phase = Phase.ENDED if outcome is not None else Phase.NEVER
+    phase = Phase.ENDED if outcome is not None else Phase.NEVER_STARTED
     return replace(run, phase=phase, outcome=outcome, started_at=started_at, ended_at=ended_at)
 
 

@@ -231,7 +231,7 @@ class KubernetesBackend:
         for job in sorted(slow, key=lambda one: one.created_at)[:ASKED_AT_ONCE]:
             found = await self._api.find(f"jobs/{job.key.name}")
             if found is not None and is_finished(found):
-                never.append(ObservedRun(job.key, job.uid, Phase.NEVER))
+                never.append(ObservedRun(job.key, job.uid, Phase.NEVER_STARTED))
             elif found is not None:
                 pending[job.key] = why_no_pod(found)
         return replace(listing, runs=(*listing.runs, *never), pending=pending)

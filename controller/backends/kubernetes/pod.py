@@ -12,7 +12,7 @@ from controller.backends.pull_words import pull_is_hopeless
 from controller.protocol.model import Key, ObservedRun, Outcome, Phase, Reason, State, exit_outcome
 
 UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB; the cluster may write our 1024Mi as 1Gi
-OVER = (Phase.ENDED, Phase.NEVER)
+OVER = (Phase.ENDED, Phase.NEVER_STARTED)
 PULL = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed", "ImageInspectError"}
 NEVER_PULLED = {"InvalidImageName", "ErrImageNeverPull"}  # the kubelet will not even try
 MAKING = {None, "ContainerCreating", "PodInitializing"}
@@ -46,7 +46,7 @@ def gone(pod: Json, key: Key) -> ObservedRun:
     if last.phase in OVER:
         return last
     if not pod["spec"].get("nodeName"):
-        return replace(last, phase=Phase.NEVER)
+        return replace(last, phase=Phase.NEVER_STARTED)
     if _disruption(pod).get("reason") in NODE_GONE:
         return replace(last, phase=Phase.ENDED, outcome=_node_lost(pod), waiting=None)
     return replace(last, phase=Phase.GONE, waiting=None)
@@ -95,7 +95,7 @@ def _spec(pod: Json) -> Json:
 def _unscheduled(pod: Json, run: ObservedRun) -> ObservedRun:
     """Of a pod that no node ever took: the API server binds none that is being deleted, so it can never start."""
     if is_being_deleted(pod) or _status(pod).get("phase") in ("Failed", "Succeeded"):
-        return replace(run, phase=Phase.NEVER)
+        return replace(run, phase=Phase.NEVER_STARTED)
     gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
     if GATE in gates:
         return replace(run, phase=Phase.INERT)
@@ -104,7 +104,7 @@ def _unscheduled(pod: Json, run: ObservedRun) -> ObservedRun:
     scheduled = _condition(pod, "PodScheduled")
     if scheduled.get("reason") != "Unschedulable":
         return run
-    return replace(run, waiting=f"Unschedulable: {scheduled.get('message', '')}", stuck=Reason.UNSCHEDULABLE)
+    return replace(run, waiting=f"Unschedulable: {scheduled.get('message', '')}", timeout_reason=Reason.UNSCHEDULABLE)
 
 
 def _waiting(pod: Json, run: ObservedRun, waiting: Json) -> ObservedRun:
@@ -114,9 +114,9 @@ def _waiting(pod: Json, run: ObservedRun, waiting: Json) -> ObservedRun:
         return run
     words, image = f"{reason}: {message}" if message else str(reason), str(_spec(pod).get("image") or "")
     if reason in PULL or reason in NEVER_PULLED:
-        hopeless = reason in NEVER_PULLED or pull_is_hopeless(message, image)
-        return replace(run, waiting=words, stuck=Reason.IMAGE_PULL_FAILED, hopeless=hopeless)
-    return replace(run, waiting=words, stuck=Reason.START_FAILED)
+        permanent = reason in NEVER_PULLED or pull_is_hopeless(message, image)
+        return replace(run, waiting=words, timeout_reason=Reason.IMAGE_PULL_FAILED, permanent=permanent)
+    return replace(run, waiting=words, timeout_reason=Reason.START_FAILED)
 
 
 def _terminated(pod: Json, run: ObservedRun, ended: Json, over: bool) -> ObservedRun:
@@ -140,7 +140,9 @@ def _ended_untold(pod: Json, run: ObservedRun, container: Json) -> ObservedRun:
     state, before = container.get("state") or {}, container.get("lastState") or container.get("restartCount")
     if "waiting" in state and not before and _disruption(pod).get("reason") not in NODE_GONE:
         waited = _waiting(pod, run, state["waiting"])
-        return replace(waited, phase=Phase.NEVER, waiting=waited.waiting or _words(pod, "its node did not start it"))
+        return replace(
+            waited, phase=Phase.NEVER_STARTED, waiting=waited.waiting or _words(pod, "its node did not start it")
+        )
     started = _time(state.get("running", {}).get("startedAt"))
     outcome = _interruption(pod, None) or Outcome(State.FAILED, Reason.KILLED, "its pod was ended, nobody says why")
     return replace(run, phase=Phase.ENDED, outcome=outcome, started_at=started)

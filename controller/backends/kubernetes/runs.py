@@ -79,9 +79,11 @@ class Runs:
         known = self._runs.get(key, {}).get(uid)
         if known is not None and known.version > run.version and not listed:
             return None
-        if known is not None and run.seen.phase is Phase.NEVER and known.seen.waiting:  # the last word of why
+        if known is not None and run.seen.phase is Phase.NEVER_STARTED and known.seen.waiting:  # the last word of why
             waited = known.seen
-            seen = replace(run.seen, waiting=waited.waiting, stuck=waited.stuck, hopeless=waited.hopeless)
+            seen = replace(
+                run.seen, waiting=waited.waiting, timeout_reason=waited.timeout_reason, permanent=waited.permanent
+            )
             run = replace(run, seen=seen)
         if gone:
             self._forget(key, uid)
@@ -97,7 +99,7 @@ class Runs:
             return None
         barren = job.uid in self._barren
         self._barren.discard(job.uid)
-        return ObservedRun(job.key, job.uid, Phase.NEVER) if barren else None
+        return ObservedRun(job.key, job.uid, Phase.NEVER_STARTED) if barren else None
 
     def of(self, key: Key) -> Mapping[str, Run]:
         """The pods of an attempt, by uid."""

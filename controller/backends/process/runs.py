@@ -153,7 +153,7 @@ class Runs:
                     looks.append((found, status))
         settled = self._settled([found for found, _ in looks])
         for seen, (_, status) in zip(settled, looks, strict=True):
-            if seen.phase in (Phase.ENDED, Phase.NEVER):
+            if seen.phase in (Phase.ENDED, Phase.NEVER_STARTED):
                 self._over[seen.key.name] = (status.st_ino, status.st_mtime_ns, seen)
         return over + settled
 

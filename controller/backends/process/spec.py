@@ -71,7 +71,7 @@ def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
 
 def look(directory: int, key: Key) -> Look | None:
     """What the run in that open directory is, or None where none is there."""
-    for token, phase in ((files.INERT, Phase.INERT), (files.NEVER, Phase.NEVER)):
+    for token, phase in ((files.INERT, Phase.INERT), (files.NEVER, Phase.NEVER_STARTED)):
         head = read(directory, token)
         if head is not None:
             run_uid = _request(head)[0]
@@ -163,7 +163,7 @@ def _fields(record: bytes) -> dict[str, str]:
 
 def _recorded(key: Key, run_uid: str, timeout: int, record: Mapping[str, str]) -> ObservedRun:
     if "never" in record:
-        return ObservedRun(key, run_uid, Phase.NEVER, waiting=record["never"])
+        return ObservedRun(key, run_uid, Phase.NEVER_STARTED, waiting=record["never"])
     started_at, ended_at = (_time(record.get(name, "")) for name in ("started", "ended"))
     return ObservedRun(key, run_uid, Phase.ENDED, _outcome(record, timeout), started_at=started_at, ended_at=ended_at)
 
