@@ -10,8 +10,11 @@ from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output
 
 
 class Marks(Protocol):
-    """Signs on an engine, of the installation that it was opened for, each with a controller's name: they tell an
-    engine from another one of the same identity. Every call raises TransientEngineError where the engine gave no answer."""
+    """Marks on an engine, each with a controller's name: they tell the engine from another one of the same identity.
+
+    They belong to the installation that the backend was opened for. Every call raises TransientEngineError if the
+    engine does not answer.
+    """
 
     @property
     def advice(self) -> str:
@@ -31,7 +34,7 @@ class Backend(Protocol):
     """Runs attempts on one engine.
 
     Every verb can be repeated, and called by two controllers at once. Beside the errors named, each raises
-    TransientEngineError where the engine had no room, no time or gave no answer (what was asked may have happened all the same).
+    TransientEngineError if the engine has no room, no time or gives no answer (the request may have taken effect).
     """
 
     @property
@@ -63,16 +66,16 @@ class Backend(Protocol):
         """Makes the attempt inert, or finds the one that is there, whatever its phase.
 
         None where the run appears later, in `observe`. `look`: it may be there already, so look before making.
-        Raises RequestRejectedError where the request can never be run; ImagePullingError, soon, where its image has yet to be pulled: then
-        the attempt has no object, and the pull goes on without a call that waits for it.
+        Raises RequestRejectedError if the request can never be run; ImagePullingError, without waiting, if its image is
+        being pulled: then the attempt has no object, and the pull goes on by itself.
         """
 
     async def release(self, key: Key, run_uid: str) -> None:
         """Starts that inert run; of one that was released before, whatever became of it, nothing.
 
         However often and by whomever it is called, the run's command starts once at the most.
-        Raises RunNotFoundError where there is no such run, and then has not started it; RequestRejectedError where the engine cannot
-        start it at all.
+        Raises RunNotFoundError if there is no such run, which then was not started; RequestRejectedError if the engine
+        cannot start it at all.
         """
 
     def observe(self) -> AsyncIterator[Listing | ObservedRun]:

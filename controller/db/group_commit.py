@@ -51,7 +51,7 @@ class Batch(Generic[W]):
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, item: W) -> bool:
-        """Writes `item` with whatever else is ready. Raises WriteRejectedError where the database refuses this very item."""
+        """Writes `item` with what else is ready. Raises WriteRejectedError if the database refuses this item."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._add((item, future))
         return await future

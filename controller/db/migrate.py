@@ -38,8 +38,8 @@ def migrate(
     """Applies what is missing and puts owners and rights right; sets the passwords given, by login, and the seconds
     that ended sandboxes stay. Returns how many steps it took.
 
-    Safe beside controllers, beside another migration, and on a database that is newer. Raises DatabaseUnavailableError, or
-    SchemaError where the login may not do it, the database refuses it, or another session is in the way for longer
+    Safe beside controllers, beside another migration, and on a database that is newer. Raises DatabaseUnavailableError,
+    or SchemaError if the login may not do it, the database refuses it, or another session is in the way for longer
     than `patience` seconds.
     """
     roles = sql.statements("roles.sql")

@@ -104,7 +104,7 @@ class Watched:
         return [seen for seen in looks if seen.key == key]
 
     async def create(self, launch: Launch, *, look: bool = False) -> ObservedRun:
-        """Creates as the controller does: after TransientEngineError it looks, and tries again; its run may come by itself."""
+        """Creates as the controller does: after TransientEngineError it looks and tries again. Its run may follow."""
         before = {seen.run_uid for seen in self.seen(launch.key)}
         async with asyncio.timeout(DEADLINE):
             while True:

@@ -35,7 +35,7 @@ class EngineError(TransientEngineError):
 
 
 class Engine:
-    """One Docker engine. Every request raises EngineError for its refusals, and TransientEngineError where it gives no answer."""
+    """One Docker engine. A request raises EngineError if it is refused, and TransientEngineError without an answer."""
 
     def __init__(self, url: str | None) -> None:
         self._url = url

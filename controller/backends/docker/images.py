@@ -31,8 +31,10 @@ class Images:
         self._pulls = Pulls(self._pull, registry_of)
 
     async def find(self, image: str, launch: Launch) -> Json:
-        """What the engine knows of an image. Raises ImagePullingError where it has yet to be pulled, RequestRejectedError where there is
-        none to be had."""
+        """What the engine knows of an image.
+
+        Raises ImagePullingError if it has yet to be pulled, RequestRejectedError if it cannot be pulled.
+        """
         try:
             found: Json = await self._engine.json("GET", f"images/{quote(image, safe='')}/json")
         except EngineError as error:

@@ -51,7 +51,9 @@ class ApiError(TransientEngineError):
 
 
 class Api:
-    """Jobs and pods of one namespace. Every request raises ApiError for refusals, and TransientEngineError where no answer comes.
+    """Jobs and pods of one namespace.
+
+    Every request raises ApiError if it is refused, and TransientEngineError if no answer comes.
 
     In a pod its service account is used, elsewhere what KUBECONFIG (or ~/.kube/config) names as current.
     """
