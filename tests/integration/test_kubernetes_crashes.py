@@ -22,9 +22,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from controller.backends.kubernetes.api import QUICK, Api
 from tests.support.database import connect, settable_clock
-from tests.support.fake_api import Fault
-from tests.support.fake_stage import Scene, play
-from tests.support.fake_store import JOBS, PODS
+from tests.support.fake_kubernetes.api import Fault
+from tests.support.fake_kubernetes.scene import Scene, play
+from tests.support.fake_kubernetes.store import JOBS, PODS
 
 CRASHES = {
     "after claim, before the POST": "before:create",

@@ -32,9 +32,9 @@ from controller.db.listener import listen
 from controller.db.store import Store
 from controller.errors import DatabaseUnavailableError
 from tests.support import control as controlling
-from tests.support.fake_api import Answer
-from tests.support.fake_stage import Scene, play
-from tests.support.fake_store import JOBS, PODS
+from tests.support.fake_kubernetes.api import Answer
+from tests.support.fake_kubernetes.scene import Scene, play
+from tests.support.fake_kubernetes.store import JOBS, PODS
 from tests.support.proxy import Proxy
 
 BUSY = Answer(503, "ServiceUnavailable", "no")

@@ -17,10 +17,10 @@ from controller.backends.kubernetes.job import JobOptions, manifest
 from controller.protocol.model import Key, Launch
 from controller.settings import Settings
 from tests.bench.scale import peak
-from tests.support import fake_registry
 from tests.support.database import connect, insert, one
-from tests.support.fake_stage import ROOT, scene
-from tests.support.fake_store import JOBS, PODS, Kind, Object
+from tests.support.fake_kubernetes import registry
+from tests.support.fake_kubernetes.scene import ROOT, scene
+from tests.support.fake_kubernetes.store import JOBS, PODS, Kind, Object
 
 pytestmark = pytest.mark.alone
 
@@ -78,7 +78,7 @@ def test_the_controller_stays_under_its_memory_limit_with_the_largest_rows(
     )
     assert limit
     count = Settings.model_fields["sandbox_max_running"].default
-    fill_in = fake_registry._fill_in
+    fill_in = registry._fill_in
 
     def filled(kind: Kind, made: Object) -> None:
         fill_in(kind, made)
@@ -86,7 +86,7 @@ def test_the_controller_stays_under_its_memory_limit_with_the_largest_rows(
         if kind in pods:
             made["metadata"]["managedFields"] = managed_fields(pods[kind]())
 
-    monkeypatch.setattr(fake_registry, "_fill_in", filled)
+    monkeypatch.setattr(registry, "_fill_in", filled)
 
     async def go() -> int:
         async with asyncio.timeout(150), scene(database, tmp_path, {}, {}) as made:

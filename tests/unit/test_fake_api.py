@@ -12,10 +12,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.fake_api import Answer, FakeApi, Fault
-from tests.support.fake_cluster import FakeCluster
-from tests.support.fake_patch import MERGE, STRATEGIC
-from tests.support.fake_store import JOBS, PODS, Object
+from tests.support.fake_kubernetes.api import Answer, FakeApi, Fault
+from tests.support.fake_kubernetes.cluster import FakeCluster
+from tests.support.fake_kubernetes.patch import MERGE, STRATEGIC
+from tests.support.fake_kubernetes.store import JOBS, PODS, Object
 
 GATE = "test/gate"
 SLIM = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tests.support.fake_store import Kind, Match, Object, Refusal, Store
+from tests.support.fake_kubernetes.store import Kind, Match, Object, Refusal, Store
 
 TERM = re.compile(r"(!?)([\w./-]+)(?:(==|=|!=)([\w.-]*))?")
 EXPIRED = (

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from tests.support.fake_query import selector, shown
-from tests.support.fake_store import Event, Kind, Match, Object, Refusal, Store
+from tests.support.fake_kubernetes.query import selector, shown
+from tests.support.fake_kubernetes.store import Event, Kind, Match, Object, Refusal, Store
 
 LONGEST = 3600.0  # seconds of a watch that names none
 

@@ -1,6 +1,6 @@
-"""A pretended Kubernetes API server: HTTP over a FakeCluster, each request perhaps with a fault.
+"""A fake Kubernetes API server: HTTP over a FakeCluster, each request perhaps with a fault.
 
-As a process of its own: python -m tests.support.fake_api PORT [KUBECONFIG]
+As a process of its own: python -m tests.support.fake_kubernetes.api PORT [KUBECONFIG]
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Self
 
 from aiohttp import web
 
-from tests.support.fake_cluster import FakeCluster
-from tests.support.fake_query import Lists, log_part, metadata_only, shown
-from tests.support.fake_request import Call, understood
-from tests.support.fake_store import Object, Refusal
-from tests.support.fake_watch import Watches
+from tests.support.fake_kubernetes.cluster import FakeCluster
+from tests.support.fake_kubernetes.query import Lists, log_part, metadata_only, shown
+from tests.support.fake_kubernetes.request import Call, understood
+from tests.support.fake_kubernetes.store import Object, Refusal
+from tests.support.fake_kubernetes.watch import Watches
 from tests.support.kubeconfig import kubeconfig
 
 BODY_BYTES = 3 << 20  # of a request, as the real one takes

@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from tests.support.fake_checks import check_change, check_new
-from tests.support.fake_patch import MERGE, STRATEGIC, patched
-from tests.support.fake_store import (
+from tests.support.fake_kubernetes.checks import check_change, check_new
+from tests.support.fake_kubernetes.patch import MERGE, STRATEGIC, patched
+from tests.support.fake_kubernetes.store import (
     JOBS,
     NAMESPACES,
     PODS,

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.support.fake_store import JOBS, NAMESPACES, PODS, Kind, Object, Ref, Refusal
+from tests.support.fake_kubernetes.store import JOBS, NAMESPACES, PODS, Kind, Object, Ref, Refusal
 
 PATH = re.compile(
     r"/(?:apis/(?P<group>batch)/v1|api/v1)/namespaces/(?P<namespace>[^/]+)"

@@ -6,8 +6,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from copy import deepcopy
 
-from tests.support.fake_registry import OVER, Registry, suffix
-from tests.support.fake_store import JOBS, PODS, Event, Object, Ref, now_text
+from tests.support.fake_kubernetes.registry import OVER, Registry, suffix
+from tests.support.fake_kubernetes.store import JOBS, PODS, Event, Object, Ref, now_text
 
 TRACKING = "batch.kubernetes.io/job-tracking"
 JOB_NAME = "batch.kubernetes.io/job-name"

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-from tests.support.fake_controllers import Collector, JobController, Scheduler, finished
-from tests.support.fake_kubelet import Kubelet
-from tests.support.fake_registry import OVER, Registry
-from tests.support.fake_store import JOBS, NAMESPACES, PODS, Event, Kind, Object, Ref, Store, now_text
+from tests.support.fake_kubernetes.controllers import Collector, JobController, Scheduler, finished
+from tests.support.fake_kubernetes.kubelet import Kubelet
+from tests.support.fake_kubernetes.registry import OVER, Registry
+from tests.support.fake_kubernetes.store import JOBS, NAMESPACES, PODS, Event, Kind, Object, Ref, Store, now_text
 
 
 class FakeCluster:

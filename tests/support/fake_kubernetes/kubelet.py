@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from tests.support.fake_controllers import Controller
-from tests.support.fake_registry import OVER, Registry
-from tests.support.fake_store import PODS, Event, Object, Ref, time_text
+from tests.support.fake_kubernetes.controllers import Controller
+from tests.support.fake_kubernetes.registry import OVER, Registry
+from tests.support.fake_kubernetes.store import PODS, Event, Object, Ref, time_text
 from tests.support.memory_backend import pretend
 
 WRAPPED = 6  # words, at least, of a container's command that is the wrapper: `controller/backends/guest/wrapper.sh`

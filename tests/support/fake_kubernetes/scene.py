@@ -1,6 +1,6 @@
 """A pretended cluster, a real Postgres, and whole controllers on both: at work, killed, stopped.
 
-    python -m tests.support.fake_stage KUBECONFIG POINT
+    python -m tests.support.fake_kubernetes.scene KUBECONFIG POINT
 
 is a controller that stops itself (SIGSTOP) at its first call of that point, as `tests.support.crashing` names them.
 """
@@ -28,12 +28,12 @@ from controller.protocol.model import Key, Launch
 from controller.reconcile.controller import Controller
 from tests.support import crashing
 from tests.support.control import Table, control, table
-from tests.support.fake_api import Answer, FakeApi, Fault
-from tests.support.fake_cluster import FakeCluster
-from tests.support.fake_controllers import finished
-from tests.support.fake_store import JOBS, Object
+from tests.support.fake_kubernetes.api import Answer, FakeApi, Fault
+from tests.support.fake_kubernetes.cluster import FakeCluster
+from tests.support.fake_kubernetes.controllers import finished
+from tests.support.fake_kubernetes.store import JOBS, Object
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IMAGE = "image"
 WHOLE_SECONDS = 45.0  # of one test
 Amiss = Fault | Answer | None
@@ -127,7 +127,7 @@ class Scene:
 
     async def stopped(self, point: str) -> asyncio.subprocess.Process:
         """A controller that works until it stops itself there; send it SIGCONT."""
-        made = await self.started(point, "fake_stage")
+        made = await self.started(point, "fake_kubernetes.scene")
         while psutil.Process(made.pid).status() != psutil.STATUS_STOPPED:
             assert made.returncode is None, self.log()
             await asyncio.sleep(0.02)

@@ -1,0 +1,1 @@
+"""A Kubernetes API server that tests start in their own process: its store, its controllers and its faults."""
