@@ -7,10 +7,10 @@ from typing import Any
 import pulumi
 
 from infra.config import Config
-from infra.gate import gate, unless_taken
 from infra.preflight import Found, preflight
-from infra.waiting_cluster import ClusterWaits
-from infra.waiting_engine import EngineWaits
+from infra.preflight.gate import gate, unless_taken
+from infra.waiting.cluster import ClusterWaits
+from infra.waiting.engine import EngineWaits
 
 
 def main() -> None:
@@ -27,9 +27,9 @@ def _stack(config: Config, found: Found) -> dict[str, pulumi.Input[Any]]:
     """Makes the stack, on the cluster or, without one, on the engine; each provider is loaded only where it is used."""
     first = unless_taken(found.taken)
     if found.cluster is None:
-        from infra.dev import dev
+        from infra.stacks.docker import dev
 
         return dev(config, found.platform, gate(config, found.faults), first, EngineWaits())
-    from infra.prod import prod
+    from infra.stacks.kubernetes import prod
 
     return prod(config, found.cluster, gate(config, found.faults), first, ClusterWaits(found.cluster.context))

@@ -15,7 +15,7 @@ import pytest
 from infra import program
 from infra.config import Config
 from infra.preflight import Found
-from infra.preflight_cluster import Cluster
+from infra.preflight.cluster import Cluster
 from tests.support.config_keys import SECRETS, every_key
 from tests.support.engines import missing
 from tests.support.fake_ending import fake_ending

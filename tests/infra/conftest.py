@@ -14,7 +14,7 @@ import pulumi
 import pytest
 
 from infra import program
-from infra.config_reader import schema_defaults, written
+from infra.config.reader import schema_defaults, written
 from infra.policy.wire import unwrapped
 from tests.support.config_keys import SECRETS
 from tests.support.fake_preflight import fake_preflight

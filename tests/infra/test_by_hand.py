@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from infra.cluster_client import ClusterClient, Hidden
+from infra.cluster.client import ClusterClient, Hidden
 from infra.config import Config
-from infra.kubernetes_end import STOPPER
-from infra.preflight_by_hand import autoscaler, changed_by_hand
+from infra.ending.kubernetes import STOPPER
+from infra.preflight.by_hand import autoscaler, changed_by_hand
 from tests.infra.conftest import PROJECT, configure
 
 APP, BOXES = f"{PROJECT}-prod", f"{PROJECT}-prod-sandboxes"

@@ -9,8 +9,8 @@ from typing import Any
 import pulumi
 import pytest
 
-from infra.changes import Meaning, meaning, remembered
 from infra.config import Config
+from infra.config.changes import Meaning, meaning, remembered
 from tests.infra.conftest import configure
 
 UP: dict[str, Any] = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}

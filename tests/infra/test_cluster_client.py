@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.cluster_client import ClusterClient, ClusterError, Hidden, _words
+from infra.cluster.client import ClusterClient, ClusterError, Hidden, _words
 from infra.errors import PreflightError
-from infra.preflight_cluster import _client
+from infra.preflight.cluster import _client
 from tests.support.canned import Canned, canned
 from tests.support.kubeconfig import kubeconfig
 
@@ -59,7 +59,7 @@ def test_a_token_that_cannot_be_sent_is_told_without_it(
 def test_a_program_that_gives_no_login_is_named_with_what_shows_it(
     served: Canned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.preflight_cluster.ALL_SECONDS", 0.2)
+    monkeypatch.setattr("infra.preflight.cluster.ALL_SECONDS", 0.2)
     text = yaml.safe_load((tmp_path / "config").read_text())
     waits = {
         "apiVersion": "client.authentication.k8s.io/v1",

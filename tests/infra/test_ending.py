@@ -17,13 +17,13 @@ from kubernetes import client
 from kubernetes import config as kubeconfig
 
 from controller.backends.labels import LABEL_APP
+from infra.components.kubernetes.pod_defaults import CONTROLLER, DATABASE, Place, container_security, pod_security
 from infra.config import Config
-from infra.docker_end import DockerEnd
-from infra.ending import Ending
+from infra.ending.docker import DockerEnd
+from infra.ending.hooks import Ending
+from infra.ending.kubernetes import Deletions, KubernetesEnd, Where
+from infra.ending.sweep import sweep
 from infra.errors import EndRefused
-from infra.kubernetes_end import Deletions, KubernetesEnd, Where
-from infra.kubernetes_pods import CONTROLLER, DATABASE, Place, container_security, pod_security
-from infra.kubernetes_sweep import sweep
 from tests.infra.conftest import configure
 from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE, need_cluster, need_docker
@@ -134,8 +134,8 @@ def test_a_drain_whose_pod_can_never_start_is_refused_at_once_and_the_controller
 def test_a_drain_whose_pod_finds_no_node_says_so_while_it_waits(
     where: Where, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("infra.kubernetes_end.TELL_SECONDS", 0.0)
-    monkeypatch.setattr("infra.kubernetes_end.START_SECONDS", 3.0)
+    monkeypatch.setattr("infra.ending.kubernetes.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("infra.ending.kubernetes.START_SECONDS", 3.0)
     with pytest.raises(EndRefused) as raised:
         drain(where, {**pod("true"), "nodeSelector": {"nowhere": "here"}})
     told = capfd.readouterr()
@@ -211,14 +211,14 @@ def test_controllers_that_do_not_stop_are_named_and_nothing_is_drained_beside_th
     controllers(where, 1)
     while not client.CoreV1Api().list_namespaced_pod(where.namespace).items:
         pass
-    monkeypatch.setattr("infra.kubernetes_end.STOP_SECONDS", 0)
+    monkeypatch.setattr("infra.ending.kubernetes.STOP_SECONDS", 0)
     with pytest.raises(EndRefused, match=f"controllers do not stop: {where.place.name}-"):
         drain(where, pod("echo 'drain: nothing is left'"))
     assert replicas(where) == 1
 
 
 def test_a_drain_that_falls_silent_is_refused(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.kubernetes_end.MARGIN_SECONDS", 0)
+    monkeypatch.setattr("infra.ending.kubernetes.MARGIN_SECONDS", 0)
     with pytest.raises(EndRefused, match="timed out"):
         drain(where, pod("echo 'drain: waiting'; sleep 600"), replace(ENDING, seconds=2))
 
@@ -232,7 +232,7 @@ def test_without_a_drain_the_jobs_of_sandboxes_are_deleted_with_their_pods(where
 def test_where_nobody_is_to_wait_a_pod_that_stays_is_said_and_keeps_nobody_from_destroying(
     where: Where, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("infra.kubernetes_end.STOP_SECONDS", 0)
+    monkeypatch.setattr("infra.ending.kubernetes.STOP_SECONDS", 0)
     sandbox(where, "sleep 600")
     with pytest.raises(EndRefused, match="pods of sandboxes are still there: sandbox"):
         drain(where, pod("echo 'drain: nothing is left'"))
@@ -311,7 +311,7 @@ def test_what_an_interrupted_up_made_and_did_not_record_goes_and_nobody_elses(
 def test_a_namespace_that_stays_says_by_what(
     where: Where, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("infra.kubernetes_end.STUCK_SECONDS", 0.5)
+    monkeypatch.setattr("infra.ending.kubernetes.STUCK_SECONDS", 0.5)
     core, held = client.CoreV1Api(), {"name": "held", "finalizers": ["example.com/never"]}
     core.create_namespaced_config_map(where.namespace, {"metadata": held})  # type: ignore[arg-type]
 

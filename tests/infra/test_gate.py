@@ -13,7 +13,7 @@ from infra import program
 from infra.config import Config
 from infra.errors import EndRefused, PreflightError
 from infra.preflight import Found
-from infra.preflight_cluster import Cluster
+from infra.preflight.cluster import Cluster
 from tests.infra.conftest import Deploy
 
 Hooks = dict[str, Callable[[pulumi.ResourceHookArgs], Any]]

@@ -21,14 +21,14 @@ from kubernetes import client
 from kubernetes import config as kubernetes_config
 from kubernetes.config import kube_config
 
+from infra.cluster.rights import RBAC, Rule, rights, rules
+from infra.components.kubernetes.pod_defaults import CONTROLLER, Place
 from infra.config import Config
 from infra.errors import PreflightError
-from infra.kubernetes_pods import CONTROLLER, Place
-from infra.kubernetes_rights import RBAC, Rule, rights, rules
 from infra.preflight import preflight
-from infra.preflight_cluster import find_cluster
-from infra.preflight_database import major_faults
-from infra.preflight_engine import Made
+from infra.preflight.cluster import find_cluster
+from infra.preflight.database import major_faults
+from infra.preflight.engine import Made
 from tests.infra.conftest import ROOT, configure
 from tests.support.cluster import NAMESPACES, Admin
 from tests.support.deployer import Deployer, deployer, documented_roles
@@ -62,7 +62,7 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> set[int]:
         app = {"HostConfig": {"PortBindings": bound}, "State": {"Running": False}}
         return Made("arm64", {"ci-fixer-sandbox-it-app": app} if ports else {}, volume=False)
 
-    monkeypatch.setattr("infra.preflight_engine._answer", answers)
+    monkeypatch.setattr("infra.preflight.engine._answer", answers)
     monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     return ports
@@ -475,7 +475,7 @@ def test_an_admin_of_two_namespaces_needs_no_more(
 def test_a_cluster_that_never_answers_is_given_up_in_seconds(
     config: Configured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infra.cluster_client.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("infra.cluster.client.ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         silent = kubeconfig("it", {"server": f"http://127.0.0.1:{server.getsockname()[1]}"}, "t")
         use_kubeconfig(monkeypatch, tmp_path / "config", yaml.safe_dump(silent))

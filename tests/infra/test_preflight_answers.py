@@ -8,15 +8,15 @@ from typing import Any
 import pulumi
 import pytest
 
-from infra import preflight_cluster
-from infra.cluster_client import ClusterClient, ClusterError, Hidden
+from infra.cluster.client import ClusterClient, ClusterError, Hidden
+from infra.components.kubernetes.pod_defaults import INSTANCE, NAME
 from infra.config import Config
 from infra.errors import PreflightError
-from infra.kubernetes_pods import INSTANCE, NAME
-from infra.preflight_classes import api_server_faults, class_faults, node_warnings, secret_faults
-from infra.preflight_cluster import version_faults
-from infra.preflight_database import database_faults
-from infra.preflight_namespaces import given_namespaces, made_namespaces, taken_namespaces
+from infra.preflight import cluster as preflight_cluster
+from infra.preflight.classes import api_server_faults, class_faults, node_warnings, secret_faults
+from infra.preflight.cluster import version_faults
+from infra.preflight.database import database_faults
+from infra.preflight.namespaces import given_namespaces, made_namespaces, taken_namespaces
 from tests.infra.conftest import configure
 
 PREBUILT = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}

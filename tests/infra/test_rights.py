@@ -8,8 +8,8 @@ from typing import Any
 import pulumi
 from kubernetes import client, config
 
+from infra.cluster.rights import KEPT, rules
 from infra.config import Config
-from infra.kubernetes_rights import KEPT, rules
 from infra.policy.wire import unwrapped
 from tests.infra.conftest import ROOT, Deploy, Recorded, configure
 from tests.support.deployer import deployer, documented_roles

@@ -11,9 +11,9 @@ from typing import Any
 import pulumi
 import pytest
 
-from infra.verdict_container import SeenContainer, ended_well, healthy, last_words
-from infra.verdict_workload import SeenWorkload, newest_set, of_newest, speaker, verdict
-from infra.waiting import Unready, until_ready
+from infra.waiting.container_verdict import SeenContainer, ended_well, healthy, last_words
+from infra.waiting.readiness import Unready, until_ready
+from infra.waiting.workload_verdict import SeenWorkload, newest_set, of_newest, speaker, verdict
 
 NO_IMAGE = (
     "rpc error: code = NotFound desc = failed to pull and unpack image "

@@ -11,10 +11,12 @@ import pulumi
 import pytest
 import yaml
 
-from infra import waiting, waiting_cluster, waiting_engine
 from infra.errors import NotReady
-from infra.waiting_cluster import ClusterWaits
-from infra.waiting_engine import EngineWaits
+from infra.waiting import cluster as waiting_cluster
+from infra.waiting import engine as waiting_engine
+from infra.waiting import readiness as waiting
+from infra.waiting.cluster import ClusterWaits
+from infra.waiting.engine import EngineWaits
 from tests.support.canned import Canned, canned
 from tests.support.kubeconfig import kubeconfig
 

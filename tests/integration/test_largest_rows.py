@@ -74,7 +74,7 @@ def test_the_controller_stays_under_its_memory_limit_with_the_largest_rows(
 ) -> None:
     """As many of them as may run at once by default, on a cluster that answers with all that a real one does."""
     limit = re.search(
-        r'resources\("\w+", "\w+", "\w+", "(\d+)Mi"\)', (ROOT / "infra" / "kubernetes_app.py").read_text()
+        r'resources\("\w+", "\w+", "\w+", "(\d+)Mi"\)', (ROOT / "infra/components/kubernetes/app.py").read_text()
     )
     assert limit
     count = Settings.model_fields["sandbox_max_running"].default

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from infra import docker_database, prod
-from infra.docker_end import DockerEnd
-from infra.kubernetes_end import Deletions, KubernetesEnd
+from infra.components.docker import database as docker_database
+from infra.ending.docker import DockerEnd
+from infra.ending.kubernetes import Deletions, KubernetesEnd
+from infra.stacks import kubernetes as prod
 
 
 def fake_ending(monkeypatch: pytest.MonkeyPatch, done: list[tuple[str, str]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infra.config import Config
 from infra.preflight import Found
-from infra.preflight_cluster import Cluster
+from infra.preflight.cluster import Cluster
 
 
 def fake_preflight(config: Config) -> Found:

@@ -1,0 +1,1 @@
+"""A cluster's API server, as the stacks ask it."""

@@ -1,0 +1,1 @@
+"""What a stack on a Docker engine is made of."""

@@ -1,0 +1,108 @@
+"""Postgres as a Docker container, with a network and a volume of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import pulumi
+import pulumi_docker as docker
+
+from infra.components.database_urls import DATABASE_NAME, OWNER, PORT, READY
+from infra.components.docker.containers import LOGGED, LOOPBACK, bounded
+from infra.components.passwords import secret
+from infra.ending.docker import remove
+from infra.ending.hooks import before_deletion, bound_to
+from infra.waiting.engine import EngineWaits
+from infra.waiting.readiness import once_ready
+
+DATA = "/var/lib/postgresql/data"
+STOP_SECONDS = 30  # without it the provider kills at once
+
+
+@dataclass(frozen=True)
+class DockerDatabaseArgs:
+    """`name` begins every name on the engine; `port` is the host's, on its loopback alone."""
+
+    name: str
+    image: str
+    password: pulumi.Input[str]
+    port: int
+    protect: bool
+    waits: EngineWaits
+
+
+class DockerDatabase(pulumi.ComponentResource):
+    """A database that answers. `host` and `network`: where other containers find it; `made`: another for each start
+    that may be on an empty volume.
+    """
+
+    container: pulumi.Output[str]
+    network: pulumi.Output[str]
+    host: pulumi.Output[str]
+    made: pulumi.Output[str]
+
+    def __init__(self, name: str, args: DockerDatabaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        theirs = partial(remove, *_containers(args.name), networks=[args.name])
+        rest = before_deletion(
+            "leftovers", theirs if args.protect else partial(theirs, volumes=[f"{args.name}-database"])
+        )
+        merged = pulumi.ResourceOptions.merge(opts, bound_to(rest))
+        super().__init__("ci-fixer-sandbox:infra:DockerDatabase", name, None, merged)
+        child = pulumi.ResourceOptions(parent=self)
+        left = before_deletion("containers", partial(remove, *_containers(args.name)))
+        joined = pulumi.ResourceOptions.merge(child, bound_to(left))
+        # Alone: a volume that is made anew changes the database and what was migrated, and no controller.
+        held = before_deletion("database-container", partial(remove, f"{args.name}-database"))
+        kept = pulumi.ResourceOptions.merge(
+            child, pulumi.ResourceOptions(protect=True) if args.protect else bound_to(held)
+        )
+        # The engine takes the one that is there for the one that is to be made.
+        kept = pulumi.ResourceOptions.merge(kept, pulumi.ResourceOptions(delete_before_replace=True))
+        network = docker.Network("network", name=args.name, opts=joined)
+        volume = docker.Volume("database-volume", name=f"{args.name}-database", opts=kept)
+        image = docker.RemoteImage("database-image", name=args.image, keep_locally=True, opts=child)
+        container = docker.Container(
+            "database",
+            name=f"{args.name}-database",
+            image=image.image_id,
+            envs=[
+                f"POSTGRES_USER={OWNER}",
+                f"POSTGRES_DB={DATABASE_NAME}",
+                f"PGDATA={DATA}",  # from version 18 on the image's own is elsewhere
+                secret("POSTGRES_PASSWORD=", args.password),
+            ],
+            volumes=[
+                docker.ContainerVolumeArgs(volume_name=volume.name, container_path=DATA),
+            ],
+            ports=[docker.ContainerPortArgs(internal=PORT, external=args.port, ip=LOOPBACK)],
+            networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=network.name, aliases=["database"])],
+            healthcheck=docker.ContainerHealthcheckArgs(
+                tests=["CMD", *READY],
+                interval="2s",
+                timeout="5s",
+                retries=30,
+                start_period="0s",
+            ),
+            restart="unless-stopped",
+            shm_size=256,
+            stop_signal="SIGINT",  # a fast shutdown; SIGTERM would wait for clients to leave
+            destroy_grace_seconds=STOP_SECONDS,
+            **bounded(1024),
+            **LOGGED,
+            # Another volume bears the same name, and so is no change that the provider sees.
+            opts=pulumi.ResourceOptions.merge(
+                child, pulumi.ResourceOptions(replace_with=[volume], delete_before_replace=True)
+            ),
+        )
+        self.network = network.name
+        ready = once_ready("database", {"name": container.name, "id": container.id}, args.waits.healthy, child)
+        self.host = ready.id.apply(lambda _: "database")  # known once it answers
+        self.container = container.name
+        self.made = container.id
+        self.register_outputs({"network": self.network, "host": self.host})
+
+
+def _containers(name: str) -> list[str]:
+    """Of the stack: what an `up` that was killed made last is there, and the state does not know it."""
+    return [f"{name}-{one}" for one in ("app", "migration", "drain", "database")]

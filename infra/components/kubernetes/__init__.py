@@ -1,0 +1,1 @@
+"""What a stack on a Kubernetes cluster is made of."""

@@ -1,0 +1,48 @@
+"""How much all sandboxes together may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.components.kubernetes.pod_defaults import CONTROLLER, Place
+
+
+@dataclass(frozen=True)
+class LimitsArgs:
+    """`cpu` and `memory` are sums of limits, `pods` those that have not ended."""
+
+    place: Place
+    namespace: pulumi.Input[str]
+    cpu: str
+    memory: str
+    pods: int
+
+
+class Limits(pulumi.ComponentResource):
+    """A quota, and the defaults without which it would refuse a pod that names no limits."""
+
+    def __init__(self, name: str, args: LimitsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:Limits", name, None, opts)
+        metadata = args.place.metadata(CONTROLLER, args.namespace, args.place.name)
+        each: Any = {
+            "type": "Container",
+            "default": {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"},
+            "defaultRequest": {"cpu": "500m", "memory": "512Mi", "ephemeral-storage": "512Mi"},
+        }
+        defaults = k8s.core.v1.LimitRange(
+            "sandbox-defaults",
+            metadata=metadata,
+            spec={"limits": [each]},
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        k8s.core.v1.ResourceQuota(
+            "sandbox-quota",
+            metadata=metadata,
+            spec={"hard": {"limits.cpu": args.cpu, "limits.memory": args.memory, "pods": str(args.pods)}},
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[defaults]),
+        )
+        self.register_outputs({})

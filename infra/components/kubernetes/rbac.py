@@ -1,0 +1,60 @@
+"""What the controller may do: its Role in the sandbox namespace, and its account in the app's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+import yaml
+
+from infra.components.kubernetes.pod_defaults import CONTROLLER, Place, name_of
+
+
+def controller_rules() -> list[Any]:
+    """Those of the Role that the controller ships."""
+    rules: list[Any] = yaml.safe_load((files("controller.backends.kubernetes") / "role.yaml").read_text())["rules"]
+    return rules
+
+
+@dataclass(frozen=True)
+class AccessArgs:
+    """Where the account is, and where it has rights."""
+
+    place: Place
+    namespace: pulumi.Input[str]
+    sandbox_namespace: pulumi.Input[str]
+
+
+class Access(pulumi.ComponentResource):
+    """The name of the controller's account; it has its rights once all of this is there."""
+
+    account: pulumi.Output[str]
+
+    def __init__(self, name: str, args: AccessArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("ci-fixer-sandbox:infra:Access", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        account = k8s.core.v1.ServiceAccount(
+            "controller-account",
+            metadata=args.place.metadata(CONTROLLER, args.namespace, args.place.name),
+            automount_service_account_token=False,  # the controller's pods ask for it
+            opts=child,
+        )
+        in_sandboxes = args.place.metadata(CONTROLLER, args.sandbox_namespace, args.place.name)
+        role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=controller_rules(), opts=child)
+        # By its id, which a preview does not know before the Role is there: the API server would look the Role up, for
+        # whoever has no right to bind any.
+        role_name = role.id.apply(lambda known: known.rpartition("/")[2])
+        rights: Any = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role_name}
+        who: Any = {"kind": "ServiceAccount", "name": args.place.name, "namespace": args.namespace}
+        k8s.rbac.v1.RoleBinding(
+            "controller-role-binding",
+            metadata=in_sandboxes,
+            role_ref=rights,
+            subjects=[who],
+            opts=child,
+        )
+        self.account = name_of(account)
+        self.register_outputs({"account": self.account})

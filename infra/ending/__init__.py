@@ -1,0 +1,1 @@
+"""The end of a stack: its sandboxes first, then what held them."""

@@ -1,0 +1,1 @@
+"""Waits until what was made is ready."""

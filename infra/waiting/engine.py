@@ -1,0 +1,83 @@
+"""Waits for containers, by asking their engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from controller.backends.docker.engine import Engine, EngineError
+from controller.backends.docker.output import LogTail
+from controller.errors import TransientEngineError
+from infra.preflight.engine import engine_host
+from infra.waiting.container_verdict import SeenContainer, ended_well, healthy
+from infra.waiting.readiness import GONE, Unready, until_ready
+
+LONGEST_SECONDS = 300.0
+SILENT_SECONDS = 60.0  # for an engine to answer again
+LINES = 6  # of a container's log
+LOG_BYTES = 4096
+
+
+class EngineWaits:
+    """Waits for containers of the engine that the provider uses too; `made` is a container's name and id."""
+
+    async def healthy(self, made: Mapping[str, Any]) -> None:
+        """Until it passes its check. Raises NotReady."""
+        async with _engine() as engine:
+            before: list[int] = []
+
+            def judged(seen: SeenContainer) -> Unready | None:
+                before.append(seen.shown["RestartCount"])
+                return healthy(replace(seen, restarts_before=before[0]))
+
+            await self._until(engine, made, judged)
+
+    async def ended_well(self, made: Mapping[str, Any]) -> None:
+        """Until it has ended without an error. Raises NotReady.
+
+        One that has failed is started once more: what an earlier `up` found wrong may be mended.
+        """
+        async with _engine() as engine:
+            try:
+                state = (await engine.json("GET", f"containers/{made['id']}/json"))["State"]
+                if state["Status"] == "exited" and state["ExitCode"]:
+                    await engine.send("POST", f"containers/{made['id']}/start")
+            except TransientEngineError:
+                pass  # the next look says why
+            await self._until(engine, made, ended_well)
+
+    async def _until(
+        self, engine: Engine, made: Mapping[str, Any], judged: Callable[[SeenContainer], Unready | None]
+    ) -> None:
+        async def look() -> Unready | None:
+            try:
+                return judged(await _seen(engine, made["id"]))
+            except EngineError as error:
+                if error.status == 404:
+                    return Unready("gone", GONE, patience=0)
+                return Unready("no answer", str(error), patience=SILENT_SECONDS)
+            except TransientEngineError as error:
+                return Unready("no answer", str(error), patience=SILENT_SECONDS)
+
+        await until_ready(f"container {made['name']}", look, LONGEST_SECONDS)
+
+
+@asynccontextmanager
+async def _engine() -> AsyncIterator[Engine]:
+    engine = Engine(engine_host())
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def _seen(engine: Engine, container: str) -> SeenContainer:
+    shown = await engine.json("GET", f"containers/{container}/json")
+    tail = LogTail(LOG_BYTES)
+    query = {"stdout": "1", "stderr": "1", "tail": str(LINES)}
+    async with engine.request("GET", f"containers/{container}/logs", params=query) as answer:
+        async for chunk in answer.content.iter_any():
+            tail.feed(chunk)
+    return SeenContainer(shown, tail.output().tail.decode(errors="replace").splitlines())
