@@ -13,19 +13,15 @@ class Metrics:
     """One controller's metrics on a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.claimed = Counter("sandbox_claimed", "rows claimed or taken over", ["how"], registry=self.registry)
-        self.outcomes = Counter("sandbox_outcomes", "attempts recorded", ["state", "reason"], registry=self.registry)
-        self.errors = Counter(
-            "sandbox_errors", "steps that met an error of the controller's own", registry=self.registry
-        )
-        self.swept = Counter("sandbox_swept", "objects deleted that had no row", registry=self.registry)
-        self.queued_for = Histogram(
-            "sandbox_queued_seconds", "insert to claim", buckets=SECONDS, registry=self.registry
-        )
-        self.rows = Gauge("sandbox_rows", "rows of a state (queued: up to 10,000)", ["state"], registry=self.registry)
-        self.in_hand = Gauge("sandbox_in_hand", "sandboxes that this controller looks after", registry=self.registry)
-        self.engine_up = Gauge("sandbox_engine_up", "1 while the engine answers", registry=self.registry)
+        registry = self.registry = CollectorRegistry()
+        self.claimed = Counter("sandbox_claimed", "rows claimed or taken over", ["how"], registry=registry)
+        self.outcomes = Counter("sandbox_outcomes", "attempts recorded", ["state", "reason"], registry=registry)
+        self.errors = Counter("sandbox_errors", "steps that met an error of the controller's own", registry=registry)
+        self.swept = Counter("sandbox_swept", "objects deleted that had no row", registry=registry)
+        self.queued_for = Histogram("sandbox_queued_seconds", "insert to claim", buckets=SECONDS, registry=registry)
+        self.rows = Gauge("sandbox_rows", "rows of a state (queued: up to 10,000)", ["state"], registry=registry)
+        self.in_hand = Gauge("sandbox_in_hand", "sandboxes that this controller looks after", registry=registry)
+        self.engine_up = Gauge("sandbox_engine_up", "1 while the engine answers", registry=registry)
 
     def ended(self, outcome: Outcome) -> None:
         """Counts an attempt's outcome."""

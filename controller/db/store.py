@@ -261,7 +261,7 @@ def _keys(keys: Sequence[Key]) -> dict[str, Any]:
 
 def _row(found: DictRow) -> Row:
     known = {each.name: found[each.name] for each in fields(Row) if each.name in found}
-    return Row(**known | {"state": State(found["state"])})
+    return Row(**known | {"state": State(found["state"]), "failed_attempts": found["runs"]})
 
 
 def _claimed(found: DictRow) -> Claimed:

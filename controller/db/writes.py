@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
-from controller.protocol.model import Key, ObservedRun, Outcome, Output
+from controller.protocol.actions import Record, Retry
+from controller.protocol.model import Key, ObservedRun, Outcome, Output, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +73,12 @@ class Ended:
     @property
     def size(self) -> int:
         return 500 + (len(self.output.tail) if self.output else 0)
+
+
+def ended_by(row: Row, action: Record | Retry) -> Ended:
+    """Return the write of an attempt's end, fenced by the row's epoch unless the engine itself saw the run end."""
+    ended = Ended(row.key, row.run_uid, action.outcome, epoch=row.epoch)
+    if isinstance(action, Record):
+        return ended
+    epoch = None if action.counted else row.epoch  # only the lease's holder may write that a run never started
+    return replace(ended, counted=action.counted, delay=action.delay, epoch=epoch, afresh=action.new_start_deadline)

@@ -113,7 +113,7 @@ class Row:
     claimed_by: str | None
     cancelled: bool  # its requester asked for its end
     max_attempts: int
-    runs: int  # attempts that ran and ended badly
+    failed_attempts: int  # attempts that counted against max_attempts
     timeout_seconds: int
     claimed_age: float | None  # seconds from its first claim to this reading
     started_age: float | None  # seconds from its start to this reading

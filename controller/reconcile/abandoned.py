@@ -6,14 +6,18 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
+from typing import assert_never
 
+from controller.db.group_commit import Batch
 from controller.db.registry import Attendant
 from controller.db.store import Store
-from controller.db.writes import Ended, Mark
+from controller.db.writes import Ended, Mark, ended_by
 from controller.errors import SandboxError
 from controller.logs import about
 from controller.metrics import Metrics
-from controller.protocol.decide import Do, abandon
+from controller.protocol.actions import Clean, Drop, Record, Retry, Wait
+from controller.protocol.decide import abandon
 from controller.protocol.model import Row
 from controller.reconcile.presence import Lasting
 
@@ -46,34 +50,26 @@ class Abandoned:
         return Counter(each for each in done if each)
 
     async def _settle(self, row: Row, given_up: bool) -> str | None:
-        step = abandon(row, self._start_deadline, given_up=given_up)
+        action = abandon(row, self._start_deadline, given_up=given_up)
         try:
-            match step.do:
-                case Do.RECORD | Do.AGAIN if step.outcome is not None:
-                    # a run that never started is known to be so only under the epoch of the look
-                    epoch = None if step.counted else row.epoch
-                    ended = Ended(
-                        row.key,
-                        row.run_uid,
-                        step.outcome,
-                        lost=row.run_uid is not None,
-                        counted=step.counted,
-                        delay=step.delay,
-                        epoch=epoch,
-                        afresh=step.afresh,
-                    )
-                    again = step.do is Do.AGAIN
-                    if not await (self._store.again if again else self._store.record)(ended):
-                        return None
-                    self._metrics.ended(step.outcome)
-                    log.info("%s %s", step.outcome.state, step.outcome.reason, extra=about(row.key))
-                    return "queued again" if again else str(step.outcome.state)
-                case Do.CLEAN:
+            match action:
+                case Record():
+                    return str(action.outcome.state) if await self._write(self._store.record, row, action) else None
+                case Retry():
+                    return "queued again" if await self._write(self._store.again, row, action) else None
+                case Clean():
                     return "cleaned" if await self._store.clean(Mark(row.key)) else None
-                case Do.WAIT | Do.DROP:
+                case Wait() | Drop():
                     return None
-                case _:
-                    raise ValueError(f"{step} is no step for a row without an engine")
         except SandboxError as error:
             log.warning("%s, trying again", error, extra=about(row.key))
             return None
+        assert_never(action)
+
+    async def _write(self, write: Batch[Ended], row: Row, action: Record | Retry) -> bool:
+        ended = replace(ended_by(row, action), lost=row.run_uid is not None)
+        done = await write(ended)
+        if done:
+            self._metrics.ended(ended.outcome)
+            log.info("%s %s", ended.outcome.state, ended.outcome.reason, extra=about(row.key))
+        return done

@@ -13,7 +13,8 @@ from controller.db.store import Store
 from controller.errors import TransientEngineError
 from controller.logs import about
 from controller.metrics import Metrics
-from controller.protocol.decide import Do, decide
+from controller.protocol.actions import Action, Wait
+from controller.protocol.decide import decide
 from controller.protocol.model import Key, Listing, ObservedRun, Phase, Row, State
 from controller.reconcile.presence import Presence
 from controller.reconcile.tracker import Live, Lives
@@ -73,7 +74,7 @@ class Comparison:
                 self._agree(held, row, live.missing, listing.pending.get(row.key))
             elif row.orphaned and row.state is not State.LAUNCHING and self._may_adopt(live):
                 orphans.append(live)
-            elif self._next(live) is not Do.WAIT:
+            elif not isinstance(self._next(live), Wait):
                 due.add(row.key)
                 if row.key in self._due:
                     self._carrier.hold(live)
@@ -108,14 +109,14 @@ class Comparison:
         """Whether what this engine does not have is nowhere: else it is for the row's holder to say, and where that is
         gone, for nobody before the run's own timer has ended it."""
         mine = live.row.claimed_by == self._store.me
-        return self._presence.sole or mine or (live.row.orphaned and self._lives.standing(live).overrun)
+        return self._presence.sole or mine or (live.row.orphaned and self._lives.context(live).past_timeout)
 
     def _may_adopt(self, live: Live) -> bool:
         """Whether this engine has its run, or will not have it any more."""
         return live.row.state.terminal or live.missing or live.row.run_uid in live.runs
 
-    def _next(self, live: Live) -> Do:
-        return decide(live.row, live.runs.values(), self._lives.standing(live)).do
+    def _next(self, live: Live) -> Action:
+        return decide(live.row, live.runs.values(), self._lives.context(live))
 
     def _agree(self, live: Live, row: Row, missing: bool, waiting: str | None) -> None:
         """Brings a sandbox in hand up to what the table says, and moves on what time alone moves on."""
@@ -139,7 +140,7 @@ class Comparison:
             self._carrier.news(live)
         if live.busy:
             return
-        if self._next(live) is not Do.WAIT or (waiting and waiting != live.told):
+        if not isinstance(self._next(live), Wait) or (waiting and waiting != live.told):
             self._carrier.poke(live)
         elif row.claimed_by != self._store.me:
             self._lives.drop(live)

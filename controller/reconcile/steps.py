@@ -10,7 +10,7 @@ from typing import assert_never
 
 from controller.backends.base import Backend
 from controller.db.store import Store
-from controller.db.writes import Bind, Ended, Mark, PutBack
+from controller.db.writes import Bind, Mark, PutBack, ended_by
 from controller.errors import (
     ImagePullingError,
     RequestRejectedError,
@@ -20,7 +20,7 @@ from controller.errors import (
 )
 from controller.logs import about
 from controller.metrics import Metrics
-from controller.protocol.decide import Do, Step
+from controller.protocol import actions
 from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State
 from controller.reconcile.tracker import KILL_AGAIN, Live, Lives
 
@@ -44,31 +44,31 @@ class Steps:
         self._engine = asyncio.Semaphore(at_once)
         self._making_due: set[asyncio.Task[None]] = set()
 
-    async def take(self, live: Live, step: Step) -> None:
+    async def take(self, live: Live, action: actions.Action) -> None:
         """Does what was decided for this sandbox."""
-        match step.do:
-            case Do.CREATE:
+        match action:
+            case actions.Create():
                 await self._create(live)
-            case Do.BIND:
-                await self._bind(live, _run(step))
-            case Do.RELEASE:
-                await self._release(live, _run(step))
-            case Do.START:
-                await self._start(live, _run(step))
-            case Do.KILL:
-                await self._kill(live, _run(step))
-            case Do.DISCARD:
-                await self._discard(live, _run(step))
-            case Do.RECORD | Do.AGAIN:
-                await self._record(live, step)
-            case Do.CLEAN:
+            case actions.Bind(run):
+                await self._bind(live, run)
+            case actions.Release(run):
+                await self._release(live, run)
+            case actions.MarkRunning(run):
+                await self._start(live, run)
+            case actions.Kill(run):
+                await self._kill(live, run)
+            case actions.Discard(run):
+                await self._discard(live, run)
+            case actions.Record() | actions.Retry():
+                await self._record(live, action)
+            case actions.Clean():
                 await self._clean(live)
-            case Do.DROP:
+            case actions.Drop():
                 self._lives.drop(live)
-            case Do.WAIT:
+            case actions.Wait():
                 pass
             case _:
-                assert_never(step.do)
+                assert_never(action)
 
     async def _create(self, live: Live) -> None:
         if live.launch is None:
@@ -77,7 +77,7 @@ class Steps:
             async with self._engine:
                 seen = await self._backend.create(live.launch, look=live.look)
         except RequestRejectedError as error:
-            return await self._record(live, Step(Do.RECORD, outcome=error.outcome))
+            return await self._record(live, actions.Record(error.outcome))
         except ImagePullingError as error:
             return await self._put_back(live, error)
         live.created, live.missing, live.waiting = True, False, None
@@ -163,19 +163,16 @@ class Steps:
             live.runs.pop(run.run_uid, None)
             live.created = False
 
-    async def _record(self, live: Live, step: Step) -> None:
-        row, outcome = live.row, step.outcome
-        if outcome is None:
-            raise ValueError(f"{step} has no outcome")
+    async def _record(self, live: Live, action: actions.Record | actions.Retry) -> None:
+        row, outcome = live.row, action.outcome
         run = live.runs.get(row.run_uid or "")
         output, lost = None, row.run_uid is not None and (run is None or run.phase is Phase.GONE)
         if run is not None and run.phase is Phase.ENDED:
             output, why = await self._output(live, run)
             lost = why is not None
             outcome = outcome if why is None else _without_output(outcome, f"could not be had: {why}")
-        write = self._store.record if step.do is Do.RECORD else self._store.again
-        epoch = None if step.counted else row.epoch  # that it never started is known to who held the lease throughout
-        ended = Ended(row.key, row.run_uid, outcome, run, output, lost, step.counted, step.delay, epoch)
+        ended = replace(ended_by(row, action), outcome=outcome, seen=run, output=output, lost=lost)
+        write = self._store.record if isinstance(action, actions.Record) else self._store.again
         try:
             done = await write(ended)
         except WriteRejectedError as error:
@@ -190,7 +187,7 @@ class Steps:
         self._lives.freed()
         self._metrics.ended(outcome)
         log.info("%s %s", outcome.state, outcome.reason, extra=about(row.key))
-        if step.do is Do.RECORD:
+        if isinstance(action, actions.Record):
             row.state = outcome.state
         else:
             self._lives.drop(live)
@@ -235,9 +232,3 @@ class Steps:
 def _without_output(outcome: Outcome, why: str) -> Outcome:
     told = (outcome.message or "")[:TOLD_MOST]  # the column has an end, and this is not to fall off it
     return replace(outcome, message="; ".join(filter(None, (told, f"its output {why}"))))
-
-
-def _run(step: Step) -> ObservedRun:
-    if step.run is None:
-        raise ValueError(f"{step} names no run")
-    return step.run

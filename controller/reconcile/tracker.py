@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from controller.protocol.decide import Standing
+from controller.protocol.decide import Context
 from controller.protocol.model import KILL_MARGIN, Launch, ObservedRun, Phase, Row
 
 KILL_AGAIN = 10.0  # seconds after which a run that was told to end is told again
@@ -74,21 +74,21 @@ class Lives:
         live.missing = seen.phase is Phase.GONE
         return live
 
-    def standing(self, live: Live) -> Standing:
+    def context(self, live: Live) -> Context:
         """What is known of it beside its row and runs."""
         now, row = time.monotonic(), live.row
         since = now - live.read_at
         if live.killed_at is None and any(run.ending for run in live.runs.values()):
             live.killed_at = now  # by the controller before: told again where that does not end it
-        return Standing(
-            mine=now < live.lease_end and not self.stopping,
+        return Context(
+            holds_lease=now < live.lease_end and not self.stopping,
             created=live.created,
-            overdue=row.claimed_age is not None and row.claimed_age + since > self._start_deadline,
-            overrun=row.started_age is not None and row.started_age + since > row.timeout_seconds + KILL_MARGIN,
+            past_start_deadline=row.claimed_age is not None and row.claimed_age + since > self._start_deadline,
+            past_timeout=row.started_age is not None and row.started_age + since > row.timeout_seconds + KILL_MARGIN,
             missing=live.missing,
             unreleased=live.fresh,
-            killed=live.killed_at is not None and now - live.killed_at < KILL_AGAIN,
-            doomed=live.killed_at is not None,
+            kill_pending=live.killed_at is not None and now - live.killed_at < KILL_AGAIN,
+            kill_sent=live.killed_at is not None,
             waiting=live.waiting,
         )
 

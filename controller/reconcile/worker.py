@@ -12,7 +12,8 @@ from controller.db.writes import Mark
 from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
 from controller.logs import about
 from controller.metrics import Metrics
-from controller.protocol.decide import Do, decide
+from controller.protocol.actions import Wait
+from controller.protocol.decide import decide
 from controller.protocol.model import ObservedRun, State
 from controller.reconcile.steps import Steps
 from controller.reconcile.tracker import Live, Lives
@@ -97,9 +98,9 @@ class Carrier:
     async def _onward(self, live: Live) -> None:
         while self._lives.holds(live):
             live.dirty = False
-            step = decide(live.row, live.runs.values(), self._lives.standing(live))
-            if step.do is not Do.WAIT:
-                await self._steps.take(live, step)
+            action = decide(live.row, live.runs.values(), self._lives.context(live))
+            if not isinstance(action, Wait):
+                await self._steps.take(live, action)
                 live.backoff = 0.0
             elif not await self._tell_waiting(live):
                 return  # nothing was awaited since the decision, so nothing seen since it is missed

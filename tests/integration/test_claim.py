@@ -338,7 +338,12 @@ def test_another_attempt_is_a_new_claim_of_its_own(database: str) -> None:
             assert await store.again(Ended(first.row.key, "u", bad, counted=True))
             assert await store.retry_due() == 1
             [second] = await store.claim(1, 10, 60)
-            assert (second.row.attempt, second.row.epoch, second.row.runs, second.row.run_uid) == (2, 2, 1, None)
+            assert (second.row.attempt, second.row.epoch, second.row.failed_attempts, second.row.run_uid) == (
+                2,
+                2,
+                1,
+                None,
+            )
             assert second.launch.key.name.endswith("-2")
 
     with connect(database) as owner:

@@ -14,7 +14,21 @@ from dataclasses import dataclass, replace
 from functools import cache
 from uuid import UUID
 
-from controller.protocol.decide import Do, Standing, Step, abandon, decide
+from controller.protocol.actions import (
+    Action,
+    Bind,
+    Clean,
+    Create,
+    Discard,
+    Drop,
+    Kill,
+    MarkRunning,
+    Record,
+    Release,
+    Retry,
+    Wait,
+)
+from controller.protocol.decide import Context, abandon, decide
 from controller.protocol.model import Key, ObservedRun, Outcome, Phase, Reason, Row, State, exit_outcome
 
 ID = UUID(int=1)
@@ -88,7 +102,7 @@ class Broken(AssertionError):
 
 
 @cache
-def next_step(hand: Hand, overdue: bool, max_attempts: int) -> Step:
+def next_step(hand: Hand, overdue: bool, max_attempts: int) -> Action:
     """What the real code decides on that belief."""
     row = hand.row
     uid = None if row.bound is None else str(row.bound)
@@ -98,16 +112,16 @@ def next_step(hand: Hand, overdue: bool, max_attempts: int) -> Step:
         for run in hand.view
     ]
     killed = any(run.ending for run in hand.view)
-    standing = Standing(
+    context = Context(
         hand.mine,
         hand.created,
         overdue,
         missing=hand.missing,
         unreleased=hand.fresh,
-        killed=killed,
-        doomed=hand.doomed,
+        kill_pending=killed,
+        kill_sent=hand.doomed,
     )
-    return decide(real, seen, standing)
+    return decide(real, seen, context)
 
 
 def moves(world: World, max_attempts: int, faults: int) -> Iterator[tuple[str, World]]:
@@ -193,17 +207,17 @@ def _abandon(world: World, max_attempts: int) -> Iterator[tuple[str, World]]:
         )
         step = abandon(replace(real, leased=leased), 60.0, given_up=given_up)
         loose = world.loose if row.bound is None else world.loose | {row.bound}
-        match step.do:
-            case Do.RECORD if step.outcome is not None:
-                settled = replace(row, state=step.outcome.state)
-            case Do.AGAIN if not row.cancelled:
-                runs = row.runs + step.counted
+        match step:
+            case Record(outcome):
+                settled = replace(row, state=outcome.state)
+            case Retry(_, counted) if not row.cancelled:
+                runs = row.runs + counted
                 settled = replace(row, state=State.QUEUED, attempt=row.attempt + 1, bound=None, runs=runs)
-            case Do.CLEAN:
+            case Clean():
                 settled = replace(row, cleaned=True)
             case _:
                 continue
-        yield f"settled without its engine: {step.do.name.lower()}", replace(world, row=settled, loose=loose)
+        yield f"settled without its engine: {type(step).__name__.lower()}", replace(world, row=settled, loose=loose)
 
 
 def _held(world: World) -> bool:
@@ -230,66 +244,67 @@ def _look(world: World, hand: Hand) -> Hand:
 def _act(world: World, who: int, hand: Hand, max_attempts: int) -> Iterator[tuple[str, World]]:
     """The controller takes the step that the real code decides, as controller/reconcile/steps.py does."""
     step = next_step(hand, world.overdue, max_attempts)
-    uid = None if step.run is None else int(step.run.run_uid)
+    run_of = step.run if isinstance(step, Bind | Release | MarkRunning | Kill | Discard) else None
+    uid = None if run_of is None else int(run_of.run_uid)
     row, asked = world.row, hand.row
     same = (row.attempt, row.bound) == (asked.attempt, asked.bound) and row.state in (State.LAUNCHING, State.RUNNING)
     run = next((run for run in world.runs if run.uid == uid), None)
     after = world
-    match step.do:
-        case Do.WAIT:
+    match step:
+        case Wait():
             return
-        case Do.CREATE:
+        case Create():
             there = next((run for run in world.runs if run.attempt == asked.attempt), None)
             if there is None:
                 there = Run(world.made, asked.attempt)
                 after = replace(world, runs=(*world.runs, there), made=world.made + 1)
             mine: Hand | None = replace(hand, view=(*hand.view, there), created=True, missing=False)
-        case Do.BIND:
+        case Bind():
             fits = (row.attempt, row.epoch) == (asked.attempt, asked.epoch) and row.bound in (None, uid)
             if fits and row.state is State.LAUNCHING and not row.cancelled:
                 after = replace(world, row=replace(row, bound=uid))
-                first = asked.bound is None and step.run is not None and step.run.phase is Phase.INERT
+                first = asked.bound is None and run_of is not None and run_of.phase is Phase.INERT
                 mine = replace(hand, row=replace(asked, bound=uid), fresh=first)
             else:
                 mine = _refresh(world, hand)
-        case Do.RELEASE if run is None:
+        case Release() if run is None:
             mine = _believe(hand, uid, Phase.NEVER_STARTED if hand.fresh else Phase.GONE)
-        case Do.RELEASE:
+        case Release():
             if run is not None and run.phase is Phase.INERT:
                 after = _start(world, run)
             mine = replace(_believe(hand, uid, Phase.STARTING), fresh=hand.fresh and not SPENT)
-        case Do.START:
+        case MarkRunning():
             fits = same and row.state is State.LAUNCHING
             after = replace(world, row=replace(row, state=State.RUNNING)) if fits else world
             mine = replace(hand, row=after.row) if fits else _refresh(world, hand)
-        case Do.KILL:
+        case Kill():
             if run is not None and run.phase is Phase.RUNNING:
                 after = _with(world, replace(run, ending=True))
             mine = replace(hand, doomed=True)
-        case Do.DISCARD:
+        case Discard():
             after = world if uid is None else _without(world, uid)
-            if uid == asked.bound and step.run is not None and step.run.phase is Phase.INERT:
+            if uid == asked.bound and run_of is not None and run_of.phase is Phase.INERT:
                 mine = _believe(hand, uid, Phase.NEVER_STARTED if hand.fresh or not DOUBTED else Phase.GONE)
             else:
                 mine = replace(hand, view=tuple(one for one in hand.view if one.uid != uid), created=False)
-        case Do.RECORD if same and step.outcome is not None:
-            _check_outcome(world, step.outcome)
-            after = replace(world, row=replace(row, state=step.outcome.state))
-            mine = replace(hand, row=replace(asked, state=step.outcome.state))
-        case Do.AGAIN if same and not row.cancelled and (step.counted or row.epoch == asked.epoch or not FENCED):
-            queued = replace(row, state=State.QUEUED, attempt=row.attempt + 1, bound=None, runs=row.runs + step.counted)
+        case Record(outcome) if same:
+            _check_outcome(world, outcome)
+            after = replace(world, row=replace(row, state=outcome.state))
+            mine = replace(hand, row=replace(asked, state=outcome.state))
+        case Retry(_, counted) if same and not row.cancelled and (counted or row.epoch == asked.epoch or not FENCED):
+            queued = replace(row, state=State.QUEUED, attempt=row.attempt + 1, bound=None, runs=row.runs + counted)
             after = replace(world, row=queued, runs=tuple(one for one in world.runs if one.attempt != asked.attempt))
             mine = None
-        case Do.RECORD | Do.AGAIN:
+        case Record() | Retry():
             mine = _refresh(world, hand)
-        case Do.CLEAN:
+        case Clean():
             after = replace(world, runs=tuple(one for one in world.runs if one.attempt != asked.attempt))
             if row.state.terminal:
                 after = replace(after, row=replace(row, cleaned=True))
             mine = None
-        case Do.DROP:
+        case Drop():
             mine = None
-    yield step.do.name.lower(), _put(after, who, mine)
+    yield type(step).__name__.lower(), _put(after, who, mine)
 
 
 def _refresh(world: World, hand: Hand) -> Hand | None:

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from controller.protocol.decide import Do, abandon
+from controller.protocol.actions import Action, Clean, Drop, Record, Retry, Wait
+from controller.protocol.decide import abandon
 from controller.protocol.model import KILL_MARGIN, Reason, Row, State
 from controller.reconcile.presence import GAP_SECONDS, Lasting
 
@@ -20,50 +21,51 @@ RUNNING = replace(BOUND, state=State.RUNNING, started_age=1.0)
 
 
 @pytest.mark.parametrize(
-    ("row", "do"),
+    ("row", "expected"),
     [
-        (replace(ROW, leased=True), Do.WAIT),
-        (ROW, Do.AGAIN),
-        (BOUND, Do.WAIT),
-        (replace(BOUND, claimed_age=DEADLINE + OVER - 1), Do.WAIT),
-        (replace(BOUND, claimed_age=DEADLINE + OVER + 1), Do.RECORD),
-        (replace(BOUND, claimed_age=DEADLINE + OVER + 1, max_attempts=2), Do.RECORD),  # it may start yet
-        (replace(BOUND, claimed_age=None), Do.RECORD),  # since when is not known: no reason to wait for ever
-        (RUNNING, Do.WAIT),
-        (replace(RUNNING, started_age=OVER - 1), Do.WAIT),
-        (replace(RUNNING, started_age=OVER + 1), Do.RECORD),
-        (replace(RUNNING, started_age=OVER + 1, max_attempts=2), Do.AGAIN),
-        (replace(RUNNING, started_age=OVER + 1, max_attempts=2, runs=1), Do.RECORD),
-        (replace(ROW, state=State.QUEUED), Do.DROP),
-        *((replace(BOUND, state=state), Do.CLEAN) for state in State if state.terminal),
+        (replace(ROW, leased=True), Wait),
+        (ROW, Retry),
+        (BOUND, Wait),
+        (replace(BOUND, claimed_age=DEADLINE + OVER - 1), Wait),
+        (replace(BOUND, claimed_age=DEADLINE + OVER + 1), Record),
+        (replace(BOUND, claimed_age=DEADLINE + OVER + 1, max_attempts=2), Record),  # it may start yet
+        (replace(BOUND, claimed_age=None), Record),  # since when is not known: no reason to wait for ever
+        (RUNNING, Wait),
+        (replace(RUNNING, started_age=OVER - 1), Wait),
+        (replace(RUNNING, started_age=OVER + 1), Record),
+        (replace(RUNNING, started_age=OVER + 1, max_attempts=2), Retry),
+        (replace(RUNNING, started_age=OVER + 1, max_attempts=2, failed_attempts=1), Record),
+        (replace(ROW, state=State.QUEUED), Drop),
+        *((replace(BOUND, state=state), Clean) for state in State if state.terminal),
     ],
 )
-def test_only_what_nothing_can_contradict_any_more_is_settled(row: Row, do: Do) -> None:
-    assert abandon(row, DEADLINE).do is do
+def test_only_what_nothing_can_contradict_any_more_is_settled(row: Row, expected: type[Action]) -> None:
+    assert type(abandon(row, DEADLINE)) is expected
 
 
 @pytest.mark.parametrize("row", [ROW, replace(ROW, leased=True), BOUND, RUNNING])
 def test_a_cancel_is_waited_for_by_nothing(row: Row) -> None:
-    step = abandon(replace(row, cancelled=True, max_attempts=5), DEADLINE)
-    assert step.do is Do.RECORD
-    assert step.outcome is not None
-    assert (step.outcome.state, step.outcome.reason) == (State.CANCELLED, Reason.CANCELLED)
+    action = abandon(replace(row, cancelled=True, max_attempts=5), DEADLINE)
+    assert isinstance(action, Record)
+    assert (action.outcome.state, action.outcome.reason) == (State.CANCELLED, Reason.CANCELLED)
 
 
 @pytest.mark.parametrize("row", [replace(ROW, leased=True), BOUND, RUNNING])
 def test_what_is_given_up_is_waited_for_by_nothing(row: Row) -> None:
-    assert abandon(row, DEADLINE, given_up=True).do in (Do.RECORD, Do.AGAIN)
+    assert isinstance(abandon(row, DEADLINE, given_up=True), Record | Retry)
 
 
 def test_what_is_given_up_starts_nowhere_any_more_and_has_its_next_attempt() -> None:
-    assert abandon(replace(BOUND, max_attempts=2), DEADLINE, given_up=True).do is Do.AGAIN
+    assert isinstance(abandon(replace(BOUND, max_attempts=2), DEADLINE, given_up=True), Retry)
 
 
 def test_what_never_started_costs_no_attempt_and_has_a_start_deadline_of_its_own() -> None:
-    step = abandon(ROW, DEADLINE)
-    assert (step.counted, step.afresh, step.outcome and step.outcome.reason) == (False, True, Reason.NOT_STARTED)
-    step = abandon(replace(RUNNING, started_age=OVER + 1, max_attempts=2), DEADLINE)
-    assert (step.counted, step.outcome and step.outcome.reason) == (True, Reason.LOST)
+    action = abandon(ROW, DEADLINE)
+    assert isinstance(action, Retry)
+    assert (action.counted, action.new_start_deadline, action.outcome.reason) == (False, True, Reason.NOT_STARTED)
+    action = abandon(replace(RUNNING, started_age=OVER + 1, max_attempts=2), DEADLINE)
+    assert isinstance(action, Retry)
+    assert (action.counted, action.outcome.reason) == (True, Reason.LOST)
 
 
 def test_something_lasts_if_every_look_saw_it(monkeypatch: pytest.MonkeyPatch) -> None:

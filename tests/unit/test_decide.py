@@ -11,7 +11,21 @@ from uuid import UUID
 
 import pytest
 
-from controller.protocol.decide import REPLACE_DELAY, RETRY_MOST, RETRYABLE, Do, Standing, Step, decide, settle
+from controller.protocol.actions import (
+    Action,
+    Bind,
+    Clean,
+    Create,
+    Discard,
+    Drop,
+    Kill,
+    MarkRunning,
+    Record,
+    Release,
+    Retry,
+    Wait,
+)
+from controller.protocol.decide import REPLACE_DELAY, RETRY_MOST, RETRYABLE, Context, decide, resolve_outcome
 from controller.protocol.model import (
     Key,
     ObservedRun,
@@ -34,14 +48,14 @@ ROW = Row(
     claimed_by="me",
     cancelled=False,
     max_attempts=1,
-    runs=0,
+    failed_attempts=0,
     timeout_seconds=60,
     claimed_age=1.0,
     started_age=None,
 )
 BOUND = replace(ROW, run_uid="a")
 RUNNING = replace(BOUND, state=State.RUNNING)
-MINE, OTHERS = Standing(mine=True), Standing(mine=False)
+MINE, OTHERS = Context(holds_lease=True), Context(holds_lease=False)
 DELETED = Outcome(State.FAILED, Reason.DELETED, "deleted by somebody else", 137)
 KILLED = Outcome(State.FAILED, Reason.KILLED, "killed from outside", 137)
 LOST = Outcome(State.LOST, Reason.NODE_LOST, "its node went away")
@@ -63,109 +77,134 @@ def cancelled(row: Row) -> Row:
     return replace(row, cancelled=True)
 
 
-CASES: dict[str, tuple[Row, list[ObservedRun], Standing, Do]] = {
+CASES: dict[str, tuple[Row, list[ObservedRun], Context, type[Action]]] = {
     # 2: create, inert
-    "claimed: make it": (ROW, [], MINE, Do.CREATE),
-    "in other hands: not ours to make": (ROW, [], OTHERS, Do.WAIT),
-    "made, its run still to appear": (ROW, [], Standing(mine=True, created=True), Do.WAIT),
+    "claimed: make it": (ROW, [], MINE, Create),
+    "in other hands: not ours to make": (ROW, [], OTHERS, Wait),
+    "made, its run still to appear": (ROW, [], Context(holds_lease=True, created=True), Wait),
     "made, and lost before it was bound: make it again": (
         ROW,
         [],
-        Standing(mine=True, created=True, missing=True),
-        Do.CREATE,
+        Context(holds_lease=True, created=True, missing=True),
+        Create,
     ),
-    "only a removed run is left: make it": (ROW, [GONE], MINE, Do.CREATE),
-    "too late to make it": (ROW, [], Standing(mine=True, overdue=True), Do.RECORD),
+    "only a removed run is left: make it": (ROW, [GONE], MINE, Create),
+    "too late to make it": (ROW, [], Context(holds_lease=True, past_start_deadline=True), Record),
     # 3: bind, release
-    "bind what was made": (ROW, [INERT], MINE, Do.BIND),
-    "do not bind in other hands": (ROW, [INERT], OTHERS, Do.WAIT),
-    "release what is bound": (BOUND, [INERT], MINE, Do.RELEASE),
-    "do not release in other hands": (BOUND, [INERT], OTHERS, Do.WAIT),
-    "too late to bind: it is never to start": (ROW, [INERT], Standing(mine=True, overdue=True), Do.DISCARD),
-    "too late to release: it is never to start": (BOUND, [INERT], Standing(mine=True, overdue=True), Do.DISCARD),
-    "another run of the attempt goes first": (BOUND, [INERT, seen("b", Phase.INERT)], MINE, Do.DISCARD),
-    "of two unbound runs one is bound before the other goes": (ROW, [INERT, seen("b", Phase.INERT)], MINE, Do.BIND),
-    "one that can start is bound before one that cannot": (ROW, [NEVER, seen("b", Phase.INERT)], MINE, Do.BIND),
-    "its engine was set back to before its start": (RUNNING, [INERT], OTHERS, Do.DISCARD),
-    "what was seen to run is no more unstarted": (RUNNING, [NEVER], OTHERS, Do.RECORD),
-    "past its gate before it was bound: it is the one": (ROW, [ALIVE], OTHERS, Do.BIND),
-    "ended before it was bound: it is the one": (ROW, [DONE], OTHERS, Do.BIND),
+    "bind what was made": (ROW, [INERT], MINE, Bind),
+    "do not bind in other hands": (ROW, [INERT], OTHERS, Wait),
+    "release what is bound": (BOUND, [INERT], MINE, Release),
+    "do not release in other hands": (BOUND, [INERT], OTHERS, Wait),
+    "too late to bind: it is never to start": (
+        ROW,
+        [INERT],
+        Context(holds_lease=True, past_start_deadline=True),
+        Discard,
+    ),
+    "too late to release: it is never to start": (
+        BOUND,
+        [INERT],
+        Context(holds_lease=True, past_start_deadline=True),
+        Discard,
+    ),
+    "another run of the attempt goes first": (BOUND, [INERT, seen("b", Phase.INERT)], MINE, Discard),
+    "of two unbound runs one is bound before the other goes": (ROW, [INERT, seen("b", Phase.INERT)], MINE, Bind),
+    "one that can start is bound before one that cannot": (ROW, [NEVER, seen("b", Phase.INERT)], MINE, Bind),
+    "its engine was set back to before its start": (RUNNING, [INERT], OTHERS, Discard),
+    "what was seen to run is no more unstarted": (RUNNING, [NEVER], OTHERS, Record),
+    "past its gate before it was bound: it is the one": (ROW, [ALIVE], OTHERS, Bind),
+    "ended before it was bound: it is the one": (ROW, [DONE], OTHERS, Bind),
     # 4 and 5: run, observe
-    "starting: wait": (BOUND, [STARTING], MINE, Do.WAIT),
-    "seen running: write it down": (BOUND, [ALIVE], OTHERS, Do.START),
-    "running, and written down": (RUNNING, [ALIVE], OTHERS, Do.WAIT),
-    "starting for too long": (BOUND, [STARTING], Standing(mine=True, overdue=True), Do.KILL),
-    "the start deadline does not end what runs": (RUNNING, [ALIVE], Standing(mine=False, overdue=True), Do.WAIT),
-    "past every timer": (RUNNING, [ALIVE], Standing(mine=False, overrun=True), Do.KILL),
+    "starting: wait": (BOUND, [STARTING], MINE, Wait),
+    "seen running: write it down": (BOUND, [ALIVE], OTHERS, MarkRunning),
+    "running, and written down": (RUNNING, [ALIVE], OTHERS, Wait),
+    "starting for too long": (BOUND, [STARTING], Context(holds_lease=True, past_start_deadline=True), Kill),
+    "the start deadline does not end what runs": (
+        RUNNING,
+        [ALIVE],
+        Context(holds_lease=False, past_start_deadline=True),
+        Wait,
+    ),
+    "past every timer": (RUNNING, [ALIVE], Context(holds_lease=False, past_timeout=True), Kill),
     "seen running after it was told to end: not called running": (
         BOUND,
         [ALIVE],
-        Standing(mine=True, overdue=True, killed=True, doomed=True),
-        Do.WAIT,
+        Context(holds_lease=True, past_start_deadline=True, kill_pending=True, kill_sent=True),
+        Wait,
     ),
     "told to end long ago, and runs all the same": (
         BOUND,
         [ALIVE],
-        Standing(mine=True, overdue=True, doomed=True),
-        Do.KILL,
+        Context(holds_lease=True, past_start_deadline=True, kill_sent=True),
+        Kill,
     ),
-    "told to end a moment ago": (RUNNING, [ALIVE], Standing(mine=False, overrun=True, killed=True), Do.WAIT),
+    "told to end a moment ago": (
+        RUNNING,
+        [ALIVE],
+        Context(holds_lease=False, past_timeout=True, kill_pending=True),
+        Wait,
+    ),
     # 6: record
-    "ended well": (RUNNING, [DONE], OTHERS, Do.RECORD),
-    "ended badly": (RUNNING, [BAD], OTHERS, Do.RECORD),
-    "ended before it was seen running": (BOUND, [DONE], OTHERS, Do.RECORD),
-    "no trace, once": (RUNNING, [], OTHERS, Do.WAIT),
-    "no trace, twice over a grace": (RUNNING, [], Standing(mine=False, missing=True), Do.RECORD),
-    "removed by somebody, once": (RUNNING, [GONE], OTHERS, Do.WAIT),
+    "ended well": (RUNNING, [DONE], OTHERS, Record),
+    "ended badly": (RUNNING, [BAD], OTHERS, Record),
+    "ended before it was seen running": (BOUND, [DONE], OTHERS, Record),
+    "no trace, once": (RUNNING, [], OTHERS, Wait),
+    "no trace, twice over a grace": (RUNNING, [], Context(holds_lease=False, missing=True), Record),
+    "removed by somebody, once": (RUNNING, [GONE], OTHERS, Wait),
     "removed before its holder released it": (
         BOUND,
         [GONE],
-        Standing(mine=True, missing=True, unreleased=True),
-        Do.AGAIN,
+        Context(holds_lease=True, missing=True, unreleased=True),
+        Retry,
     ),
-    "removed by somebody, twice": (RUNNING, [GONE], Standing(mine=False, missing=True), Do.RECORD),
+    "removed by somebody, twice": (RUNNING, [GONE], Context(holds_lease=False, missing=True), Record),
     # 7: not started, retry
-    "never started: replace it": (BOUND, [NEVER], OTHERS, Do.AGAIN),
-    "never started, too late to replace": (BOUND, [NEVER], Standing(mine=False, overdue=True), Do.RECORD),
-    "ended badly, with attempts left": (replace(RUNNING, max_attempts=2), [BAD], OTHERS, Do.AGAIN),
-    "ended badly, the last attempt": (replace(RUNNING, max_attempts=2, runs=1), [BAD], OTHERS, Do.RECORD),
-    "ended well, with attempts left": (replace(RUNNING, max_attempts=2), [DONE], OTHERS, Do.RECORD),
+    "never started: replace it": (BOUND, [NEVER], OTHERS, Retry),
+    "never started, too late to replace": (
+        BOUND,
+        [NEVER],
+        Context(holds_lease=False, past_start_deadline=True),
+        Record,
+    ),
+    "ended badly, with attempts left": (replace(RUNNING, max_attempts=2), [BAD], OTHERS, Retry),
+    "ended badly, the last attempt": (replace(RUNNING, max_attempts=2, failed_attempts=1), [BAD], OTHERS, Record),
+    "ended well, with attempts left": (replace(RUNNING, max_attempts=2), [DONE], OTHERS, Record),
     "lost is never run again": (
         replace(RUNNING, max_attempts=9),
         [seen("a", Phase.ENDED, LOST)],
         OTHERS,
-        Do.RECORD,
+        Record,
     ),
     # 8: cancel
-    "cancelled before it was made": (cancelled(ROW), [], OTHERS, Do.RECORD),
-    "cancelled before it was bound": (cancelled(ROW), [INERT], OTHERS, Do.DISCARD),
-    "cancelled before release": (cancelled(BOUND), [INERT], MINE, Do.DISCARD),
-    "cancelled, and its holder may be releasing it": (cancelled(BOUND), [INERT], OTHERS, Do.WAIT),
-    "cancelled while it starts": (cancelled(BOUND), [STARTING], OTHERS, Do.KILL),
-    "cancelled while it runs": (cancelled(RUNNING), [ALIVE], OTHERS, Do.KILL),
-    "cancelled and told to end": (cancelled(RUNNING), [ALIVE], Standing(mine=False, killed=True), Do.WAIT),
-    "cancelled, and never started": (cancelled(BOUND), [NEVER], OTHERS, Do.RECORD),
-    "cancelled, with attempts left": (cancelled(replace(RUNNING, max_attempts=5)), [BAD], OTHERS, Do.RECORD),
+    "cancelled before it was made": (cancelled(ROW), [], OTHERS, Record),
+    "cancelled before it was bound": (cancelled(ROW), [INERT], OTHERS, Discard),
+    "cancelled before release": (cancelled(BOUND), [INERT], MINE, Discard),
+    "cancelled, and its holder may be releasing it": (cancelled(BOUND), [INERT], OTHERS, Wait),
+    "cancelled while it starts": (cancelled(BOUND), [STARTING], OTHERS, Kill),
+    "cancelled while it runs": (cancelled(RUNNING), [ALIVE], OTHERS, Kill),
+    "cancelled and told to end": (cancelled(RUNNING), [ALIVE], Context(holds_lease=False, kill_pending=True), Wait),
+    "cancelled, and never started": (cancelled(BOUND), [NEVER], OTHERS, Record),
+    "cancelled, with attempts left": (cancelled(replace(RUNNING, max_attempts=5)), [BAD], OTHERS, Record),
     # 9: clean
-    "recorded: remove its object": (replace(BOUND, state=State.SUCCEEDED), [DONE], OTHERS, Do.CLEAN),
-    "recorded, and its object is gone": (replace(BOUND, state=State.LOST), [], OTHERS, Do.CLEAN),
-    "queued again, elsewhere": (replace(ROW, state=State.QUEUED), [INERT], MINE, Do.DROP),
+    "recorded: remove its object": (replace(BOUND, state=State.SUCCEEDED), [DONE], OTHERS, Clean),
+    "recorded, and its object is gone": (replace(BOUND, state=State.LOST), [], OTHERS, Clean),
+    "queued again, elsewhere": (replace(ROW, state=State.QUEUED), [INERT], MINE, Drop),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_line_of_the_protocol(case: str) -> None:
-    row, runs, standing, expected = CASES[case]
-    assert decide(row, runs, standing).do is expected
+    row, runs, context, expected = CASES[case]
+    assert type(decide(row, runs, context)) is expected
 
 
 def test_outcomes_say_what_happened() -> None:
-    def outcome(row: Row, runs: list[ObservedRun], standing: Standing = OTHERS) -> tuple[State, Reason]:
-        step = decide(row, runs, standing)
-        assert step.outcome is not None
-        return step.outcome.state, step.outcome.reason
+    def outcome(row: Row, runs: list[ObservedRun], context: Context = OTHERS) -> tuple[State, Reason]:
+        action = decide(row, runs, context)
+        assert isinstance(action, Record | Retry)
+        return action.outcome.state, action.outcome.reason
 
-    missing, overrun = Standing(mine=False, missing=True), Standing(mine=False, overrun=True)
+    missing, overrun = Context(holds_lease=False, missing=True), Context(holds_lease=False, past_timeout=True)
     killed = seen("a", Phase.ENDED, KILLED)
     assert outcome(RUNNING, [], missing) == (State.LOST, Reason.LOST)
     assert outcome(RUNNING, [GONE], missing) == (State.LOST, Reason.DELETED)
@@ -180,10 +219,10 @@ def test_outcomes_say_what_happened() -> None:
         State.TIMED_OUT,
         Reason.DEADLINE_EXCEEDED,
     )
-    waiting = decide(ROW, [], Standing(mine=True, overdue=True, waiting="no node has room")).outcome
-    assert waiting is not None
-    assert waiting.reason is Reason.START_TIMEOUT
-    assert waiting.message == "not started within the start deadline: no node has room"
+    waiting = decide(ROW, [], Context(holds_lease=True, past_start_deadline=True, waiting="no node has room"))
+    assert isinstance(waiting, Record)
+    assert waiting.outcome.reason is Reason.START_TIMEOUT
+    assert waiting.outcome.message == "not started within the start deadline: no node has room"
 
 
 def ended(uid: str, outcome: Outcome, seconds: float, **more: Any) -> ObservedRun:
@@ -194,15 +233,18 @@ def ended(uid: str, outcome: Outcome, seconds: float, **more: Any) -> ObservedRu
     )
 
 
-LATE, DOOMED = Standing(mine=True, overdue=True), Standing(mine=True, overdue=True, doomed=True)
+LATE, DOOMED = (
+    Context(holds_lease=True, past_start_deadline=True),
+    Context(holds_lease=True, past_start_deadline=True, kill_sent=True),
+)
 GIVEN_UP = {"permanent": True, "timeout_reason": Reason.IMAGE_PULL_FAILED, "waiting": "no such image"}
-KILLS: dict[str, tuple[Row, ObservedRun, Standing, Reason, str]] = {
+KILLS: dict[str, tuple[Row, ObservedRun, Context, Reason, str]] = {
     "late, ended by this controller": (BOUND, ended("a", KILLED, 1), DOOMED, Reason.START_TIMEOUT, "started too late"),
     "late, ended by one that crashed": (BOUND, ended("a", KILLED, 1), LATE, Reason.START_TIMEOUT, "started too late"),
     "late, by one that crashed, called running since": (
         RUNNING,
         ended("a", KILLED, 1, ending=True),
-        replace(LATE, mine=False),
+        replace(LATE, holds_lease=False),
         Reason.START_TIMEOUT,
         "started too late",
     ),
@@ -216,7 +258,7 @@ KILLS: dict[str, tuple[Row, ObservedRun, Standing, Reason, str]] = {
     "given up, and started all the same": (
         BOUND,
         ended("a", KILLED, 1, **GIVEN_UP),
-        replace(DOOMED, overdue=False),
+        replace(DOOMED, past_start_deadline=False),
         Reason.IMAGE_PULL_FAILED,
         "no such image",
     ),
@@ -237,7 +279,7 @@ KILLS: dict[str, tuple[Row, ObservedRun, Standing, Reason, str]] = {
     "past every timer": (
         RUNNING,
         ended("a", KILLED, 99),
-        Standing(mine=False, overrun=True),
+        Context(holds_lease=False, past_timeout=True),
         Reason.DEADLINE_EXCEEDED,
         "its own timer gone",
     ),
@@ -245,7 +287,7 @@ KILLS: dict[str, tuple[Row, ObservedRun, Standing, Reason, str]] = {
     "by somebody else in time, found long after": (
         RUNNING,
         ended("a", KILLED, 1),
-        Standing(mine=False, overrun=True),
+        Context(holds_lease=False, past_timeout=True),
         Reason.KILLED,
         "from outside",
     ),
@@ -270,33 +312,40 @@ KILLS: dict[str, tuple[Row, ObservedRun, Standing, Reason, str]] = {
 
 @pytest.mark.parametrize("case", KILLS)
 def test_a_kill_is_told_as_whose_it_was(case: str) -> None:
-    row, run, standing, reason, words = KILLS[case]
-    outcome = decide(row, [run], standing).outcome
-    assert outcome is not None
-    assert outcome.reason is reason
-    assert words in (outcome.message or "")
+    row, run, context, reason, words = KILLS[case]
+    action = decide(row, [run], context)
+    assert isinstance(action, Record | Retry)
+    assert action.outcome.reason is reason
+    assert words in (action.outcome.message or "")
 
 
 def test_retries_back_off_up_to_a_minute() -> None:
-    delays = [settle(replace(RUNNING, max_attempts=100, runs=runs), exit_outcome(1)).delay for runs in range(99)]
+    def delay(failed: int) -> float:
+        action = resolve_outcome(replace(RUNNING, max_attempts=100, failed_attempts=failed), exit_outcome(1))
+        assert isinstance(action, Retry)
+        return action.delay
+
+    delays = [delay(failed) for failed in range(99)]
     assert delays[:3] == [1, 2, 4]
     assert max(delays) == delays[-1] == RETRY_MOST
-    assert decide(BOUND, [NEVER], OTHERS).delay == REPLACE_DELAY > 0
+    replaced = decide(BOUND, [NEVER], OTHERS)
+    assert isinstance(replaced, Retry)
+    assert replaced.delay == REPLACE_DELAY > 0
 
 
 NO_IMAGE = Reason.IMAGE_PULL_FAILED
 ENDINGS = (exit_outcome(0), exit_outcome(1), KILLED, LOST)
-STANDINGS = [
-    Standing(mine, created, overdue, overrun, missing, killed, doomed, unreleased=unreleased)
+CONTEXTS = [
+    Context(mine, created, overdue, overrun, missing, killed, doomed, unreleased=unreleased)
     for mine, created, overdue, overrun, missing, killed, doomed, unreleased in product((False, True), repeat=8)
     if doomed or not killed
 ]
 
 
 def rows() -> Iterator[Row]:
-    for state, uid, asked, (most, runs) in product(State, (None, "a"), (False, True), ((1, 0), (2, 0), (2, 1))):
+    for state, uid, asked, (most, failed) in product(State, (None, "a"), (False, True), ((1, 0), (2, 0), (2, 1))):
         if uid is not None or state is not State.RUNNING:  # nothing runs unbound
-            yield replace(ROW, state=state, run_uid=uid, cancelled=asked, max_attempts=most, runs=runs)
+            yield replace(ROW, state=state, run_uid=uid, cancelled=asked, max_attempts=most, failed_attempts=failed)
 
 
 def looks() -> list[tuple[ObservedRun, ...]]:
@@ -316,95 +365,90 @@ def looks() -> list[tuple[ObservedRun, ...]]:
 
 def test_no_combination_breaks_a_promise() -> None:
     for row, runs in product(rows(), looks()):
-        for standing in STANDINGS:
-            step = decide(row, runs, standing)
-            assert promises_kept(row, runs, standing, step), (row, runs, standing, step)
+        for context in CONTEXTS:
+            action = decide(row, runs, context)
+            assert promises_kept(row, runs, context, action), (row, runs, context, action)
 
 
-def promises_kept(row: Row, runs: tuple[ObservedRun, ...], standing: Standing, step: Step) -> bool:
+def promises_kept(row: Row, runs: tuple[ObservedRun, ...], context: Context, action: Action) -> bool:
     if row.state.terminal:
-        return step == Step(Do.CLEAN)
+        return action == Clean()
     if row.state is State.QUEUED:
-        return step == Step(Do.DROP)
+        return action == Drop()
     there = [run for run in runs if run.phase is not Phase.GONE]
     own = next((run for run in runs if run.run_uid == row.run_uid), None)
-    launch = standing.mine and not row.cancelled and not standing.overdue
-    run, outcome = step.run, step.outcome
+    launch = context.holds_lease and not row.cancelled and not context.past_start_deadline
     alone = not there or there == [own] or (row.run_uid is None and len(there) == 1)
-    if alone and own is not None and own.phase is Phase.ENDED and step.do not in (Do.RECORD, Do.AGAIN):
+    if alone and own is not None and own.phase is Phase.ENDED and not isinstance(action, Record | Retry):
         return False  # what ended is written down, whatever else is true
-    match step.do:
-        case Do.CREATE:
+    match action:
+        case Create():
             return launch and row.run_uid is None and not there
-        case Do.BIND:
-            assert run is not None
+        case Bind(run):
             past_gate = [one for one in there if one.phase not in (Phase.INERT, Phase.NEVER_STARTED)]
             furthest = run in past_gate or not past_gate
             return row.run_uid is None and furthest and (launch or run.phase is not Phase.INERT)
-        case Do.RELEASE:
-            assert run is not None
+        case Release(run):
             return launch and run.run_uid == row.run_uid and run.phase is Phase.INERT and alone
-        case Do.START:
+        case MarkRunning(run):
             return (
                 run is own
                 and own is not None
                 and own.phase is Phase.RUNNING
                 and row.state is State.LAUNCHING
-                and not standing.doomed
+                and not context.kill_sent
             )
-        case Do.KILL:
-            assert run is not None
-            late = run.phase is Phase.STARTING and (standing.overdue or run.permanent)
-            due = row.cancelled or standing.overrun or late or standing.doomed
-            return run is own and run.phase in (Phase.STARTING, Phase.RUNNING) and due and not standing.killed
-        case Do.DISCARD:
-            assert run is not None
+        case Kill(run):
+            late = run.phase is Phase.STARTING and (context.past_start_deadline or run.permanent)
+            due = row.cancelled or context.past_timeout or late or context.kill_sent
+            return run is own and run.phase in (Phase.STARTING, Phase.RUNNING) and due and not context.kill_pending
+        case Discard(run):
             if run.run_uid == row.run_uid:  # the bound run goes only unstarted, and by its holder
                 set_back = row.state is State.RUNNING
-                return run.phase is Phase.INERT and (set_back or (standing.mine and not launch))
-            given_up = row.cancelled or (standing.mine and standing.overdue)
+                return run.phase is Phase.INERT and (set_back or (context.holds_lease and not launch))
+            given_up = row.cancelled or (context.holds_lease and context.past_start_deadline)
             return run.phase is not Phase.GONE and (row.run_uid is not None or given_up)
-        case Do.AGAIN:
-            assert outcome is not None
+        case Retry(outcome, counted):
             none_started = bool(there) and all(one.phase is Phase.NEVER_STARTED for one in there)
-            removed_unreleased = unreleased(there, own, standing)
+            removed_unreleased = unreleased(there, own, context)
             if row.cancelled or not (alone or (row.run_uid is None and none_started)):
                 return False
-            if step.counted:
+            if counted:
                 ended = own is not None and own.phase is Phase.ENDED
-                return ended and outcome.reason in RETRYABLE and row.runs + 1 < row.max_attempts
+                return ended and outcome.reason in RETRYABLE and row.failed_attempts + 1 < row.max_attempts
             never = none_started or removed_unreleased
             permanent = all(one.permanent for one in [*there, own] if one is not None and own in (None, one))
-            untried = row.state is State.LAUNCHING and not standing.overdue and not permanent
+            untried = row.state is State.LAUNCHING and not context.past_start_deadline and not permanent
             return never and outcome.reason is Reason.NOT_STARTED and untried
-        case Do.RECORD:
-            assert outcome is not None
+        case Record(outcome):
             ended = own is not None and own.phase is Phase.ENDED
             never = bool(there) and all(one.phase is Phase.NEVER_STARTED for one in there)
             permanent = never and outcome.reason is NO_IMAGE and any(one.permanent for one in there)
-            never |= unreleased(there, own, standing)
+            never |= unreleased(there, own, context)
             return (
                 outcome.state.terminal
                 and alone_or_never(row, there, own)
                 and {
-                    State.LOST: (standing.missing and row.run_uid is not None)
+                    State.LOST: (context.missing and row.run_uid is not None)
                     or ended
                     or (never and row.state is State.RUNNING),
                     State.CANCELLED: row.cancelled,
                     State.SUCCEEDED: ended,
                     State.TIMED_OUT: ended,
-                    State.FAILED: ended or permanent or (standing.overdue and outcome.reason is Reason.START_TIMEOUT),
+                    State.FAILED: ended
+                    or permanent
+                    or (context.past_start_deadline and outcome.reason is Reason.START_TIMEOUT),
                 }.get(outcome.state, False)
             )
-        case Do.WAIT:
-            return step == Step(Do.WAIT) and may_wait(row, there, own, standing)
-        case Do.CLEAN | Do.DROP:
+        case Wait():
+            return may_wait(row, there, own, context)
+        case Clean() | Drop():
             return False
 
 
-def unreleased(there: list[ObservedRun], own: ObservedRun | None, standing: Standing) -> bool:
+def unreleased(there: list[ObservedRun], own: ObservedRun | None, context: Context) -> bool:
     """Its one run was removed, and the only controller that could have released it had not."""
-    return not there and own is not None and own.phase is Phase.GONE and standing.unreleased
+    return not there and own is not None and own.phase is Phase.GONE and context.unreleased
 
 
 def alone_or_never(row: Row, there: list[ObservedRun], own: ObservedRun | None) -> bool:
@@ -414,19 +458,19 @@ def alone_or_never(row: Row, there: list[ObservedRun], own: ObservedRun | None) 
     )
 
 
-def may_wait(row: Row, there: list[ObservedRun], own: ObservedRun | None, standing: Standing) -> bool:
+def may_wait(row: Row, there: list[ObservedRun], own: ObservedRun | None, context: Context) -> bool:
     """Something else must be able to move it on: a holder, the engine, the clock or the next look."""
     if own is None or own.phase is Phase.GONE:
         if row.run_uid is not None:
-            return not standing.missing and (own is None or not standing.unreleased)
+            return not context.missing and (own is None or not context.unreleased)
         inert = any(run.phase is Phase.INERT for run in there)
-        return not standing.mine or (not inert and standing.created and not standing.missing)
+        return not context.holds_lease or (not inert and context.created and not context.missing)
     if own.phase is Phase.INERT:
-        return not standing.mine
-    late = standing.overdue and own.phase is Phase.STARTING
-    due = row.cancelled or standing.overrun or late or standing.doomed
+        return not context.holds_lease
+    late = context.past_start_deadline and own.phase is Phase.STARTING
+    due = row.cancelled or context.past_timeout or late or context.kill_sent
     if due:
-        return standing.killed
+        return context.kill_pending
     return own.phase is Phase.STARTING or row.state is State.RUNNING
 
 

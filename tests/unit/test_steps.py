@@ -13,7 +13,9 @@ import pytest
 from controller.db.writes import Bind, Ended
 from controller.errors import RunNotFoundError, TransientEngineError
 from controller.metrics import Metrics
-from controller.protocol.decide import Do, Step, decide
+from controller.protocol.actions import Bind as BindRun
+from controller.protocol.actions import Create, Discard, Record, Release, Retry
+from controller.protocol.decide import decide
 from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase, Reason, Row, State
 from controller.reconcile.steps import Steps
 from controller.reconcile.tracker import Live, Lives
@@ -21,7 +23,7 @@ from controller.reconcile.tracker import Live, Lives
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
 INERT = ObservedRun(Key(ROW.id, 1), "a", Phase.INERT)
 LAUNCH = Launch(INERT.key, "true", 60)
-NEVER = Step(Do.AGAIN, outcome=Outcome(State.FAILED, Reason.NOT_STARTED, "never started"))
+NEVER = Retry(Outcome(State.FAILED, Reason.NOT_STARTED, "never started"), counted=False)
 
 
 @dataclass
@@ -38,6 +40,9 @@ class World:
 
     async def bind(self, item: Bind) -> bool:
         return True
+
+    async def record(self, item: Ended) -> bool:
+        return self.takes
 
     async def again(self, item: Ended) -> bool:
         self.written.append(item)
@@ -62,7 +67,7 @@ def in_hand(world: World) -> tuple[Steps, Lives, Live]:
     return Steps(either, either, lives, Metrics(), output_bytes=1024, at_once=1), lives, live
 
 
-def phase_after(world: World, *does: Do) -> Phase:
+def phase_after(world: World, *does: type[BindRun | Release | Discard]) -> Phase:
     """What is believed of the run after these steps, each of which finds it inert."""
 
     async def go() -> Phase:
@@ -70,7 +75,7 @@ def phase_after(world: World, *does: Do) -> Phase:
         for do in does:
             live.runs["a"] = INERT
             try:
-                await steps.take(live, Step(do, INERT))
+                await steps.take(live, do(INERT))
             except TransientEngineError:
                 continue
         return live.runs["a"].phase
@@ -79,39 +84,38 @@ def phase_after(world: World, *does: Do) -> Phase:
 
 
 def test_what_vanished_before_its_first_release_never_started() -> None:
-    assert phase_after(World([RunNotFoundError()]), Do.BIND, Do.RELEASE) is Phase.NEVER_STARTED
+    assert phase_after(World([RunNotFoundError()]), BindRun, Release) is Phase.NEVER_STARTED
 
 
 def test_what_is_discarded_before_its_first_release_never_started() -> None:
-    assert phase_after(World(), Do.BIND, Do.DISCARD) is Phase.NEVER_STARTED
+    assert phase_after(World(), BindRun, Discard) is Phase.NEVER_STARTED
 
 
 def test_what_vanished_after_a_release_without_answer_may_have_started() -> None:
-    assert (
-        phase_after(World([TransientEngineError(), RunNotFoundError()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
-    )
+    assert phase_after(World([TransientEngineError(), RunNotFoundError()]), BindRun, Release, Release) is Phase.GONE
 
 
 def test_what_vanished_after_a_release_may_have_started() -> None:
-    assert phase_after(World([None, RunNotFoundError()]), Do.BIND, Do.RELEASE, Do.RELEASE) is Phase.GONE
+    assert phase_after(World([None, RunNotFoundError()]), BindRun, Release, Release) is Phase.GONE
 
 
 @pytest.mark.parametrize("answer", [None, TransientEngineError()], ids=["answered", "without answer"])
 def test_what_is_discarded_after_a_release_may_have_started(answer: Exception | None) -> None:
-    assert phase_after(World([answer]), Do.BIND, Do.RELEASE, Do.DISCARD) is Phase.GONE
+    assert phase_after(World([answer]), BindRun, Release, Discard) is Phase.GONE
 
 
 def test_what_was_removed_before_its_first_release_never_started() -> None:
     async def go() -> None:
         steps, lives, live = in_hand(World([None]))
-        await steps.take(live, Step(Do.BIND, INERT))
+        await steps.take(live, BindRun(INERT))
         lives.saw(replace(INERT, phase=Phase.GONE))
-        assert decide(live.row, live.runs.values(), lives.standing(live)).do is Do.AGAIN
+        assert isinstance(decide(live.row, live.runs.values(), lives.context(live)), Retry)
         live.runs["a"], live.missing = INERT, False
-        await steps.take(live, Step(Do.RELEASE, INERT))
+        await steps.take(live, Release(INERT))
         lives.saw(replace(INERT, phase=Phase.GONE))
-        step = decide(live.row, live.runs.values(), lives.standing(live))
-        assert (step.do, step.outcome and step.outcome.state) == (Do.RECORD, State.LOST)
+        action = decide(live.row, live.runs.values(), lives.context(live))
+        assert isinstance(action, Record)
+        assert action.outcome.state is State.LOST
 
     asyncio.run(go())
 
@@ -120,9 +124,10 @@ def test_what_was_just_made_is_bound_and_not_what_a_listing_from_before_still_sh
     async def go() -> None:
         steps, lives, live = in_hand(World())  # "a" was half made, and the call that made another removed it
         live.launch = LAUNCH
-        await steps.take(live, Step(Do.CREATE))
-        step = decide(live.row, live.runs.values(), lives.standing(live))
-        assert (step.do, step.run and step.run.run_uid) == (Do.BIND, "made")
+        await steps.take(live, Create())
+        action = decide(live.row, live.runs.values(), lives.context(live))
+        assert isinstance(action, BindRun)
+        assert action.run.run_uid == "made"
 
     asyncio.run(go())
 
@@ -131,7 +136,7 @@ def test_what_went_past_its_gate_stays_known_when_another_is_made() -> None:
     async def go() -> None:
         steps, _, live = in_hand(World())
         live.launch, live.runs["a"] = LAUNCH, replace(INERT, phase=Phase.RUNNING)
-        await steps.take(live, Step(Do.CREATE))
+        await steps.take(live, Create())
         assert live.runs["a"].phase is Phase.RUNNING
 
     asyncio.run(go())
