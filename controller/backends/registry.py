@@ -5,14 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, assert_never
-
-from pydantic import TypeAdapter, ValidationError
+from typing import assert_never
 
 from controller.backends.base import Backend
-from controller.backends.kubernetes.job import JobOptions
+from controller.backends.kubernetes.options import job_options
 from controller.errors import SettingsError
 from controller.settings import Settings
 
@@ -57,18 +53,3 @@ def _check_docker_host() -> None:
         raise SettingsError(
             f"DOCKER_HOST = {shown!r}: must be unix:///PATH/OF/SOCKET or tcp://HOST:PORT, without quotes"
         )
-
-
-def job_options(given: Mapping[str, Any]) -> JobOptions:
-    """Raises SettingsError that names the option and what it takes."""
-    known = [field.name for field in fields(JobOptions)]
-    for name in given:
-        if name not in known:
-            raise SettingsError(f"SANDBOX_JOB_OPTIONS: {name} is no option; there are {', '.join(known)}")
-    try:
-        return TypeAdapter(JobOptions).validate_python(dict(given))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = ".".join(str(part) for part in fault["loc"])
-        told = fault["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"SANDBOX_JOB_OPTIONS: {name} = {str(fault['input'])[:100]!r}: {told}") from None

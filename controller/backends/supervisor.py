@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from controller.backends.guest.supervisor import main as main
+from controller.backends.process.supervisor import main as main

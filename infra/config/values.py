@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from controller.backends.registry import job_options as checked_options
+from controller.backends.kubernetes.options import job_options as checked_options
 from controller.errors import SettingsError
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pulumi
 
-from controller.backends.docker.engine import SLOW, STREAM, Engine, EngineError
+from controller.backends.docker.api import SLOW, STREAM, Engine, EngineError
 from controller.errors import TransientEngineError
 from infra.ending.hooks import Ending, known, last_said, typed_here
 from infra.preflight.engine import engine_host

@@ -13,7 +13,7 @@ from typing import Any
 import pulumi
 
 from controller.backends.labels import LABEL_APP
-from controller.backends.pull_words import pull_is_hopeless
+from controller.backends.pull_errors import pull_is_hopeless
 from infra.cluster.client import ClusterClient, ClusterError, Object
 from infra.components.kubernetes.pod_defaults import CONTROLLER, DATABASE, Place
 from infra.ending.hooks import Ending, known, last_said, typed_here

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from controller.backends.docker.engine import Engine, EngineError
+from controller.backends.docker.api import Engine, EngineError
 from controller.backends.docker.login import config_file
 from controller.errors import TransientEngineError
 from infra.components.docker.containers import LOOPBACK

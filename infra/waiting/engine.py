@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from controller.backends.docker.engine import Engine, EngineError
-from controller.backends.docker.output import LogTail
+from controller.backends.docker.api import Engine, EngineError
+from controller.backends.docker.logs import LogTail
 from controller.errors import TransientEngineError
 from infra.preflight.engine import engine_host
 from infra.waiting.container_verdict import SeenContainer, ended_well, healthy

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from controller.backends.pull_words import pull_is_hopeless
+from controller.backends.pull_errors import pull_is_hopeless
 from controller.protocol.text import visible
 from infra.waiting.container_verdict import STARTING_SECONDS, last_words
 from infra.waiting.readiness import Unready

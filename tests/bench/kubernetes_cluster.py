@@ -16,7 +16,7 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import load_kube_config
 
-from controller.backends.kubernetes.job import RECORDED
+from controller.backends.kubernetes.manifest import RECORDED
 
 JOB_NAME = "batch.kubernetes.io/job-name"
 SLIM = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"

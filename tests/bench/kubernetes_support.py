@@ -20,7 +20,8 @@ from uuid import UUID, uuid4
 import psycopg
 
 from controller.backends.kubernetes.backend import KubernetesBackend
-from controller.backends.kubernetes.job import JobOptions, manifest
+from controller.backends.kubernetes.manifest import job_manifest
+from controller.backends.kubernetes.options import JobOptions
 from controller.protocol.model import Key, Launch
 from tests.bench.kubernetes_cluster import Json, Plain, Watcher, plain, watching
 from tests.bench.scale import peak
@@ -165,7 +166,7 @@ def jobs(count: int, command: str, options: JobOptions, *, gated: bool) -> list[
     installation, made = str(uuid4()), []
     for _ in range(count):
         launch = replace(LAUNCH, key=Key(uuid4(), 1), command=command)
-        job = manifest(launch, IMAGE, installation, options, START_SECONDS)
+        job = job_manifest(launch, IMAGE, installation, options, START_SECONDS)
         if not gated:
             del job["spec"]["template"]["spec"]["schedulingGates"]
         made.append(job)

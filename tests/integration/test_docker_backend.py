@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from controller.backends.docker import backend as docker_module
-from controller.backends.docker import spec
+from controller.backends.docker import container
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.labels import labels
 from controller.errors import (
@@ -638,7 +638,7 @@ def test_the_state_file_is_sent_once_even_where_the_answer_is_lost(
 
             async def body() -> AsyncIterator[bytes]:
                 sent.append(True)
-                yield spec.empty_state()
+                yield container.empty_state()
                 cut()
 
             monkeypatch.setattr(docker_module, "_once", lambda _: body())

@@ -18,9 +18,10 @@ import pytest
 import yaml
 from psycopg.rows import DictRow
 
-from controller.backends.kubernetes import job as jobs
+from controller.backends.kubernetes import manifest
 from controller.backends.kubernetes.backend import KubernetesBackend
-from controller.backends.kubernetes.job import RECORDED, JobOptions
+from controller.backends.kubernetes.manifest import RECORDED
+from controller.backends.kubernetes.options import JobOptions
 from controller.backends.registry import connect
 from controller.errors import (
     BackendUnavailableError,
@@ -234,7 +235,7 @@ def test_what_is_evicted_says_so_and_leaves_the_output_so_far(engine: Engine, na
 def test_a_foreign_job_of_that_name_is_left_alone(engine: Engine, namespace: Namespace, look: bool) -> None:
     async def test(watched: Watched) -> None:
         launch = engine.launch("true")
-        foreign = jobs.manifest(launch, IMAGE, str(uuid4()), JobOptions(), 600)
+        foreign = manifest.job_manifest(launch, IMAGE, str(uuid4()), JobOptions(), 600)
         with present(namespace, "jobs", foreign):
             uid = find(namespace, "jobs", launch.key.name)["metadata"]["uid"]
             with pytest.raises(RequestRejectedError, match=launch.key.name) as refused:
@@ -260,7 +261,7 @@ def test_a_second_pod_is_removed_and_the_run_goes_on(made: Stage, owned: bool) -
     second = doubled(find(made.namespace, "jobs", f"sandbox-{sandbox}"))
     if not owned:  # then its Job's controller leaves it alone
         del second["metadata"]["ownerReferences"], second["metadata"]["finalizers"]
-        for label in jobs.OWNERSHIP:
+        for label in manifest.OWNERSHIP:
             del second["metadata"]["labels"][label]
     path = made.namespace.path("pods", second["metadata"]["name"])
     with present(made.namespace, "pods", second):
@@ -539,7 +540,7 @@ def policy(namespace: Namespace, rule: str, message: str) -> Iterator[None]:
 
 def refuses(namespace: Namespace, image: str) -> bool:
     """Whether a Job of that image is refused; none is made."""
-    body = jobs.manifest(Launch(Key(uuid4(), 1), "true", 1), image, str(uuid4()), JobOptions(), 600)
+    body = manifest.job_manifest(Launch(Key(uuid4(), 1), "true", 1), image, str(uuid4()), JobOptions(), 600)
     try:
         namespace.admin.call("POST", f"{namespace.path('jobs')}?dryRun=All", body)
     except Refusal as error:

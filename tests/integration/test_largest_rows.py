@@ -13,7 +13,8 @@ from uuid import uuid4
 
 import pytest
 
-from controller.backends.kubernetes.job import JobOptions, manifest
+from controller.backends.kubernetes.manifest import job_manifest
+from controller.backends.kubernetes.options import JobOptions
 from controller.protocol.model import Key, Launch
 from controller.settings import Settings
 from tests.bench.scale import peak
@@ -54,7 +55,7 @@ def test_a_row_is_at_most_a_megabyte_to_the_cluster(filler: str, database: str) 
     assert sizes["env"] > ENV_BYTES * 0.9
     assert sizes["variables"] == VARIABLES
     launch = Launch(Key(uuid4(), 1), line, 600, env=variables)
-    body = manifest(launch, "image", str(uuid4()), JobOptions(), 600)
+    body = job_manifest(launch, "image", str(uuid4()), JobOptions(), 600)
     body["metadata"]["managedFields"] = managed_fields(body["spec"]["template"]["spec"])
     assert len(json.dumps(body)) < 1_000_000
 

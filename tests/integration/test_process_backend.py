@@ -17,7 +17,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from controller.backends.guest import files
+from controller.backends.process import run_files
 from controller.backends.process import runs as process_runs
 from controller.backends.process.backend import ProcessBackend
 from controller.errors import BackendUnavailableError, RequestRejectedError, RunNotFoundError, TransientEngineError
@@ -298,7 +298,7 @@ def test_defaults_of_the_environment_are_the_runs_own(tmp_path: Path) -> None:
         lines = (await backend.output(asked.key, ended.run_uid, 9000)).tail.decode().splitlines()
         directory = directory_of(tmp_path, asked.key)
         names = {line.partition("=")[0]: line.partition("=")[2] for line in lines if "=" in line}
-        assert names.keys() == {"HOME", "PATH", "PWD", "TMPDIR", files.MARKER}
+        assert names.keys() == {"HOME", "PATH", "PWD", "TMPDIR", run_files.MARKER}
         assert (names["HOME"], names["TMPDIR"]) == (f"{directory}/work", f"{directory}/tmp")
 
     with_backend(tmp_path, test)
@@ -389,7 +389,7 @@ def test_a_timeout_leaves_its_evidence_and_ends_those_who_left_the_group(tmp_pat
         ended = await run(backend, asked)
         assert ended.outcome is not None
         assert (ended.outcome.state, ended.outcome.exit_code) == (State.TIMED_OUT, None)
-        assert (directory_of(tmp_path, asked.key) / files.TIMEOUT).exists()
+        assert (directory_of(tmp_path, asked.key) / run_files.TIMEOUT).exists()
         assert (await backend.output(asked.key, ended.run_uid, 100)).tail == b"term\n"
         assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
@@ -507,7 +507,7 @@ def test_a_listing_outlives_garbage_and_a_create_replaces_it(tmp_path: Path) -> 
         empty, half, file, link, loop = (directory_of(tmp_path, one.key) for one in asked)
         empty.mkdir()
         half.mkdir()
-        (half / files.INERT).write_text("nonsense")
+        (half / run_files.INERT).write_text("nonsense")
         file.touch()
         link.symlink_to("/")
         loop.symlink_to(loop)

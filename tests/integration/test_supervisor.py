@@ -19,21 +19,21 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from controller.backends.guest import files
-from controller.backends.process.host import end_marked
+from controller.backends.process import run_files
+from controller.backends.process.orphans import end_marked
+from controller.backends.process.run_status import request_bytes
 from controller.backends.process.runs import MODULES, Runs
-from controller.backends.process.spec import request_bytes
 from controller.errors import RunNotFoundError
 from controller.protocol.model import Key, Launch, ObservedRun, Phase, Reason
 
 DEADLINE = 20.0
-BACKENDS = str(Path(files.__file__).parents[1])
+BACKENDS = str(Path(run_files.__file__).parents[1])
 
 # A supervisor that sends itself a signal before the nth line that it executes, and writes to stdout if it got there.
 STOPPING = f"""
 import os, sys
 sys.path.append({MODULES!r})
-from controller.backends.guest import supervisor
+from controller.backends.process import supervisor
 number, left, own = int(sys.argv[1]), int(sys.argv[2]), os.getpid()
 def trace(frame, event, argument):
     global left
@@ -89,7 +89,7 @@ class Host:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", STOPPING, *arguments],
             stdout=subprocess.PIPE,
-            env={files.MARKER: run.run_uid},
+            env={run_files.MARKER: run.run_uid},
         )
 
 
@@ -110,7 +110,7 @@ def until(true: Callable[[], bool]) -> None:
 
 def marked(run: ObservedRun) -> list[int]:
     """The processes that belong to a run; a zombie has no environment."""
-    mark, found = f"{files.MARKER}={run.run_uid}".encode(), []
+    mark, found = f"{run_files.MARKER}={run.run_uid}".encode(), []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
             if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
@@ -131,7 +131,7 @@ def test_killed_before_any_line_it_never_starts_twice_and_always_ends(host: Host
     def crash_before(line: int) -> bool:
         run = host.launch("sleep 30" if killed else "(setsid sleep 30 &); :")
         if killed:
-            (host.runs.root / run.key.name / files.KILL).touch()
+            (host.runs.root / run.key.name / run_files.KILL).touch()
         with host.stopping(run, signal.SIGKILL, line) as supervisor:
             survived = supervisor.wait() == 0
         assert survived or supervisor.returncode == -signal.SIGKILL
@@ -321,7 +321,7 @@ def test_daemons_of_an_ended_command_are_killed_whatever_they_hide(host: Host) -
 def test_orphans_that_end_while_the_command_runs_are_reaped(host: Host) -> None:
     run = host.launch("for i in 1 2 3 4 5 6 7 8 9; do (sleep 0 &); done; touch done; sleep 30")
     host.runs.release(run.key, run.run_uid)
-    until((host.runs.root / run.key.name / files.WORK / "done").exists)
+    until((host.runs.root / run.key.name / run_files.WORK / "done").exists)
     supervisor = psutil.Process(supervisor_of(run))
     until(lambda: len(supervisor.children()) == 1)
     host.bury(run)
@@ -329,13 +329,12 @@ def test_orphans_that_end_while_the_command_runs_are_reaped(host: Host) -> None:
 
 def supervisor_of(run: ObservedRun) -> int:
     """The pid of the process that supervises a run."""
-    return next(
-        pid for pid in marked(run) if "controller.backends.guest.supervisor" in " ".join(psutil.Process(pid).cmdline())
-    )
+    module = "controller.backends.process.supervisor"
+    return next(pid for pid in marked(run) if module in " ".join(psutil.Process(pid).cmdline()))
 
 
 def test_only_marked_processes_are_swept(host: Host) -> None:
-    with subprocess.Popen(["sleep", "30"], env={files.MARKER: "another"}) as stranger:
+    with subprocess.Popen(["sleep", "30"], env={run_files.MARKER: "another"}) as stranger:
         assert end_marked([uuid4().hex])
         assert stranger.poll() is None
         assert end_marked(["another"])

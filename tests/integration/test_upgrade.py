@@ -255,7 +255,7 @@ from controller.model import Key, Launch, Phase
 """
 NEW_MODULES = """
 from controller.backends.process.runs import Runs
-from controller.backends.process.spec import request_bytes
+from controller.backends.process.run_status import request_bytes
 from controller.protocol.model import Key, Launch, Phase
 """
 MAKE_OR_START = """

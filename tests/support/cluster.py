@@ -20,7 +20,7 @@ from kubernetes import client, config
 
 import controller.backends.kubernetes
 from controller.backends.kubernetes.backend import KubernetesBackend
-from controller.backends.kubernetes.job import RECORDED
+from controller.backends.kubernetes.manifest import RECORDED
 from tests.support.kubeconfig import kubeconfig
 
 ROLE = Path(controller.backends.kubernetes.__file__).parent / "role.yaml"

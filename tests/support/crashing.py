@@ -21,7 +21,7 @@ from unittest.mock import patch
 from controller import app, logs
 from controller.backends.base import Backend
 from controller.backends.docker import backend as docker
-from controller.backends.docker import spec as docker_spec
+from controller.backends.docker import container
 from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.process.backend import ProcessBackend
 from controller.db.store import Store
@@ -71,7 +71,7 @@ def make_backend(kind: str, place: Path) -> Backend:
 
 def with_marker_directory(place: Path) -> Any:
     """Docker's containers get the test's directory at /marks: the one thing that is not as in production."""
-    real = docker_spec.create_body
+    real = container.create_body
 
     def body(*words: Any, **named: Any) -> Any:
         made = real(*words, **named)

@@ -1,4 +1,4 @@
-"""Runs attempts as containers on a Docker engine: only sends and reads; `spec` knows what it means."""
+"""Runs attempts as containers on a Docker engine: only sends and reads; `container` knows what it means."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from uuid import UUID
 
 from controller.backends import labels
-from controller.backends.docker import spec
+from controller.backends.docker import container
 from controller.backends.docker import volumes as docker_volumes
-from controller.backends.docker.engine import SLOW, STREAM, WHO, Engine, EngineError
+from controller.backends.docker.api import SLOW, STREAM, WHO, Engine, EngineError
+from controller.backends.docker.container import create_body
 from controller.backends.docker.images import Images
+from controller.backends.docker.logs import LogTail
 from controller.backends.docker.marks import DockerMarks
-from controller.backends.docker.output import LogTail
-from controller.backends.docker.spec import create_body
 from controller.backends.docker.volumes import Volumes
 from controller.backends.json_lines import Json, Lines
 from controller.errors import (
@@ -56,7 +56,7 @@ class DockerBackend:
 
     async def open(self, installation: UUID) -> str:
         info = await self._engine.info()
-        if missing := spec.cannot_limit(info):
+        if missing := container.cannot_limit(info):
             raise BackendUnavailableError(
                 f"the Docker engine cannot limit {missing}: delegate these cgroup controllers to it"
             )
@@ -82,7 +82,7 @@ class DockerBackend:
 
     async def release(self, key: Key, run_uid: str) -> None:
         inspect = await self._ours(key, run_uid)
-        if inspect is None or spec.goes_unstarted(inspect):
+        if inspect is None or container.goes_unstarted(inspect):
             raise RunNotFoundError(f"the Docker engine has no container {run_uid} that it could start")
         if inspect["State"]["Status"] != "created":
             return  # were it started at this very moment by another: its state file lets the command start once
@@ -91,7 +91,7 @@ class DockerBackend:
         except EngineError as error:
             if error.status in (404, 409):  # 409: it is marked for removal, and so is never started
                 left = await self._inspect(run_uid)
-                if left is None or spec.goes_unstarted(left):
+                if left is None or container.goes_unstarted(left):
                     raise RunNotFoundError(error.words) from error
             if NEVER_STARTS.search(error.words):
                 raise RequestRejectedError(Reason.START_FAILED, error.words) from error
@@ -149,7 +149,7 @@ class DockerBackend:
         if inspect is None:
             return None
         run_uid = inspect["Id"]
-        if spec.key_of(inspect["Config"]["Labels"], inspect["Name"], self._installation) != key:
+        if container.key_of(inspect["Config"]["Labels"], inspect["Name"], self._installation) != key:
             words = f"a container {key.name} that is not this installation's is in the way: remove or rename it"
             raise RequestRejectedError(Reason.NAME_CONFLICT, words)
         if inspect["State"]["Status"] == "created" and not await self._has_state(run_uid):
@@ -163,7 +163,7 @@ class DockerBackend:
     async def _make(self, launch: Launch) -> ObservedRun:
         key, image = launch.key, self._image if launch.image is None else launch.image
         found = await self._images.find(image, launch)
-        paths = spec.declared((found.get("Config") or {}).get("Volumes"))
+        paths = container.declared((found.get("Config") or {}).get("Volumes"))
         kept = self._volumes.known(found["Id"], paths)
         made = await self._created(launch, image, paths, kept or ())
         if kept is None and not isinstance(made, ObservedRun):
@@ -177,8 +177,8 @@ class DockerBackend:
         await self._engine.send(
             "PUT",
             f"containers/{made}/archive",
-            params={"path": spec.STATE_DIR},
-            data=_once(spec.empty_state()),
+            params={"path": container.STATE_DIR},
+            data=_once(container.empty_state()),
             timeout=SLOW,
         )
         return ObservedRun(key, made, Phase.INERT, node=self._node, image_digest=found["Id"])
@@ -198,16 +198,16 @@ class DockerBackend:
 
     async def _has_state(self, run_uid: str) -> bool:
         try:
-            await self._engine.send("HEAD", f"containers/{run_uid}/archive", params={"path": spec.STATE_FILE})
+            await self._engine.send("HEAD", f"containers/{run_uid}/archive", params={"path": container.STATE_FILE})
         except EngineError as error:
             if error.status == 404:
                 return False
             raise
         return True
 
-    async def _inspect(self, container: str) -> Json | None:
+    async def _inspect(self, name: str) -> Json | None:
         try:
-            found: Json = await self._engine.json("GET", f"containers/{container}/json")
+            found: Json = await self._engine.json("GET", f"containers/{name}/json")
         except EngineError as error:
             if error.status == 404:
                 return None
@@ -219,7 +219,7 @@ class DockerBackend:
         inspect = await self._inspect(run_uid) if CONTAINER_ID.fullmatch(run_uid) else None
         if inspect is None or inspect["Id"] != run_uid:
             return None
-        found = spec.key_of(inspect["Config"]["Labels"], inspect["Name"], self._installation)
+        found = container.key_of(inspect["Config"]["Labels"], inspect["Name"], self._installation)
         return inspect if found == key else None
 
     async def _remove(self, run_uid: str, volumes: Collection[str]) -> None:
@@ -252,7 +252,7 @@ class DockerBackend:
 
     def _key(self, entry: Json) -> Key | None:
         names = entry.get("Names") or [""]
-        return spec.key_of(entry.get("Labels"), names[0], self._installation)
+        return container.key_of(entry.get("Labels"), names[0], self._installation)
 
     async def _listing(self, known: dict[str, ObservedRun]) -> Listing:
         begun = time.monotonic()
@@ -264,7 +264,7 @@ class DockerBackend:
         return Listing(tuple(run for run in runs if run is not None), begun)
 
     async def _entry(self, entry: Json, known: dict[str, ObservedRun]) -> ObservedRun | None:
-        key, run_uid, phase = self._key(entry), entry["Id"], spec.PHASES.get(entry["State"])
+        key, run_uid, phase = self._key(entry), entry["Id"], container.PHASES.get(entry["State"])
         if key is None or phase is None:
             return None
         old = known.get(run_uid)
@@ -284,7 +284,7 @@ class DockerBackend:
         gone: dict[str, Key] = {}
         for event in events:
             attributes, run_uid = event["Actor"]["Attributes"], event["Actor"]["ID"]
-            key = spec.key_of(attributes, attributes.get("name", ""), self._installation)
+            key = container.key_of(attributes, attributes.get("name", ""), self._installation)
             if key is None:
                 continue
             if event["Action"] == "destroy":
@@ -311,29 +311,29 @@ class DockerBackend:
 
     async def _seen(self, key: Key, inspect: Json) -> ObservedRun | None:
         if inspect["State"]["Status"] != "exited":
-            return spec.seen(key, inspect, None, self._node)
+            return container.seen(key, inspect, None, self._node)
         state = await self._state(inspect["Id"])
         if state is None:  # no file, or nothing any more that could have one: look which
             again = await self._inspect(inspect["Id"])
-            return spec.seen(key, again, None, self._node) if again is not None else None
-        return spec.seen(key, inspect, state, self._node)
+            return container.seen(key, again, None, self._node) if again is not None else None
+        return container.seen(key, inspect, state, self._node)
 
     async def _state(self, run_uid: str) -> str | None:
         """The state file of an exited container, None where there is none."""
         try:
             async with self._engine.request(
-                "GET", f"containers/{run_uid}/archive", params={"path": spec.STATE_FILE}
+                "GET", f"containers/{run_uid}/archive", params={"path": container.STATE_FILE}
             ) as response:
                 archive = b""
                 async for chunk in response.content.iter_any():
                     archive += chunk
-                    if len(archive) >= spec.ARCHIVE_BYTES:
+                    if len(archive) >= container.ARCHIVE_BYTES:
                         break
         except EngineError as error:
             if error.status == 404:
                 return None
             raise
-        return spec.state_text(archive[: spec.ARCHIVE_BYTES])
+        return container.state_text(archive[: container.ARCHIVE_BYTES])
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import aiohttp
 
-from controller.backends.docker.engine import WHO, Engine, EngineError
+from controller.backends.docker.api import WHO, Engine, EngineError
 from controller.backends.docker.login import LoginError, registry_auth, registry_of
 from controller.backends.docker.pulls import Pulls
 from controller.backends.json_lines import Json, Lines
-from controller.backends.pull_words import pull_is_hopeless
+from controller.backends.pull_errors import pull_is_hopeless
 from controller.errors import RequestRejectedError, SandboxError, TransientEngineError
 from controller.protocol.model import Launch, Reason
 

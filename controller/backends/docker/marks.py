@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from controller.backends.docker.engine import Engine, EngineError
+from controller.backends.docker.api import Engine, EngineError
 from controller.backends.labels import filters, installation_labels
 
 LABEL = "controller"

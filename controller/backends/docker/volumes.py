@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from controller.backends import labels
-from controller.backends.docker.engine import SLOW, Engine, EngineError
+from controller.backends.docker.api import SLOW, Engine, EngineError
 from controller.backends.json_lines import Json
 from controller.errors import TransientEngineError
 

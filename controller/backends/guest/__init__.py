@@ -1,1 +1,1 @@
-"""What runs in a sandbox beside its command, and what it writes down. Imports nothing: supervisors start with it."""
+"""What runs in a pod or container beside the command, and what it writes down."""

@@ -1,7 +1,7 @@
 """Runs attempts as Jobs of a Kubernetes namespace: the protocol's verbs.
 
-Beside this file, `job` is what is asked and `pod` what the answers mean, both pure; `api` sends,
-`objects` changes single objects, `watch` follows them all, `runs` remembers what was told, `output` reads logs.
+Beside this file, `manifest` is what is asked and `pod_status` what the answers mean, both pure; `api` sends, `objects`
+changes single objects, `watch` follows them all, `pod_cache` remembers the last state of each, `logs` reads output.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any
 from uuid import UUID
 
 from controller.backends.json_lines import Json
-from controller.backends.kubernetes import job as jobs
-from controller.backends.kubernetes import pod as pods
+from controller.backends.kubernetes import manifest, pod_status
 from controller.backends.kubernetes.api import Api, ApiError
-from controller.backends.kubernetes.job import JobOptions
+from controller.backends.kubernetes.logs import Logs
 from controller.backends.kubernetes.objects import Objects, creation_error, is_finished, why_no_pod
-from controller.backends.kubernetes.output import Logs
-from controller.backends.kubernetes.runs import Job, Run, Runs, job_of, run_of
+from controller.backends.kubernetes.options import JobOptions
+from controller.backends.kubernetes.pod_cache import Job, Run, Runs, job_of, run_of
 from controller.backends.kubernetes.watch import Event, Events, Feed
 from controller.errors import (
     BackendClosedError,
@@ -137,7 +136,7 @@ class KubernetesBackend:
         try:
             if run is None or self._runs.is_hidden(run.job_uid):
                 raise RunNotFoundError(f"the cluster has no pod {run_uid} of {key.name}")
-            return await self._logs.read(run.name, jobs.first_line(key), limit)
+            return await self._logs.read(run.name, manifest.first_line(key), limit)
         except RunNotFoundError:
             saved = await self._logs.saved(run_uid)
             if saved is None:
@@ -147,7 +146,7 @@ class KubernetesBackend:
     async def kill(self, key: Key, run_uid: str) -> None:
         run = await self._run(key, run_uid)
         pod = await self._objects.pod(run.name, run_uid) if run is not None else None
-        if pod is not None and pods.seen(pod, key).phase not in pods.OVER:
+        if pod is not None and pod_status.seen(pod, key).phase not in pod_status.OVER:
             await self._objects.end(pod)
 
     async def delete(self, key: Key, run_uid: str | None) -> None:
@@ -185,7 +184,7 @@ class KubernetesBackend:
 
     def _manifest(self, launch: Launch, objects: Objects) -> dict[str, Any]:
         image = self._image if launch.image is None else launch.image
-        return jobs.manifest(launch, image, objects.installation, self._options, self._start_deadline)
+        return manifest.job_manifest(launch, image, objects.installation, self._options, self._start_deadline)
 
     async def _adopt(self, key: Key, job: Json) -> ObservedRun | None:
         """The attempt's run, where its Job has one already."""
@@ -254,4 +253,4 @@ class KubernetesBackend:
         key, before = run.seen.key, self._runs.of(run.seen.key).get(run.seen.run_uid)
         news = run.deleting and not (before is not None and before.deleting)
         if news and run.seen.phase is Phase.RUNNING and key not in self._removing:
-            self._logs.save(run.seen.run_uid, run.name, jobs.first_line(key))
+            self._logs.save(run.seen.run_uid, run.name, manifest.first_line(key))

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from controller.backends.json_lines import Json
-from controller.backends.kubernetes import job as jobs
-from controller.backends.kubernetes import pod as pods
+from controller.backends.kubernetes import manifest, pod_status
 from controller.backends.kubernetes.api import MERGE, STRATEGIC, Api, ApiError
-from controller.backends.kubernetes.runs import Run, run_of
+from controller.backends.kubernetes.pod_cache import Run, run_of
 from controller.backends.labels import key_of, selecting
 from controller.errors import RequestRejectedError, SandboxError, TransientEngineError
 from controller.protocol.model import Key, Reason
@@ -54,24 +53,24 @@ class Objects:
 
     async def ungate(self, name: str, run_uid: str) -> None:
         """Lets that pod be scheduled."""
-        await self._api.send("PATCH", f"pods/{name}", body=jobs.ungate(run_uid), content=STRATEGIC)
+        await self._api.send("PATCH", f"pods/{name}", body=manifest.ungate(run_uid), content=STRATEGIC)
 
     async def end(self, pod: Json) -> None:
         """Ends a pod, if possible so that it stays to be read."""
         meta = pod["metadata"]
-        path, late = f"pods/{meta['name']}", pods.overdue(pod, datetime.now(UTC))
+        path, late = f"pods/{meta['name']}", pod_status.overdue(pod, datetime.now(UTC))
         if late is not None and late > STUCK_SECONDS:  # nothing is left that could tell its end
             await self._remove(path, meta["uid"], gracePeriodSeconds=0)
         elif not pod["spec"].get("nodeName"):
             await self._remove(path, meta["uid"])
-        elif late is None and pods.is_silent(pod) and pods.is_ended_by_us(pod):
+        elif late is None and pod_status.is_silent(pod) and pod_status.is_ended_by_us(pod):
             await self._remove(path, meta["uid"])  # its node did not heed that: once it is overdue, it goes by force
         elif late is None:
-            await self._api.send("PATCH", path, body=jobs.end_now(meta["uid"]), content=MERGE)
+            await self._api.send("PATCH", path, body=manifest.end_now(meta["uid"]), content=MERGE)
 
     async def let_expire(self, key: Key, job_uid: str) -> bool:
         """Leaves the removal of that Job to the cluster; false where it is not there any more."""
-        body = jobs.recorded(job_uid, time.time())
+        body = manifest.recorded(job_uid, time.time())
         return await self._sent("PATCH", f"jobs/{key.name}", body=body, content=MERGE)
 
     async def remove(self, key: Key, run_uid: str | None) -> bool:
@@ -97,12 +96,12 @@ class Objects:
         """Removes one pod of a Job whose other pod is to live."""
         if run is None:
             return True
-        await self._sent("PATCH", f"pods/{run.name}", body=jobs.disown(run_uid), content=MERGE)
+        await self._sent("PATCH", f"pods/{run.name}", body=manifest.disown(run_uid), content=MERGE)
         await self._remove(f"pods/{run.name}", run_uid)
         return False
 
     async def _remove(self, path: str, uid: str, **more: int) -> None:
-        await self._sent("DELETE", path, body=jobs.deletion(uid) | more)
+        await self._sent("DELETE", path, body=manifest.deletion(uid) | more)
 
     async def _sent(self, method: str, path: str, **more: Any) -> bool:
         """Sends it; false where that object is gone, or another bears its name by now."""

@@ -1,1 +1,1 @@
-"""Attempts as processes of this host, isolated from nothing."""
+"""Attempts as processes of this host, isolated from nothing. Imports nothing: every supervisor starts through it."""

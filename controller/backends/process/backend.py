@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
-from controller.backends.process.host import Bell, empty_trash
 from controller.backends.process.marks import ProcessMarks
+from controller.backends.process.run_status import request_bytes
 from controller.backends.process.runs import Runs
-from controller.backends.process.spec import request_bytes
+from controller.backends.process.trash import empty_trash
+from controller.backends.process.wakeup import Bell
 from controller.errors import BackendClosedError, BackendUnavailableError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output, Phase
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import sys
 import time
 import uuid
@@ -16,14 +17,15 @@ from pathlib import Path
 from uuid import UUID
 
 import controller
-from controller.backends.guest import files
-from controller.backends.process.host import empty_trash, end_marked, spawn_supervisor
-from controller.backends.process.spec import Look, look, read_output
+from controller.backends.process import run_files
+from controller.backends.process.orphans import end_marked
+from controller.backends.process.run_status import Look, look, read_output
+from controller.backends.process.trash import empty_trash
 from controller.errors import BackendUnavailableError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Listing, ObservedRun, Output, Phase
 
 START = (
-    "import os, sys; sys.path.append(sys.argv[1]); from controller.backends.guest.supervisor import main; "
+    "import os, sys; sys.path.append(sys.argv[1]); from controller.backends.process.supervisor import main; "
     "main(*sys.argv[2:]); os._exit(0)"
 )
 SUPERVISE = ("-I", "-S", "-c", START)  # no environment, no site; and no script, which each start would compile anew
@@ -121,7 +123,7 @@ class Runs:
                 name = self._discard(key.name, directory)
         except FileNotFoundError as error:
             raise RunNotFoundError(f"no run {run_uid} of {key.name}") from error
-        files.wake(str(self.wake), key.name)
+        run_files.wake(str(self.wake), key.name)
         return name
 
     def overpower(self, key: Key, run_uid: str | None) -> None:
@@ -179,11 +181,11 @@ class Runs:
         draft = self.staging / uuid.uuid4().hex
         draft.mkdir(mode=0o700)
         try:
-            for directory in (files.WORK, files.TEMPORARY):
+            for directory in (run_files.WORK, run_files.TEMPORARY):
                 (draft / directory).mkdir(mode=0o700)
-            os.mkfifo(draft / files.CONTROL, 0o600)
-            _write(draft / files.DRAFT, bytes(files.RECORD_BYTES))
-            _write(draft / files.INERT, request)
+            os.mkfifo(draft / run_files.CONTROL, 0o600)
+            _write(draft / run_files.DRAFT, bytes(run_files.RECORD_BYTES))
+            _write(draft / run_files.INERT, request)
             os.rename(draft, self.root / name)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
@@ -226,18 +228,18 @@ class Runs:
         """Whether nothing of the run lives, nor ever will; where something does, asks for its end."""
         if found.seen.phase is Phase.INERT:
             with suppress(FileNotFoundError):
-                os.rename(files.INERT, files.NEVER, src_dir_fd=directory, dst_dir_fd=directory)
-                files.wake(str(self.wake), found.seen.key.name)
+                os.rename(run_files.INERT, run_files.NEVER, src_dir_fd=directory, dst_dir_fd=directory)
+                run_files.wake(str(self.wake), found.seen.key.name)
                 return True
             return False  # a supervisor was faster
         if found.orphaned:
             return end_marked([found.seen.run_uid])
         if found.alive and found.seen.phase is not Phase.ENDED:
-            asked = os.open(files.KILL, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory)
-            os.write(asked, files.BY_CONTROLLER)
+            asked = os.open(run_files.KILL, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory)
+            os.write(asked, run_files.BY_CONTROLLER)
             os.close(asked)
             with suppress(OSError):  # no reader: it is not there yet, and sees the file when it comes
-                control = os.open(files.CONTROL, os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory)
+                control = os.open(run_files.CONTROL, os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory)
                 os.write(control, b"k")
                 os.close(control)
         return not found.alive
@@ -271,3 +273,11 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(descriptor)
+
+
+def spawn_supervisor(argv: list[str], run_uid: str) -> int:
+    """Starts a detached process with nothing of this one's in it; returns its pid."""
+    null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    environment = {run_files.MARKER: run_uid}
+    default = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    return os.posix_spawn(argv[0], argv, environment, file_actions=null, setsid=True, setsigmask=(), setsigdef=default)

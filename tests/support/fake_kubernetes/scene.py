@@ -23,7 +23,8 @@ import psycopg
 import pytest
 
 from controller.backends.kubernetes.backend import PROBE, KubernetesBackend
-from controller.backends.kubernetes.job import RECORDED, JobOptions, manifest
+from controller.backends.kubernetes.manifest import RECORDED, job_manifest
+from controller.backends.kubernetes.options import JobOptions
 from controller.protocol.model import Key, Launch
 from controller.reconcile.controller import Controller
 from tests.support import crashing
@@ -163,7 +164,7 @@ class Scene:
     def make_job(self, sandbox: Any, command: str = "exit 9", *, holder: str | None = None) -> None:
         """The Job of a first attempt, from nobody; `holder`: what keeps it from going once it is deleted."""
         launch = Launch(Key(sandbox, 1), command, 60)
-        body = manifest(launch, IMAGE, self.installation, JobOptions(), 600)
+        body = job_manifest(launch, IMAGE, self.installation, JobOptions(), 600)
         body["metadata"]["finalizers"] = [holder] if holder else []
         self.cluster.create(JOBS, body)
 

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.backends.docker import spec, volumes
-from controller.backends.docker.engine import EngineError
+from controller.backends.docker import container, volumes
+from controller.backends.docker.api import EngineError
 from controller.backends.docker.images import pull_error
-from controller.backends.docker.output import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, LogTail
-from controller.backends.guest.wrapper import WORDS, Evidence, keeper_text, wrapper_text
+from controller.backends.docker.logs import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, LogTail
+from controller.backends.guest.evidence import WORDS, Evidence
+from controller.backends.guest.layout import keeper_text, wrapper_text
 from controller.backends.labels import filters, labels
 from controller.errors import RequestRejectedError, TransientEngineError
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, State
@@ -30,7 +31,7 @@ FIRST, LAST = datetime(2026, 1, 2, 3, 4, 5, 600000, UTC), datetime(2026, 1, 2, 3
 
 def body(**asked: Any) -> dict[str, Any]:
     launch = Launch(KEY, "echo $$ 'é'\n", 60, memory_mib=256, disk_mib=64, **asked)
-    return spec.create_body(launch, "image:tag", [], INSTALLATION)
+    return container.create_body(launch, "image:tag", [], INSTALLATION)
 
 
 def test_the_body_isolates() -> None:
@@ -65,7 +66,7 @@ def test_the_body_carries_the_request_as_it_is() -> None:
 
 
 def test_work_directory_and_temporary_files_each_have_room_for_disk_mib() -> None:
-    made = spec.create_body(Launch(KEY, "true", 60, disk_mib=96), "image", [], INSTALLATION)["HostConfig"]["Tmpfs"]
+    made = container.create_body(Launch(KEY, "true", 60, disk_mib=96), "image", [], INSTALLATION)["HostConfig"]["Tmpfs"]
     assert all("size=96m" in made[place] for place in ("/work", "/tmp"))
 
 
@@ -79,16 +80,16 @@ def test_cpu_is_a_quota_that_any_kernel_takes(millis: int, quota: int) -> None:
 
 
 def test_volumes_of_an_image_without_files_are_small_file_systems() -> None:
-    declared = spec.declared({"/data/": {}, "data": {}, "/work": {}, "/.sandbox/": {}, "/tmp": {}})
+    declared = container.declared({"/data/": {}, "data": {}, "/work": {}, "/.sandbox/": {}, "/tmp": {}})
     assert declared == ["/data"]
-    made = spec.create_body(Launch(KEY, "true", 60), "image", declared, INSTALLATION)
+    made = container.create_body(Launch(KEY, "true", 60), "image", declared, INSTALLATION)
     assert made["HostConfig"]["Tmpfs"].keys() == {"/tmp", "/work", "/data"}
     assert all("size=" in options for options in made["HostConfig"]["Tmpfs"].values())
     assert [mount["Target"] for mount in made["HostConfig"]["Mounts"]] == ["/.sandbox"]
 
 
 def test_volumes_of_an_image_with_files_keep_them_and_take_no_more() -> None:
-    made = spec.create_body(Launch(KEY, "true", 60), "image", ["/app", "/data"], INSTALLATION, {"/app"})
+    made = container.create_body(Launch(KEY, "true", 60), "image", ["/app", "/data"], INSTALLATION, {"/app"})
     assert made["HostConfig"]["Tmpfs"].keys() == {"/tmp", "/work", "/data"}
     state, app = made["HostConfig"]["Mounts"]
     assert (app["Target"], app["Type"], app["ReadOnly"]) == ("/app", "volume", True)
@@ -162,18 +163,18 @@ def test_the_wrapper_loses_only_its_comments() -> None:
 
 def test_a_container_is_ours_by_labels_and_name() -> None:
     found = labels(KEY, INSTALLATION)
-    assert spec.key_of(found, f"/{KEY.name}", INSTALLATION) == KEY
-    assert spec.key_of(found | {"more": "x"}, KEY.name, INSTALLATION) == KEY
-    assert spec.key_of(found, "/other", INSTALLATION) is None
-    assert spec.key_of(found, KEY.name, str(uuid4())) is None
-    assert spec.key_of(found | {"attempt": "02"}, KEY.name, INSTALLATION) is None
-    assert spec.key_of(found | {"app": "x"}, KEY.name, INSTALLATION) is None
-    assert spec.key_of(None, KEY.name, INSTALLATION) is None
+    assert container.key_of(found, f"/{KEY.name}", INSTALLATION) == KEY
+    assert container.key_of(found | {"more": "x"}, KEY.name, INSTALLATION) == KEY
+    assert container.key_of(found, "/other", INSTALLATION) is None
+    assert container.key_of(found, KEY.name, str(uuid4())) is None
+    assert container.key_of(found | {"attempt": "02"}, KEY.name, INSTALLATION) is None
+    assert container.key_of(found | {"app": "x"}, KEY.name, INSTALLATION) is None
+    assert container.key_of(None, KEY.name, INSTALLATION) is None
 
 
 @given(st.dictionaries(st.sampled_from(["app", "sandboxId", "attempt", "installation"]), st.text()), st.text())
 def test_foreign_labels_never_break_a_listing(foreign: dict[str, str], name: str) -> None:
-    assert spec.key_of(labels(KEY, INSTALLATION) | foreign, name, INSTALLATION) in (None, KEY)
+    assert container.key_of(labels(KEY, INSTALLATION) | foreign, name, INSTALLATION) in (None, KEY)
 
 
 def test_filters_select_ours_alone() -> None:
@@ -185,11 +186,11 @@ def test_filters_select_ours_alone() -> None:
 
 
 def test_the_state_file_is_made_empty_and_read_back() -> None:
-    archive = spec.empty_state()
+    archive = container.empty_state()
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         (entry,) = tar.getmembers()
     assert (entry.name, entry.size, entry.uid, entry.gid, entry.mode) == ("state", 0, 1000, 1000, 0o600)
-    assert spec.state_text(archive) == ""
+    assert container.state_text(archive) == ""
 
 
 def test_of_a_huge_state_file_the_beginning_is_read() -> None:
@@ -198,14 +199,14 @@ def test_of_a_huge_state_file_the_beginning_is_read() -> None:
         entry = tarfile.TarInfo("state")
         entry.size = 1 << 20
         tar.addfile(entry, io.BytesIO(b"started\nexit 3\n".ljust(entry.size, b"\xff")))
-    text = spec.state_text(made.getvalue()[: spec.ARCHIVE_BYTES])
-    assert len(text) == spec.STATE_BYTES
+    text = container.state_text(made.getvalue()[: container.ARCHIVE_BYTES])
+    assert len(text) == container.STATE_BYTES
     assert Evidence.parse(text).exit_code == 3
 
 
 @given(st.binary(max_size=2000))
 def test_no_archive_breaks_the_reading(archive: bytes) -> None:
-    Evidence.parse(spec.state_text(archive))
+    Evidence.parse(container.state_text(archive))
 
 
 @given(st.text() | st.lists(st.sampled_from([*WORDS, "exit 3", "exit 999", "exit -1", "exit ٣", "x"])).map("\n".join))
@@ -241,7 +242,7 @@ def inspect(status: str = "exited", code: int = 0, *, oom: bool = False, error: 
 
 
 def outcome(state: str, **engine: Any) -> Outcome | None:
-    run = spec.seen(KEY, inspect(**engine), state, "node")
+    run = container.seen(KEY, inspect(**engine), state, "node")
     assert run is not None
     assert (run.phase is Phase.ENDED) == (run.outcome is not None)
     return run.outcome
@@ -294,14 +295,14 @@ def test_an_end_for_want_of_disk_says_how_much_and_the_limit() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"timeoutSeconds": "x", "memoryMib": "-1", "diskMib": "9" * 99}])
 def test_labels_that_somebody_changed_break_nothing(given: dict[str, str]) -> None:
-    run = spec.seen(KEY, inspect() | {"Config": {"Labels": given}}, "started\noom\nexit 137\n", "node")
+    run = container.seen(KEY, inspect() | {"Config": {"Labels": given}}, "started\noom\nexit 137\n", "node")
     assert run is not None
     assert run.outcome is not None
     assert run.outcome.reason is Reason.OOM_KILLED
 
 
 def test_a_container_without_a_state_file_never_started() -> None:
-    run = spec.seen(KEY, inspect(code=125), None, "node")
+    run = container.seen(KEY, inspect(code=125), None, "node")
     assert run is not None
     assert run.phase is Phase.NEVER_STARTED
 
@@ -322,14 +323,14 @@ def test_what_was_killed_without_a_word_is_not_taken_for_never_started(code: int
 def test_a_start_that_the_engine_noted_after_the_end_is_no_later_than_it() -> None:
     late = inspect()
     late["State"]["StartedAt"] = "2026-01-02T03:05:06.8Z"
-    run = spec.seen(KEY, late, "started\nexit 0\n", "node")
+    run = container.seen(KEY, late, "started\nexit 0\n", "node")
     assert run is not None
     assert run.started_at == run.ended_at == LAST
 
 
 def test_times_are_of_the_first_start() -> None:
-    first = spec.seen(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\n", "node")
-    again = spec.seen(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\nagain\n", "node")
+    first = container.seen(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\n", "node")
+    again = container.seen(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\nagain\n", "node")
     assert first is not None
     assert again is not None
     assert (first.started_at, first.ended_at) == (FIRST, LAST)
@@ -338,21 +339,21 @@ def test_times_are_of_the_first_start() -> None:
 
 def test_phases() -> None:
     for status, phase in (("created", Phase.INERT), ("running", Phase.RUNNING), ("paused", Phase.RUNNING)):
-        run = spec.seen(KEY, inspect(status), None, "node")
+        run = container.seen(KEY, inspect(status), None, "node")
         assert run is not None
         assert (run.phase, run.outcome) == (phase, None)
-    assert spec.seen(KEY, inspect("removing"), None, "node") is None
+    assert container.seen(KEY, inspect("removing"), None, "node") is None
 
 
 def test_only_what_is_on_its_way_out_without_a_start_can_never_have_run() -> None:
     for status in ("removing", "dead"):
         started = inspect(status)
-        assert not spec.goes_unstarted(started)
+        assert not container.goes_unstarted(started)
         started["State"]["StartedAt"] = "0001-01-01T00:00:00Z"
-        assert spec.goes_unstarted(started)
+        assert container.goes_unstarted(started)
     unstarted = inspect("created")
     unstarted["State"]["StartedAt"] = "0001-01-01T00:00:00Z"
-    assert not spec.goes_unstarted(unstarted)
+    assert not container.goes_unstarted(unstarted)
 
 
 def frame(line: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.backends.kubernetes.output import LogTail
+from controller.backends.kubernetes.logs import LogTail
 
 FIRST = "sandbox 11111111-2222-3333-4444-555555555555 1"
 PATH = "/var/log/pods/sandboxes_sandbox-x_475ce80d-226d-4f9e-aac6-1cf12c544fd3/sandbox/0.log"

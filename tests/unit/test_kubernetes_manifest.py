@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.backends.guest.wrapper import keeper_text, wrapper_text
-from controller.backends.kubernetes import job as jobs
-from controller.backends.kubernetes.job import JobOptions
+from controller.backends.guest.layout import keeper_text, wrapper_text
+from controller.backends.kubernetes import manifest
+from controller.backends.kubernetes.options import JobOptions
 from controller.backends.labels import installation_labels, key_of, labels
 from controller.protocol.model import KILL_MARGIN, Key, Launch
 
@@ -32,13 +32,13 @@ LABEL_PREFIX = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
-def manifest(options: JobOptions | None = None, **asked: Any) -> dict[str, Any]:
+def whole_job(options: JobOptions | None = None, **asked: Any) -> dict[str, Any]:
     launch = Launch(**{"key": KEY, "command": "true", "timeout_seconds": 60, **asked})
-    return jobs.manifest(launch, "image:tag", INSTALLATION, options or JobOptions(), START_DEADLINE)
+    return manifest.job_manifest(launch, "image:tag", INSTALLATION, options or JobOptions(), START_DEADLINE)
 
 
 def pod(options: JobOptions | None = None, **asked: Any) -> dict[str, Any]:
-    found: dict[str, Any] = manifest(options, **asked)["spec"]["template"]["spec"]
+    found: dict[str, Any] = whole_job(options, **asked)["spec"]["template"]["spec"]
     return found
 
 
@@ -108,7 +108,7 @@ def test_the_manifest_is_pure() -> None:
     options = JobOptions(nodeSelector={"a": "b"}, tolerations=[{"key": "x"}], imagePullSecrets=["s"], queue="q")
     asked = launch, "image", INSTALLATION, options, START_DEADLINE
     before = copy.deepcopy((launch, options))
-    one, other = jobs.manifest(*asked), jobs.manifest(*asked)
+    one, other = manifest.job_manifest(*asked), manifest.job_manifest(*asked)
     assert one == other
     assert json.loads(json.dumps(one)) == one
     spec = one["spec"]["template"]["spec"]
@@ -117,29 +117,29 @@ def test_the_manifest_is_pure() -> None:
     spec["containers"][0]["env"].append({})
     spec["schedulingGates"].clear()
     one["metadata"]["labels"].clear()
-    assert jobs.manifest(*asked) == other
+    assert manifest.job_manifest(*asked) == other
     assert (launch, options) == before
 
 
 def test_one_pod_is_made_once() -> None:
-    spec = manifest()["spec"]
+    spec = whole_job()["spec"]
     assert (spec["parallelism"], spec["completions"], spec["backoffLimit"]) == (1, 1, 0)
     assert spec["podReplacementPolicy"] == "Failed"
     assert pod()["restartPolicy"] == "Never"
 
 
 def test_it_is_held_by_our_gate_alone() -> None:
-    assert pod()["schedulingGates"] == [{"name": jobs.GATE}]
+    assert pod()["schedulingGates"] == [{"name": manifest.GATE}]
 
 
 def test_a_job_outlives_its_end_until_it_is_recorded() -> None:
-    assert "ttlSecondsAfterFinished" not in manifest()["spec"]
+    assert "ttlSecondsAfterFinished" not in whole_job()["spec"]
 
 
 @given(st.integers(1, 604_800), st.floats(1, 86_400))
 def test_the_kubelets_deadline_is_past_every_other(timeout: int, start_deadline: float) -> None:
     launch = Launch(KEY, "true", timeout)
-    spec = jobs.manifest(launch, "image", INSTALLATION, JobOptions(), start_deadline)["spec"]
+    spec = manifest.job_manifest(launch, "image", INSTALLATION, JobOptions(), start_deadline)["spec"]
     deadline = spec["template"]["spec"]["activeDeadlineSeconds"]
     assert isinstance(deadline, int)
     assert start_deadline + timeout + KILL_MARGIN < deadline < 2**31
@@ -254,7 +254,7 @@ def test_home_may_be_given() -> None:
 
 def test_without_options_nothing_is_asked() -> None:
     assert not {field for field in JobOptions.__dataclass_fields__ if field in pod()}
-    assert "kueue.x-k8s.io/queue-name" not in manifest()["metadata"]["labels"]
+    assert "kueue.x-k8s.io/queue-name" not in whole_job()["metadata"]["labels"]
 
 
 def test_options_are_applied() -> None:
@@ -266,8 +266,8 @@ def test_options_are_applied() -> None:
     assert made["tolerations"] == [toleration]
     assert made["priorityClassName"] == "low"
     assert made["imagePullSecrets"] == [{"name": "registry"}, {"name": "other"}]
-    assert manifest(options)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "sandboxes"
-    assert "kueue.x-k8s.io/queue-name" not in manifest(options)["spec"]["template"]["metadata"]["labels"]
+    assert whole_job(options)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "sandboxes"
+    assert "kueue.x-k8s.io/queue-name" not in whole_job(options)["spec"]["template"]["metadata"]["labels"]
 
 
 def test_options_weaken_nothing() -> None:
@@ -278,11 +278,11 @@ def test_options_weaken_nothing() -> None:
 
 @pytest.mark.parametrize("network", ["none", "egress"])
 def test_the_network_is_a_label_that_policies_select(network: str) -> None:
-    assert manifest(network=network)["spec"]["template"]["metadata"]["labels"]["network"] == network
+    assert whole_job(network=network)["spec"]["template"]["metadata"]["labels"]["network"] == network
 
 
 def test_job_and_pod_are_known_as_ours() -> None:
-    made = manifest()
+    made = whole_job()
     for meta in (made["metadata"], made["spec"]["template"]["metadata"]):
         assert key_of(meta["labels"], INSTALLATION) == KEY
         assert (installation_labels(INSTALLATION) | labels(KEY, INSTALLATION)).items() <= meta["labels"].items()
@@ -291,7 +291,7 @@ def test_job_and_pod_are_known_as_ours() -> None:
 @given(st.uuids(), st.integers(1, 2**31 - 1))
 def test_names_and_labels_are_valid_for_any_attempt(sandbox: UUID, attempt: int) -> None:
     key = Key(sandbox, attempt)
-    made = manifest(key=key)
+    made = whole_job(key=key)
     name = made["metadata"]["name"]
     assert name == key.name
     assert Key.of_name(name) == key
@@ -305,7 +305,7 @@ def test_names_and_labels_are_valid_for_any_attempt(sandbox: UUID, attempt: int)
             assert LABEL_NAME.fullmatch(value)
 
 
-@pytest.mark.parametrize("qualified", [jobs.GATE, jobs.RECORDED])
+@pytest.mark.parametrize("qualified", [manifest.GATE, manifest.RECORDED])
 def test_our_own_names_are_qualified(qualified: str) -> None:
     prefix, _, name = qualified.partition("/")
     assert LABEL_PREFIX.fullmatch(prefix)
@@ -313,33 +313,33 @@ def test_our_own_names_are_qualified(qualified: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [jobs.ungate(UID), jobs.end_now(UID), jobs.disown(UID), jobs.recorded(UID, 1.9)], ids=str
+    "change", [manifest.ungate(UID), manifest.end_now(UID), manifest.disown(UID), manifest.recorded(UID, 1.9)], ids=str
 )
 def test_every_change_is_of_one_object_alone(change: dict[str, Any]) -> None:
     assert change["metadata"]["uid"] == UID
 
 
 def test_a_deletion_is_of_one_object_alone() -> None:
-    assert jobs.deletion(UID)["preconditions"] == {"uid": UID}
+    assert manifest.deletion(UID)["preconditions"] == {"uid": UID}
 
 
 def test_a_release_takes_our_gate_and_no_other() -> None:
-    assert jobs.ungate(UID)["spec"] == {"schedulingGates": [{"$patch": "delete", "name": jobs.GATE}]}
+    assert manifest.ungate(UID)["spec"] == {"schedulingGates": [{"$patch": "delete", "name": manifest.GATE}]}
 
 
 def test_a_recorded_job_is_removed_after_a_while() -> None:
-    change = jobs.recorded(UID, 1.9)
+    change = manifest.recorded(UID, 1.9)
     assert change["spec"] == {"ttlSecondsAfterFinished": 60}
-    assert change["metadata"]["annotations"] == {jobs.RECORDED: "1"}
+    assert change["metadata"]["annotations"] == {manifest.RECORDED: "1"}
 
 
 def test_a_disowned_pod_is_none_of_its_jobs() -> None:
-    meta = jobs.disown(UID)["metadata"]
+    meta = manifest.disown(UID)["metadata"]
     assert meta["ownerReferences"] is meta["finalizers"] is None
     assert set(meta["labels"].values()) == {None}
     assert not meta["labels"].keys() & labels(KEY, INSTALLATION).keys()  # it stays ours to remove
 
 
 def test_the_first_line_is_the_attempts_own() -> None:
-    assert jobs.first_line(KEY) != jobs.first_line(replace(KEY, attempt=3))
-    assert container()["args"][1] == jobs.first_line(KEY)
+    assert manifest.first_line(KEY) != manifest.first_line(replace(KEY, attempt=3))
+    assert container()["args"][1] == manifest.first_line(KEY)

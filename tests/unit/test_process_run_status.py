@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.backends.guest import files
-from controller.backends.process.spec import Look, look, read_output, request_bytes
+from controller.backends.process import run_files
+from controller.backends.process.run_status import Look, look, read_output, request_bytes
 from controller.errors import RequestRejectedError
 from controller.protocol.model import Key, Launch, Output, Phase, Reason, State
 
@@ -73,7 +73,7 @@ def test_what_no_process_can_be_given_is_refused(command: str, env: dict[str, st
     assert refused.value.outcome.reason is Reason.INVALID_REQUEST
 
 
-@pytest.mark.parametrize(("token", "phase"), [(files.INERT, Phase.INERT), (files.NEVER, Phase.NEVER_STARTED)])
+@pytest.mark.parametrize(("token", "phase"), [(run_files.INERT, Phase.INERT), (run_files.NEVER, Phase.NEVER_STARTED)])
 def test_the_requests_name_tells_what_has_not_started(directory: Directory, token: str, phase: Phase) -> None:
     directory.put(**{token: REQUEST})
     found = directory.look()
@@ -83,11 +83,11 @@ def test_the_requests_name_tells_what_has_not_started(directory: Directory, toke
 
 def test_a_held_lock_is_a_live_supervisor(directory: Directory) -> None:
     directory.put(started=REQUEST)
-    holder = os.open(directory.path / files.STARTED, os.O_RDWR)
+    holder = os.open(directory.path / run_files.STARTED, os.O_RDWR)
     fcntl.flock(holder, fcntl.LOCK_EX)
     starting = directory.look()
     directory.put(running="")
-    os.utime(directory.path / files.RUNNING, (1700000000.25, 1700000000.25))
+    os.utime(directory.path / run_files.RUNNING, (1700000000.25, 1700000000.25))
     running = directory.look()
     os.close(holder)
     assert starting is not None
@@ -150,18 +150,21 @@ def test_a_record_that_nothing_was_started_is_no_end(directory: Directory) -> No
     assert "temporarily" in (seen.waiting or "")
 
 
-@given(st.sampled_from([files.INERT, files.STARTED, files.NEVER, files.EXIT, files.RUNNING]), st.binary(max_size=300))
+@given(
+    st.sampled_from([run_files.INERT, run_files.STARTED, run_files.NEVER, run_files.EXIT, run_files.RUNNING]),
+    st.binary(max_size=300),
+)
 def test_garbage_in_any_file_breaks_nothing(
     tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes
 ) -> None:
     directory = Directory(tmp_path_factory.mktemp("run"))
-    directory.put(**{files.STARTED: REQUEST, name: content})
+    directory.put(**{run_files.STARTED: REQUEST, name: content})
     directory.look()
     read_output(directory.descriptor, 10)
     os.close(directory.descriptor)
 
 
-@pytest.mark.parametrize("name", [files.INERT, files.STARTED, files.EXIT, files.OUTPUT + "0"])
+@pytest.mark.parametrize("name", [run_files.INERT, run_files.STARTED, run_files.EXIT, run_files.OUTPUT + "0"])
 @pytest.mark.parametrize("kind", ["fifo", "loop", "directory", "dangling"])
 def test_anything_in_a_files_place_breaks_nothing(directory: Directory, name: str, kind: str) -> None:
     path = directory.path / name
@@ -171,7 +174,7 @@ def test_anything_in_a_files_place_breaks_nothing(directory: Directory, name: st
         path.mkdir()
     else:
         path.symlink_to(path if kind == "loop" else "/nowhere/at/all")
-    if name != files.STARTED:
+    if name != run_files.STARTED:
         directory.put(started=REQUEST)
     directory.look()
     assert read_output(directory.descriptor, 10).tail == b""

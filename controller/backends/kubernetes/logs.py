@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import aiohttp
 
 from controller.backends.kubernetes.api import Api, ApiError
-from controller.backends.kubernetes.job import CONTAINER
+from controller.backends.kubernetes.manifest import CONTAINER
 from controller.errors import RunNotFoundError, TransientEngineError
 from controller.protocol.model import Output
 

@@ -1,33 +1,14 @@
-"""The wrapper: the shell texts of every sandbox's PID 1 and its keeper, and what they write down of its command."""
+"""What the wrapper and its keeper write down of a command, and the outcome that follows from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 
 from controller.protocol.model import Outcome, Reason, State, exit_outcome, timeout_outcome
 
 UNWRITTEN = 125  # exit code of a wrapper that stopped itself before the command
 STRUCK = (137, 255)  # exit codes of one that was killed, or went with its host
-
-
-@cache
-def wrapper_text() -> str:
-    """wrapper.sh for `/bin/sh -c`, without the lines that only its readers need."""
-    return _script("wrapper.sh")
-
-
-@cache
-def keeper_text() -> str:
-    """keeper.sh, likewise: an argument of the wrapper's."""
-    return _script("keeper.sh")
-
-
-def _script(name: str) -> str:
-    text = files(__package__).joinpath(name).read_text("utf-8")
-    return "\n".join(line for line in text.splitlines() if line and not line.lstrip().startswith("#"))
 
 
 @dataclass(frozen=True, slots=True)

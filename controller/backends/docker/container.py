@@ -12,7 +12,8 @@ from typing import Any
 
 from controller.backends import labels
 from controller.backends.docker import volumes as docker_volumes
-from controller.backends.guest.wrapper import Evidence, is_number, keeper_text, killed, untold, wrapper_text
+from controller.backends.guest.evidence import Evidence, is_number, killed, untold
+from controller.backends.guest.layout import keeper_text, wrapper_text
 from controller.backends.json_lines import Json
 from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase
 

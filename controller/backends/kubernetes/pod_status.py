@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from controller.backends.guest.wrapper import Evidence, is_number, killed, untold
+from controller.backends.guest.evidence import Evidence, is_number, killed, untold
 from controller.backends.json_lines import Json
-from controller.backends.kubernetes.job import CONTAINER, END_NOW, GATE
-from controller.backends.pull_words import pull_is_hopeless
+from controller.backends.kubernetes.manifest import CONTAINER, END_NOW, GATE
+from controller.backends.pull_errors import pull_is_hopeless
 from controller.protocol.model import Key, ObservedRun, Outcome, Phase, Reason, State, exit_outcome
 
 UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB; the cluster may write our 1024Mi as 1Gi

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-from controller.backends.guest import files
+from controller.backends.process import run_files
 from controller.errors import RequestRejectedError
 from controller.protocol.model import (
     Key,
@@ -54,7 +54,7 @@ def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
     Its fields keep their places: a run that one version made may be started by another, older or newer. What is new
     comes under a name that no variable of a request can have.
     """
-    fields = {files.FILE_BYTES: str(launch.disk_mib + 1 << 20), **launch.env}
+    fields = {run_files.FILE_BYTES: str(launch.disk_mib + 1 << 20), **launch.env}
     strings = [launch.command, *(f"{name}={value}" for name, value in fields.items())]
     if any("\0" in text for text in strings):
         raise RequestRejectedError(Reason.INVALID_REQUEST, "command and env cannot hold the character NUL")
@@ -71,38 +71,40 @@ def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
 
 def look(directory: int, key: Key) -> Look | None:
     """What the run in that open directory is, or None where none is there."""
-    for token, phase in ((files.INERT, Phase.INERT), (files.NEVER, Phase.NEVER_STARTED)):
+    for token, phase in ((run_files.INERT, Phase.INERT), (run_files.NEVER, Phase.NEVER_STARTED)):
         head = read(directory, token)
         if head is not None:
             run_uid = _request(head)[0]
             return Look(ObservedRun(key, run_uid, phase)) if run_uid else None
-    request, alive = _in_file(directory, files.STARTED, _head_and_lock) or (b"", False)
+    request, alive = _in_file(directory, run_files.STARTED, _head_and_lock) or (b"", False)
     run_uid, timeout = _request(request)
     if not run_uid:
         return None
-    record = read(directory, files.EXIT)  # after the lock: it is written before the lock is let go
-    ending = read(directory, files.KILL) == files.BY_CONTROLLER
+    record = read(directory, run_files.EXIT)  # after the lock: it is written before the lock is let go
+    ending = read(directory, run_files.KILL) == run_files.BY_CONTROLLER
     if record is not None:
         return Look(replace(_recorded(key, run_uid, timeout, _fields(record)), ending=ending), alive)
-    started_at = _in_file(directory, files.RUNNING, _changed)
+    started_at = _in_file(directory, run_files.RUNNING, _changed)
     if alive:
         phase = Phase.RUNNING if started_at else Phase.STARTING
         return Look(ObservedRun(key, run_uid, phase, started_at=started_at, ending=ending), alive)
-    timed_out = read(directory, files.TIMEOUT) is not None
+    timed_out = read(directory, run_files.TIMEOUT) is not None
     outcome = timeout_outcome(timeout) if timed_out else Outcome(State.LOST, Reason.LOST, NO_RECORD)
     return Look(ObservedRun(key, run_uid, Phase.ENDED, outcome, started_at=started_at), orphaned=True)
 
 
 def read_output(directory: int, limit: int) -> Output:
     """The last `limit` bytes of what the command wrote."""
-    suffixes = (name.removeprefix(files.OUTPUT) for name in os.listdir(directory) if name.startswith(files.OUTPUT))
+    suffixes = (
+        name.removeprefix(run_files.OUTPUT) for name in os.listdir(directory) if name.startswith(run_files.OUTPUT)
+    )
     numbers = sorted(int(suffix) for suffix in suffixes if SEGMENT.fullmatch(suffix))
     tail, cut = b"", bool(numbers) and numbers[-1] > 1
     for number in numbers[-2:]:
-        segment, more = _in_file(directory, f"{files.OUTPUT}{number}", partial(_end_of, limit=limit)) or (b"", True)
+        segment, more = _in_file(directory, f"{run_files.OUTPUT}{number}", partial(_end_of, limit=limit)) or (b"", True)
         tail, cut = tail + segment, cut or more
     kept = tail[max(0, len(tail) - limit) :]
-    total = _fields(read(directory, files.EXIT) or b"").get("output", "")
+    total = _fields(read(directory, run_files.EXIT) or b"").get("output", "")
     lost = bool(SEGMENT.fullmatch(total)) and int(total) > len(kept)
     return Output(kept, cut or lost or len(tail) > len(kept))
 

@@ -11,7 +11,7 @@ import resource
 import select
 import time
 
-from controller.backends.guest import files
+from controller.backends.process import run_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class Pipes:
     """The descriptors between a supervisor, its command and whoever asks for its end."""
 
     def __init__(self) -> None:
-        self.control = os.open(files.CONTROL, os.O_RDONLY | os.O_NONBLOCK)
+        self.control = os.open(run_files.CONTROL, os.O_RDONLY | os.O_NONBLOCK)
         # Without a writer of its own, each one that leaves would look like an end of file.
-        self.own_control = os.open(files.CONTROL, os.O_WRONLY | os.O_NONBLOCK)
+        self.own_control = os.open(run_files.CONTROL, os.O_WRONLY | os.O_NONBLOCK)
         self.output, self.command_output = os.pipe()
         self.errors, self.command_errors = os.pipe()
         os.set_blocking(self.output, False)
@@ -47,8 +47,8 @@ def main(run_directory: str, run_uid: str, wake_directory: str) -> None:
     adopt_orphans()
     request = take(run_uid)
     if request is not None:
-        files.write_record(run(request, run_directory, pipes, wake_directory))
-        files.wake(wake_directory, os.path.basename(run_directory))
+        run_files.write_record(run(request, run_directory, pipes, wake_directory))
+        run_files.wake(wake_directory, os.path.basename(run_directory))
 
 
 def close_inherited() -> None:
@@ -65,7 +65,7 @@ def handle_signals(wakeup: int) -> None:
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: files.note(files.KILL))
+        signal.signal(number, lambda *_: run_files.note(run_files.KILL))
     for number in DEAF:
         signal.signal(number, signal.SIG_IGN)
 
@@ -84,21 +84,21 @@ def adopt_orphans() -> None:
 def take(run_uid: str) -> list[bytes] | None:
     """The request, where this process alone may start it: it holds the lock for life and has renamed the request."""
     try:
-        lock = os.open(files.INERT, os.O_RDWR)
+        lock = os.open(run_files.INERT, os.O_RDWR)
         request = os.read(lock, os.fstat(lock).st_size).split(b"\0")
         if request[0] != run_uid.encode():
             return None
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(files.INERT, files.STARTED)
+        os.rename(run_files.INERT, run_files.STARTED)
     except OSError:
         return None
-    files.sync_directory()  # a crash of the host must not make it inert again
+    run_files.sync_directory()  # a crash of the host must not make it inert again
     return request
 
 
 def run(request: list[bytes], run_directory: str, pipes: Pipes, wake_directory: str) -> list[str]:
     """Runs the command to its end; returns the record of it."""
-    output = files.Output(pipes.output, int(request[3]))
+    output = run_files.Output(pipes.output, int(request[3]))
     try:
         shell = os.fork()
     except OSError as error:
@@ -112,8 +112,8 @@ def run(request: list[bytes], run_directory: str, pipes: Pipes, wake_directory: 
     if failure:
         os.waitpid(shell, 0)
         return [f"failed {failure.decode(errors='replace')}"]
-    files.note(files.RUNNING, at=started_at)
-    files.wake(wake_directory, os.path.basename(run_directory))
+    run_files.note(run_files.RUNNING, at=started_at)
+    run_files.wake(wake_directory, os.path.basename(run_directory))
     record = watch(shell, output, pipes, started + int(request[1]))
     record += [f"started {started_at:.6f}", f"ended {time.time():.6f}"]
     code = os.waitstatus_to_exitcode(end(shell))
@@ -129,11 +129,13 @@ def become_command(request: list[bytes], run_directory: bytes, pipes: Pipes) -> 
         os.dup2(pipes.command_output, 2)
         for ignored in (*DEAF, signal.SIGPIPE, signal.SIGXFSZ):  # by Python; a command inherits what is ignored
             signal.signal(ignored, signal.SIG_DFL)
-        home, temporary = (os.path.join(run_directory, os.fsencode(name)) for name in (files.WORK, files.TEMPORARY))
-        defaults = {b"PATH": PATH, b"HOME": home, b"TMPDIR": temporary, os.fsencode(files.MARKER): request[0]}
+        home, temporary = (
+            os.path.join(run_directory, os.fsencode(name)) for name in (run_files.WORK, run_files.TEMPORARY)
+        )
+        defaults = {b"PATH": PATH, b"HOME": home, b"TMPDIR": temporary, os.fsencode(run_files.MARKER): request[0]}
         given = {name: value for name, _, value in (entry.partition(b"=") for entry in request[5:])}
-        file_bytes = given.pop(os.fsencode(files.FILE_BYTES), None)  # none from versions that knew no such limit
-        os.chdir(files.WORK)
+        file_bytes = given.pop(os.fsencode(run_files.FILE_BYTES), None)  # none from versions that knew no such limit
+        os.chdir(run_files.WORK)
         limit(resource.RLIMIT_CORE, 0)
         limit(resource.RLIMIT_DATA, int(request[2]))
         if file_bytes is not None:
@@ -152,7 +154,7 @@ def limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def watch(shell: int, output: files.Output, pipes: Pipes, deadline: float) -> list[str]:
+def watch(shell: int, output: run_files.Output, pipes: Pipes, deadline: float) -> list[str]:
     """Stays until the shell has ended; ends it when its time is over, and at once where that was asked for."""
     cause: list[str] = []
     asked = False
@@ -161,13 +163,13 @@ def watch(shell: int, output: files.Output, pipes: Pipes, deadline: float) -> li
     poller.register(pipes.control, select.POLLIN)
     while not ended(shell):
         now = time.monotonic()
-        if not asked and os.path.exists(files.KILL):
+        if not asked and os.path.exists(run_files.KILL):
             asked = True
             cause = cause or ["killed"]
             kill_group(shell, signal.SIGKILL)
         elif now >= deadline and not cause:
             cause = ["timed_out"]
-            files.note(files.TIMEOUT, durable=True)
+            run_files.note(run_files.TIMEOUT, durable=True)
             kill_group(shell, signal.SIGTERM)
             deadline = now + GRACE_SECONDS
         elif now >= deadline:

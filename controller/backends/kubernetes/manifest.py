@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator
-
-from controller.backends.guest.wrapper import keeper_text, wrapper_text
+from controller.backends.guest.layout import keeper_text, wrapper_text
+from controller.backends.kubernetes.options import JobOptions
 from controller.backends.labels import LABEL_APP, labels
 from controller.protocol.model import KILL_MARGIN, Key, Launch
-from controller.protocol.names import SUBDOMAIN, is_label_value, is_subdomain
 
 GATE = "ci-fixer-sandbox/bound"  # on every pod until its run is bound: no scheduler takes it before
 RECORDED = "ci-fixer-sandbox/recorded-at"  # on a Job whose outcome is in the table: seconds since 1970
@@ -30,54 +26,7 @@ TTL_SECONDS = 60  # that a recorded Job can still be looked at
 OWNERSHIP = ("controller-uid", "batch.kubernetes.io/controller-uid")  # labels by which a Job knows its pods
 
 
-def _name(text: str) -> str:
-    if not is_subdomain(text):
-        raise ValueError(f"must be {SUBDOMAIN}")
-    return text
-
-
-def _label_key(text: str) -> str:
-    prefix, slash, name = text.rpartition("/")
-    if (slash and not is_subdomain(prefix)) or not name or not is_label_value(name):
-        raise ValueError("must be a label's key, such as kubernetes.io/arch")
-    return text
-
-
-def _label_value(text: str) -> str:
-    if not is_label_value(text):
-        raise ValueError("must be a label's value: at most 63 letters, digits, -, _ and .")
-    return text
-
-
-def _toleration(given: dict[str, Any]) -> dict[str, Any]:
-    for name, value in given.items():
-        if name not in TOLERATION:
-            raise ValueError(f"{name} is nothing of a toleration; there are {', '.join(TOLERATION)}")
-        if not isinstance(value, TOLERATION[name]) or isinstance(value, bool):
-            raise ValueError(f"{name} must be {'a number' if TOLERATION[name] is int else 'a text'}")
-    return given
-
-
-TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerationSeconds": int}
-Name = Annotated[str, AfterValidator(_name)]
-LabelKey = Annotated[str, AfterValidator(_label_key)]
-LabelValue = Annotated[str, AfterValidator(_label_value)]
-Toleration = Annotated[dict[str, Any], AfterValidator(_toleration)]
-
-
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    """What SANDBOX_JOB_OPTIONS says of every Job, in Kubernetes' own names."""
-
-    runtimeClassName: Name | None = None
-    nodeSelector: Mapping[LabelKey, LabelValue] = field(default_factory=dict)
-    tolerations: Sequence[Toleration] = ()
-    priorityClassName: Name | None = None
-    imagePullSecrets: Sequence[Name] = ()
-    queue: Name | None = None  # Kueue's, of the sandbox namespace
-
-
-def manifest(
+def job_manifest(
     launch: Launch, image: str, installation: str, options: JobOptions, start_deadline: float
 ) -> dict[str, Any]:
     """The Job of an attempt. Its one pod is held by our gate; the limits are the row's, the requests half of them."""

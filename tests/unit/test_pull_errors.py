@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.backends.pull_words import pull_is_hopeless
+from controller.backends.pull_errors import pull_is_hopeless
 
 IMAGE = "localhost:5001/denied/not-found:1"  # its own name says nothing
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controller.backends.json_lines import Json
-from controller.backends.kubernetes import pod as pods
-from controller.backends.kubernetes.job import RECORDED
+from controller.backends.kubernetes import pod_status
+from controller.backends.kubernetes.manifest import RECORDED
 from controller.backends.labels import key_of
 from controller.protocol.model import Key, Listing, ObservedRun, Phase
 
@@ -44,8 +44,8 @@ def run_of(pod: Json, installation: str, *, gone: bool = False) -> Run | None:
     key = key_of(meta.get("labels"), installation)
     if key is None or not meta["name"].startswith(f"{key.name}-"):
         return None
-    look = pods.gone(pod, key) if gone else pods.seen(pod, key)
-    return Run(meta["name"], pods.owner(pod), _version(meta), look, pods.is_being_deleted(pod))
+    look = pod_status.gone(pod, key) if gone else pod_status.seen(pod, key)
+    return Run(meta["name"], pod_status.owner(pod), _version(meta), look, pod_status.is_being_deleted(pod))
 
 
 def job_of(job: Json, installation: str) -> Job | None:

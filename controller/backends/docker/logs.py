@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.backends.docker.spec import LOG_FILE_MB, LOG_FILES
+from controller.backends.docker.container import LOG_FILE_MB, LOG_FILES
 from controller.protocol.model import Output
 
 PART_BYTES = 16384  # a longer line comes in frames of this size and a last shorter one
