@@ -13,7 +13,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports below, Ctrl-C would leave a trace
 
 from controller import app, logs, terminal
-from controller.backends.registry import connect
+from controller.backends.registry import create_backend
 from controller.db.installation import settle_identity
 from controller.db.migrate import migrate
 from controller.errors import SandboxError
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     """`run`: the controller, until SIGTERM or SIGINT."""
     settings = Settings.read()
     logs.set_up(settings.log_format)
-    asyncio.run(app.serve(settings, connect(settings)))
+    asyncio.run(app.serve(settings, create_backend(settings)))
     return 0
 
 
@@ -110,7 +110,7 @@ def run_drain(options: argparse.Namespace) -> int:
     """`drain`: ends everything."""
     settings = Settings.read()
     logs.set_up(settings.log_format)
-    return asyncio.run(app.drain(settings, connect(settings), options.timeout))
+    return asyncio.run(app.drain(settings, create_backend(settings), options.timeout))
 
 
 def run_give_up(options: argparse.Namespace) -> int:

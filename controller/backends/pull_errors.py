@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-NOT_YET = re.compile(r"toomanyrequests|too many requests|rate limit|\b429\b", re.IGNORECASE)
-NEVER = re.compile(
+RATE_LIMITED = re.compile(r"toomanyrequests|too many requests|rate limit|\b429\b", re.IGNORECASE)
+PERMANENT = re.compile(
     r"not found|manifest unknown|name unknown|does not exist|no such image"
     r"|denied|unauthorized|forbidden|no basic auth credentials|authentication required|authorization failed"
     r"|no match(ing manifest)? for|invalid reference format|cannot be used on this platform"
@@ -16,7 +16,7 @@ NEVER = re.compile(
 QUOTED = re.compile(r'"[^"]*"')
 
 
-def pull_is_hopeless(words: str, image: str) -> bool:
+def is_permanent_pull_error(words: str, image: str) -> bool:
     """Whether an engine's words about a pull of that image mean: no such image, or no right to it."""
     said = QUOTED.sub("", words).replace(image, "")  # an image's own name may hold any of the words
-    return NEVER.search(said) is not None and NOT_YET.search(said) is None
+    return PERMANENT.search(said) is not None and RATE_LIMITED.search(said) is None

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 DOCKER_HOST = re.compile(r"unix:///.+|(tcp|https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?/?|ssh://.+")
 
 
-def connect(settings: Settings) -> Backend:
+def create_backend(settings: Settings) -> Backend:
     """Each engine's module, and its library, is imported only where it is used. Raises SettingsError."""
     options = job_options(settings.sandbox_job_options)
     match settings.sandbox_backend:

@@ -30,7 +30,7 @@ class Case:
 
 
 @dataclass(slots=True)
-class Run:
+class DemoRun:
     """What has become of a case so far."""
 
     case: Case
@@ -89,7 +89,7 @@ def cases(retried: UUID) -> list[Case]:
     ]
 
 
-def faults(run: Run, output: str, truncated: bool) -> list[str]:
+def faults(run: DemoRun, output: str, truncated: bool) -> list[str]:
     """Where an ended run is not as its case says."""
     case = run.case
     found = {

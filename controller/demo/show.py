@@ -24,7 +24,7 @@ from rich.text import Text
 
 from controller import terminal
 from controller.db.migrate import migrate
-from controller.demo.cases import Case, Run, cases, faults
+from controller.demo.cases import Case, DemoRun, cases, faults
 from controller.errors import BackendUnavailableError, SandboxError
 from controller.image_context import stage
 from controller.protocol.text import encodable, visible
@@ -64,7 +64,7 @@ def demo(backend: str | None) -> int:
     return 1 if wrong else 0
 
 
-def _in(directory: Path, log: BinaryIO, console: Console, wanted: str | None) -> list[Run]:
+def _in(directory: Path, log: BinaryIO, console: Console, wanted: str | None) -> list[DemoRun]:
     backend = _backend(wanted)
     _say("starting an embedded Postgres, and making the queue in it")
     with _postgres(directory / "postgres") as url, closing(Client(url)) as client:
@@ -83,17 +83,17 @@ def _in(directory: Path, log: BinaryIO, console: Console, wanted: str | None) ->
     return runs
 
 
-def _ask(client: Client, case: Case) -> Run:
+def _ask(client: Client, case: Case) -> DemoRun:
     try:
         first, *others = [client.submit({"command": case.command, **case.columns}) for _ in range(case.copies)]
     except RequestRefused as error:
-        return Run(case, refusal=str(error))
+        return DemoRun(case, refusal=str(error))
     if first and case.cancel_when == "queued":
         client.cancel(first)
-    return Run(case, first, faults=[f"another row: {other}" for other in others if other])
+    return DemoRun(case, first, faults=[f"another row: {other}" for other in others if other])
 
 
-def _watch(client: Client, runs: list[Run], controller: subprocess.Popen[bytes], console: Console) -> None:
+def _watch(client: Client, runs: list[DemoRun], controller: subprocess.Popen[bytes], console: Console) -> None:
     """Shows how the cases go on until all have ended, or RUN_SECONDS are over."""
     give_up = time.monotonic() + RUN_SECONDS
     moving = console.is_terminal and not console.is_dumb_terminal
@@ -110,7 +110,7 @@ def _watch(client: Client, runs: list[Run], controller: subprocess.Popen[bytes],
             time.sleep(0.1)
 
 
-def _look(client: Client, runs: list[Run], over: bool) -> list[Run]:
+def _look(client: Client, runs: list[DemoRun], over: bool) -> list[DemoRun]:
     """Brings the runs up to date; returns those that have ended since."""
     now = {progress.id: progress for progress in client.progress([run.id for run in runs if run.id])}
     ended = []
@@ -125,7 +125,7 @@ def _look(client: Client, runs: list[Run], over: bool) -> list[Run]:
     return ended
 
 
-def _table(runs: list[Run]) -> Table:
+def _table(runs: list[DemoRun]) -> Table:
     table = Table(
         "asked", "state", "exit", "reason", "  took", "expected", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pulumi
 
 from controller.backends.labels import LABEL_APP
-from controller.backends.pull_errors import pull_is_hopeless
+from controller.backends.pull_errors import is_permanent_pull_error
 from infra.cluster.client import ClusterClient, ClusterError, Object
 from infra.components.kubernetes.pod_defaults import CONTROLLER, DATABASE, Place
 from infra.ending.hooks import Ending, known, last_said, typed_here
@@ -348,7 +348,7 @@ def _is_hopeless(status: Object) -> bool:
     images = [one["image"] for one in status.get("containerStatuses", ()) if "waiting" in one["state"]]
     return any(
         one.get("reason") in NO_PULL
-        or (one.get("reason") in PULLS and pull_is_hopeless(one.get("message") or "", image))
+        or (one.get("reason") in PULLS and is_permanent_pull_error(one.get("message") or "", image))
         for one, image in zip(_waits(status), images, strict=True)
     )
 

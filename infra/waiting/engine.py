@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from controller.backends.docker.api import Engine, EngineError
-from controller.backends.docker.logs import LogTail
+from controller.backends.docker.logs import ContainerLogTail
 from controller.errors import TransientEngineError
 from infra.preflight.engine import engine_host
 from infra.waiting.container_verdict import SeenContainer, ended_well, healthy
@@ -75,7 +75,7 @@ async def _engine() -> AsyncIterator[Engine]:
 
 async def _seen(engine: Engine, container: str) -> SeenContainer:
     shown = await engine.json("GET", f"containers/{container}/json")
-    tail = LogTail(LOG_BYTES)
+    tail = ContainerLogTail(LOG_BYTES)
     query = {"stdout": "1", "stderr": "1", "tail": str(LINES)}
     async with engine.request("GET", f"containers/{container}/logs", params=query) as answer:
         async for chunk in answer.content.iter_any():

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from controller.backends.pull_errors import pull_is_hopeless
+from controller.backends.pull_errors import is_permanent_pull_error
 from controller.protocol.text import visible
 from infra.waiting.container_verdict import STARTING_SECONDS, last_words
 from infra.waiting.readiness import Unready
@@ -136,7 +136,7 @@ def _container(seen: SeenWorkload, pod: Json) -> Unready | None:
         if reason in PULLS | NO_PULL:
             if reason == "ImagePullBackOff" and (why := _last_event(seen, pod, {"Failed"}, "Failed to pull image")):
                 said = visible(why)
-            hopeless = reason in NO_PULL or pull_is_hopeless(said, image)
+            hopeless = reason in NO_PULL or is_permanent_pull_error(said, image)
             return Unready("image", f"{name} cannot pull image {image}: {said}", 0 if hopeless else PULL_SECONDS)
         if reason in NOT_MADE:
             return Unready("exits", f"{name} cannot start its container: {said}", patience=MENDED_SECONDS)

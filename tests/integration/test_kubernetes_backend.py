@@ -22,7 +22,7 @@ from controller.backends.kubernetes import manifest
 from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.kubernetes.manifest import RECORDED
 from controller.backends.kubernetes.options import JobOptions
-from controller.backends.registry import connect
+from controller.backends.registry import create_backend
 from controller.errors import (
     BackendUnavailableError,
     RequestRejectedError,
@@ -600,7 +600,7 @@ def settings(**options: Any) -> Settings:
 )
 def test_wrong_job_options_are_refused_with_their_name(options: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingsError, match="SANDBOX_JOB_OPTIONS: ") as refused:
-        connect(settings(**options))
+        create_backend(settings(**options))
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
 

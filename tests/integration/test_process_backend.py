@@ -263,8 +263,8 @@ def test_polling_alone_suffices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     async def test(backend: ProcessBackend) -> None:
         watch = backend.observe()
         await anext(watch)
-        for bell in (tmp_path / "wake").iterdir():
-            bell.unlink()
+        for wakeup in (tmp_path / "wake").iterdir():
+            wakeup.unlink()
         asked = launch("true")
         await start(backend, asked)
         assert all(isinstance(sight, Listing) for sight in await told(watch, asked.key))

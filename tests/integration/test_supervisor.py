@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from controller.backends.process import run_files
-from controller.backends.process.orphans import end_marked
+from controller.backends.process.orphans import kill_marked_processes
 from controller.backends.process.run_status import request_bytes
-from controller.backends.process.runs import MODULES, Runs
+from controller.backends.process.runs import MODULES, RunDirectory
 from controller.errors import RunNotFoundError
 from controller.protocol.model import Key, Launch, ObservedRun, Phase, Reason
 
@@ -56,11 +56,11 @@ class Host:
     """A work directory, and what its commands did."""
 
     path: Path
-    runs: Runs
+    runs: RunDirectory
 
     @classmethod
     def make(cls, path: Path) -> Host:
-        runs = Runs(path / "work", uuid4())
+        runs = RunDirectory(path / "work", uuid4())
         runs.prepare()
         return cls(path, runs)
 
@@ -93,9 +93,9 @@ class Host:
         )
 
 
-def buried(runs: Runs, run: ObservedRun) -> bool:
+def buried(runs: RunDirectory, run: ObservedRun) -> bool:
     try:
-        return runs.bury(run.key, None) is not None
+        return runs.move_to_trash(run.key, None) is not None
     except RunNotFoundError:
         return True
 
@@ -290,8 +290,8 @@ def test_a_supervisor_that_does_not_answer_is_killed_with_its_run(host: Host) ->
     host.runs.release(run.key, run.run_uid)
     until(lambda: host.phase(run) is Phase.RUNNING)
     os.kill(supervisor_of(run), signal.SIGSTOP)
-    assert host.runs.bury(run.key, run.run_uid) is None
-    host.runs.overpower(run.key, run.run_uid)
+    assert host.runs.move_to_trash(run.key, run.run_uid) is None
+    host.runs.kill_all_processes(run.key, run.run_uid)
     host.bury(run)
     assert not marked(run)
 
@@ -335,7 +335,7 @@ def supervisor_of(run: ObservedRun) -> int:
 
 def test_only_marked_processes_are_swept(host: Host) -> None:
     with subprocess.Popen(["sleep", "30"], env={run_files.MARKER: "another"}) as stranger:
-        assert end_marked([uuid4().hex])
+        assert kill_marked_processes([uuid4().hex])
         assert stranger.poll() is None
-        assert end_marked(["another"])
+        assert kill_marked_processes(["another"])
         assert stranger.wait() == -signal.SIGKILL

@@ -254,7 +254,7 @@ from controller.backends.process_spec import request_bytes
 from controller.model import Key, Launch, Phase
 """
 NEW_MODULES = """
-from controller.backends.process.runs import Runs
+from controller.backends.process.runs import RunDirectory as Runs
 from controller.backends.process.run_status import request_bytes
 from controller.protocol.model import Key, Launch, Phase
 """

@@ -50,7 +50,7 @@ FaultFor = Callable[[str, Key], Fault | None]
 
 
 @dataclass(slots=True)
-class Run:
+class MemoryRun:
     """One pretended run."""
 
     seen: ObservedRun
@@ -64,7 +64,7 @@ class MemoryEngine:
     """What would outlive a controller: the runs, and how often each attempt's command was started."""
 
     identity: str = field(default_factory=lambda: f"memory:{uuid4()}")
-    runs: dict[str, Run] = field(default_factory=dict)  # by run_uid
+    runs: dict[str, MemoryRun] = field(default_factory=dict)  # by run_uid
     names: dict[Key, str] = field(default_factory=dict)  # the run that holds the attempt's name
     starts: Counter[Key] = field(default_factory=Counter)
     marks: set[str] = field(default_factory=set)  # of controllers
@@ -72,14 +72,14 @@ class MemoryEngine:
     pulled: asyncio.Future[None] | None = None  # what attempts whose image is away wait for
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    def make(self, launch: Launch) -> Run:
+    def make(self, launch: Launch) -> MemoryRun:
         """Another inert run of this attempt."""
         uid = f"{launch.key.name}/{next(self.numbers)}"
-        run = self.runs[uid] = Run(ObservedRun(launch.key, uid, Phase.INERT), launch)
+        run = self.runs[uid] = MemoryRun(ObservedRun(launch.key, uid, Phase.INERT), launch)
         self.tell(run.seen)
         return run
 
-    def start(self, run: Run) -> None:
+    def start(self, run: MemoryRun) -> None:
         """Starts the pretended command; one that was started before is left alone."""
         if run.seen.phase is not Phase.INERT or run.launch is None:
             return
@@ -92,7 +92,7 @@ class MemoryEngine:
             seconds, outcome = run.launch.timeout_seconds, timeout_outcome(run.launch.timeout_seconds)
         run.timer = asyncio.get_running_loop().call_later(seconds, self.end, run, outcome)
 
-    def end(self, run: Run, outcome: Outcome) -> None:
+    def end(self, run: MemoryRun, outcome: Outcome) -> None:
         """Ends a run that has started."""
         if run.seen.phase is Phase.RUNNING:
             if run.timer is not None:
@@ -101,7 +101,7 @@ class MemoryEngine:
             run.seen = replace(run.seen, phase=Phase.ENDED, outcome=outcome, ended_at=datetime.now(UTC))
             self.tell(run.seen)
 
-    def remove(self, run: Run) -> None:
+    def remove(self, run: MemoryRun) -> None:
         """Removes a run, whatever it is doing."""
         if run.timer is not None:
             run.timer.cancel()

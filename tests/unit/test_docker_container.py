@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from controller.backends.docker import container, volumes
 from controller.backends.docker.api import EngineError
 from controller.backends.docker.images import pull_error
-from controller.backends.docker.logs import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, LogTail
-from controller.backends.guest.evidence import WORDS, Evidence
+from controller.backends.docker.logs import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, ContainerLogTail
+from controller.backends.guest.evidence import STATE_FILE_WORDS, Evidence
 from controller.backends.guest.layout import keeper_text, wrapper_text
 from controller.backends.labels import filters, labels
 from controller.errors import RequestRejectedError, TransientEngineError
@@ -209,7 +209,10 @@ def test_no_archive_breaks_the_reading(archive: bytes) -> None:
     Evidence.parse(container.state_text(archive))
 
 
-@given(st.text() | st.lists(st.sampled_from([*WORDS, "exit 3", "exit 999", "exit -1", "exit ٣", "x"])).map("\n".join))
+@given(
+    st.text()
+    | st.lists(st.sampled_from([*STATE_FILE_WORDS, "exit 3", "exit 999", "exit -1", "exit ٣", "x"])).map("\n".join)
+)
 def test_no_state_file_breaks_the_parsing(text: str) -> None:
     code = Evidence.parse(text).exit_code
     assert code is None or 0 <= code <= 255
@@ -242,7 +245,7 @@ def inspect(status: str = "exited", code: int = 0, *, oom: bool = False, error: 
 
 
 def outcome(state: str, **engine: Any) -> Outcome | None:
-    run = container.seen(KEY, inspect(**engine), state, "node")
+    run = container.observed_run(KEY, inspect(**engine), state, "node")
     assert run is not None
     assert (run.phase is Phase.ENDED) == (run.outcome is not None)
     return run.outcome
@@ -295,14 +298,14 @@ def test_an_end_for_want_of_disk_says_how_much_and_the_limit() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"timeoutSeconds": "x", "memoryMib": "-1", "diskMib": "9" * 99}])
 def test_labels_that_somebody_changed_break_nothing(given: dict[str, str]) -> None:
-    run = container.seen(KEY, inspect() | {"Config": {"Labels": given}}, "started\noom\nexit 137\n", "node")
+    run = container.observed_run(KEY, inspect() | {"Config": {"Labels": given}}, "started\noom\nexit 137\n", "node")
     assert run is not None
     assert run.outcome is not None
     assert run.outcome.reason is Reason.OOM_KILLED
 
 
 def test_a_container_without_a_state_file_never_started() -> None:
-    run = container.seen(KEY, inspect(code=125), None, "node")
+    run = container.observed_run(KEY, inspect(code=125), None, "node")
     assert run is not None
     assert run.phase is Phase.NEVER_STARTED
 
@@ -323,14 +326,14 @@ def test_what_was_killed_without_a_word_is_not_taken_for_never_started(code: int
 def test_a_start_that_the_engine_noted_after_the_end_is_no_later_than_it() -> None:
     late = inspect()
     late["State"]["StartedAt"] = "2026-01-02T03:05:06.8Z"
-    run = container.seen(KEY, late, "started\nexit 0\n", "node")
+    run = container.observed_run(KEY, late, "started\nexit 0\n", "node")
     assert run is not None
     assert run.started_at == run.ended_at == LAST
 
 
 def test_times_are_of_the_first_start() -> None:
-    first = container.seen(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\n", "node")
-    again = container.seen(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\nagain\n", "node")
+    first = container.observed_run(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\n", "node")
+    again = container.observed_run(KEY, inspect(), "started\nstarted_at 60\nexit 0\nended_at 120\nagain\n", "node")
     assert first is not None
     assert again is not None
     assert (first.started_at, first.ended_at) == (FIRST, LAST)
@@ -339,10 +342,10 @@ def test_times_are_of_the_first_start() -> None:
 
 def test_phases() -> None:
     for status, phase in (("created", Phase.INERT), ("running", Phase.RUNNING), ("paused", Phase.RUNNING)):
-        run = container.seen(KEY, inspect(status), None, "node")
+        run = container.observed_run(KEY, inspect(status), None, "node")
         assert run is not None
         assert (run.phase, run.outcome) == (phase, None)
-    assert container.seen(KEY, inspect("removing"), None, "node") is None
+    assert container.observed_run(KEY, inspect("removing"), None, "node") is None
 
 
 def test_only_what_is_on_its_way_out_without_a_start_can_never_have_run() -> None:
@@ -367,7 +370,7 @@ def frame(line: bytes) -> bytes:
 )
 def test_the_tail_of_a_log_cut_anywhere(lines: list[bytes], limit: int, cut: int) -> None:
     raw, whole = b"".join(map(frame, lines)), b"".join(lines)
-    tail = LogTail(limit)
+    tail = ContainerLogTail(limit)
     for start in range(0, len(raw), cut):
         tail.feed(raw[start : start + cut])
     found = tail.output()
@@ -377,14 +380,14 @@ def test_the_tail_of_a_log_cut_anywhere(lines: list[bytes], limit: int, cut: int
 
 def test_the_line_end_that_the_engine_loses_is_put_back() -> None:
     records = [b"x" * PART_BYTES, b"y" * 9, b"short\n", b"x" * PART_BYTES, b"z\n", b"end"]
-    tail = LogTail(1 << 20)
+    tail = ContainerLogTail(1 << 20)
     for record in records:
         tail.feed(frame(record))
     assert tail.output().tail == b"".join([*records[:2], b"\n", *records[2:]])
 
 
 def test_a_log_that_may_have_dropped_its_beginning_is_truncated() -> None:
-    tail = LogTail(8 << 20)
+    tail = ContainerLogTail(8 << 20)
     raw = frame(b"\n") * 1000
     for _ in range(FULL_LOG_BYTES // (RECORD_BYTES + 1) // 1000 + 1):
         tail.feed(raw)

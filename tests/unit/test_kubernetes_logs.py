@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.backends.kubernetes.logs import LogTail
+from controller.backends.kubernetes.logs import PodLogTail
 
 FIRST = "sandbox 11111111-2222-3333-4444-555555555555 1"
 PATH = "/var/log/pods/sandboxes_sandbox-x_475ce80d-226d-4f9e-aac6-1cf12c544fd3/sandbox/0.log"
@@ -15,8 +15,8 @@ GONE = [  # as kubelets send them, with status 200 and no line end
 ]
 
 
-def fed(text: str, limit: int = 1024) -> LogTail:
-    tail = LogTail(limit, FIRST)
+def fed(text: str, limit: int = 1024) -> PodLogTail:
+    tail = PodLogTail(limit, FIRST)
     for at in range(0, len(text), 7):
         tail.feed(text[at : at + 7].encode())
     return tail

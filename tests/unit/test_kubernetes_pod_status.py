@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from controller.backends.kubernetes import pod_status
 from controller.backends.kubernetes.manifest import GATE
-from controller.backends.kubernetes.pod_cache import Runs, run_of
+from controller.backends.kubernetes.pod_cache import PodCache, pod_record
 from controller.protocol.model import Key, ObservedRun, Phase, Reason, State
 
 PODS = Path(__file__).parent / "pods"
@@ -153,17 +153,17 @@ def test_every_recorded_pod_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("name", SEEN)
 def test_a_recorded_pod_is_taken_for_what_it_is(name: str) -> None:
-    check(pod_status.seen(recorded(name), KEY), SEEN[name])
+    check(pod_status.observed_run(recorded(name), KEY), SEEN[name])
 
 
 @pytest.mark.parametrize("name", SEEN)
 def test_a_recorded_pod_that_vanished_is_taken_for_what_it_was(name: str) -> None:
     if SEEN[name].phase in (Phase.ENDED, Phase.NEVER_STARTED):
-        assert pod_status.gone(recorded(name), KEY) == pod_status.seen(recorded(name), KEY)
+        assert pod_status.last_observed_run(recorded(name), KEY) == pod_status.observed_run(recorded(name), KEY)
     elif name in GONE:
-        check(pod_status.gone(recorded(name), KEY), GONE[name])
+        check(pod_status.last_observed_run(recorded(name), KEY), GONE[name])
     else:
-        assert pod_status.gone(recorded(name), KEY).phase is Phase.GONE
+        assert pod_status.last_observed_run(recorded(name), KEY).phase is Phase.GONE
 
 
 def check(found: ObservedRun, means: Means) -> None:
@@ -187,46 +187,46 @@ def check(found: ObservedRun, means: Means) -> None:
 def test_a_recorded_pod_is_known_as_ours(name: str) -> None:
     pod = recorded(name)
     labels = pod["metadata"]["labels"]
-    run = run_of(pod, labels["installation"])
+    run = pod_record(pod, labels["installation"])
     assert run is not None
-    assert run.seen.key == Key(UUID(labels["sandboxId"]), 1)
+    assert run.observed.key == Key(UUID(labels["sandboxId"]), 1)
     assert run.job_uid == labels["batch.kubernetes.io/controller-uid"]
     assert run.deleting == ("deletionTimestamp" in pod["metadata"])
-    assert run_of(pod, str(UUID(int=0))) is None
+    assert pod_record(pod, str(UUID(int=0))) is None
 
 
 def test_a_look_tells_when_and_where_it_ran_and_in_what() -> None:
-    found = pod_status.seen(recorded("exit_3"), KEY)
+    found = pod_status.observed_run(recorded("exit_3"), KEY)
     assert found.node == "lab"
     assert found.image_digest is not None
     assert "@sha256:" in found.image_digest
     assert found.started_at is not None
     assert found.ended_at is not None
     assert found.started_at <= found.ended_at
-    running = pod_status.seen(recorded("running"), KEY)
+    running = pod_status.observed_run(recorded("running"), KEY)
     assert running.started_at is not None
     assert running.ended_at is None
 
 
 def test_a_start_that_failed_has_no_time() -> None:
-    assert pod_status.seen(recorded("image_without_shell"), KEY).started_at is None  # told as 1970
+    assert pod_status.observed_run(recorded("image_without_shell"), KEY).started_at is None  # told as 1970
 
 
 def test_a_container_that_ended_is_not_over_before_its_pod_says_why() -> None:
     pod = recorded("running_job_deleted")
     pod["status"]["phase"] = "Running"
     del pod["metadata"]["deletionTimestamp"]
-    assert pod_status.seen(pod, KEY).phase is Phase.RUNNING
+    assert pod_status.observed_run(pod, KEY).phase is Phase.RUNNING
     told = recorded("exit_3")
     told["status"]["phase"] = "Running"
-    expected = pod_status.seen(recorded("exit_3"), KEY)
-    assert pod_status.seen(told, KEY) == expected  # what it wrote down is all there is to say
+    expected = pod_status.observed_run(recorded("exit_3"), KEY)
+    assert pod_status.observed_run(told, KEY) == expected  # what it wrote down is all there is to say
 
 
 def with_message(message: str, reason: str = "ErrImagePull") -> ObservedRun:
     pod = recorded("registry_unreachable_err_image_pull")
     pod["status"]["containerStatuses"][0]["state"]["waiting"] = {"reason": reason, "message": message}
-    return pod_status.seen(pod, KEY)
+    return pod_status.observed_run(pod, KEY)
 
 
 @pytest.mark.parametrize(
@@ -270,24 +270,24 @@ def test_an_image_that_may_yet_come_is_waited_for(message: str) -> None:
 def test_the_limit_is_told_as_it_was_asked_for(limit: str, mib: int) -> None:
     pod = recorded("oom_of_everything")
     pod["spec"]["containers"][0]["resources"]["limits"]["memory"] = limit  # as the cluster writes it
-    outcome = pod_status.seen(pod, KEY).outcome
+    outcome = pod_status.observed_run(pod, KEY).outcome
     assert outcome is not None
     assert outcome.message == f"it was killed: it went over memory_mib = {mib}"
 
 
 @pytest.mark.parametrize("reason", ["NodeAffinity", "OutOfcpu", "NodeShutdown"])
 def test_what_was_seen_to_run_is_not_unstarted_where_its_restarted_node_rejects_it(reason: str) -> None:
-    pod, runs = recorded("running"), Runs()
+    pod, runs = recorded("running"), PodCache()
     installation = pod["metadata"]["labels"]["installation"]
     pod["metadata"]["resourceVersion"] = "1"
-    first = run_of(pod, installation)
+    first = pod_record(pod, installation)
     assert first is not None
-    runs.take(first)
+    runs.update(first)
     pod["metadata"]["resourceVersion"] = "2"  # a kubelet that starts admits its pods anew, and writes no more than this
     pod["status"] = {"phase": "Failed", "reason": reason, "message": "Pod was rejected", "startTime": None}
-    second = run_of(pod, installation)
+    second = pod_record(pod, installation)
     assert second is not None
-    news = runs.take(second)
+    news = runs.update(second)
     assert news is not None
     assert news.phase is Phase.ENDED
 
@@ -395,7 +395,7 @@ ANY_POD = st.fixed_dictionaries({"metadata": METADATA, "spec": SPEC}, optional={
 
 @given(ANY_POD)
 def test_no_status_breaks_the_reading(pod: dict[str, Any]) -> None:
-    for found in (pod_status.seen(pod, KEY), pod_status.gone(pod, KEY)):
+    for found in (pod_status.observed_run(pod, KEY), pod_status.last_observed_run(pod, KEY)):
         assert isinstance(found, ObservedRun)
         assert (found.phase is Phase.ENDED) == (found.outcome is not None)
         assert (found.key, found.run_uid) == (KEY, "uid")
@@ -406,7 +406,7 @@ def test_no_status_breaks_the_reading(pod: dict[str, Any]) -> None:
 
 @given(ANY_POD)
 def test_what_vanished_is_over(pod: dict[str, Any]) -> None:
-    assert pod_status.gone(pod, KEY).phase in (Phase.ENDED, Phase.NEVER_STARTED, Phase.GONE)
+    assert pod_status.last_observed_run(pod, KEY).phase in (Phase.ENDED, Phase.NEVER_STARTED, Phase.GONE)
 
 
 @given(ANY_POD)
@@ -414,13 +414,13 @@ def test_what_was_seen_to_run_is_never_taken_for_unstarted(pod: dict[str, Any]) 
     found = ((pod.get("status") or {}).get("containerStatuses")) or ()
     state: dict[str, Any] = next((one.get("state") or {} for one in found if one["name"] == "sandbox"), {})
     if pod["spec"].get("nodeName") and ("running" in state or "terminated" in state):
-        for seen in (pod_status.seen(pod, KEY), pod_status.gone(pod, KEY)):
+        for seen in (pod_status.observed_run(pod, KEY), pod_status.last_observed_run(pod, KEY)):
             assert seen.phase not in (Phase.NEVER_STARTED, Phase.INERT, Phase.STARTING)
 
 
 @given(ANY_POD)
 def test_only_our_gate_on_a_pod_of_no_node_is_inert(pod: dict[str, Any]) -> None:
     gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
-    if pod_status.seen(pod, KEY).phase is Phase.INERT:
+    if pod_status.observed_run(pod, KEY).phase is Phase.INERT:
         assert GATE in gates
         assert not pod["spec"].get("nodeName")

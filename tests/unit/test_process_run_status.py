@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.backends.process import run_files
-from controller.backends.process.run_status import Look, look, read_output, request_bytes
+from controller.backends.process.run_status import RunStatus, read_output, read_status, request_bytes
 from controller.errors import RequestRejectedError
 from controller.protocol.model import Key, Launch, Output, Phase, Reason, State
 
@@ -34,10 +34,10 @@ class Directory:
         for name, content in contents.items():
             (self.path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    def look(self) -> Look | None:
-        return look(self.descriptor, KEY)
+    def look(self) -> RunStatus | None:
+        return read_status(self.descriptor, KEY)
 
-    def ended(self, record: str) -> Look:
+    def ended(self, record: str) -> RunStatus:
         self.put(started=REQUEST, exit=record)
         found = self.look()
         assert found is not None
@@ -78,7 +78,7 @@ def test_the_requests_name_tells_what_has_not_started(directory: Directory, toke
     directory.put(**{token: REQUEST})
     found = directory.look()
     assert found is not None
-    assert (found.seen.run_uid, found.seen.phase, found.alive, found.orphaned) == (UID, phase, False, False)
+    assert (found.observed.run_uid, found.observed.phase, found.alive, found.orphaned) == (UID, phase, False, False)
 
 
 def test_a_held_lock_is_a_live_supervisor(directory: Directory) -> None:
@@ -91,10 +91,10 @@ def test_a_held_lock_is_a_live_supervisor(directory: Directory) -> None:
     running = directory.look()
     os.close(holder)
     assert starting is not None
-    assert (starting.seen.phase, starting.alive) == (Phase.STARTING, True)
+    assert (starting.observed.phase, starting.alive) == (Phase.STARTING, True)
     assert running is not None
-    assert (running.seen.phase, running.alive) == (Phase.RUNNING, True)
-    assert running.seen.started_at == datetime(2023, 11, 14, 22, 13, 20, 250000, UTC)
+    assert (running.observed.phase, running.alive) == (Phase.RUNNING, True)
+    assert running.observed.started_at == datetime(2023, 11, 14, 22, 13, 20, 250000, UTC)
 
 
 def test_a_dead_supervisor_without_a_record_is_a_loss_to_be_swept(directory: Directory) -> None:
@@ -102,8 +102,8 @@ def test_a_dead_supervisor_without_a_record_is_a_loss_to_be_swept(directory: Dir
     found = directory.look()
     assert found is not None
     assert found.orphaned
-    assert found.seen.outcome is not None
-    assert (found.seen.outcome.state, found.seen.outcome.reason) == (State.LOST, Reason.LOST)
+    assert found.observed.outcome is not None
+    assert (found.observed.outcome.state, found.observed.outcome.reason) == (State.LOST, Reason.LOST)
 
 
 def test_a_timeouts_evidence_outlives_its_supervisor(directory: Directory) -> None:
@@ -111,8 +111,8 @@ def test_a_timeouts_evidence_outlives_its_supervisor(directory: Directory) -> No
     found = directory.look()
     assert found is not None
     assert found.orphaned
-    assert found.seen.outcome is not None
-    assert found.seen.outcome.state is State.TIMED_OUT
+    assert found.observed.outcome is not None
+    assert found.observed.outcome.state is State.TIMED_OUT
 
 
 @pytest.mark.parametrize(
@@ -133,19 +133,19 @@ def test_a_timeouts_evidence_outlives_its_supervisor(directory: Directory) -> No
 def test_a_record_tells_how_the_run_ended(
     directory: Directory, record: str, state: State, reason: Reason, code: int | None
 ) -> None:
-    outcome = directory.ended(record).seen.outcome
+    outcome = directory.ended(record).observed.outcome
     assert outcome is not None
     assert (outcome.state, outcome.reason, outcome.exit_code) == (state, reason, code)
 
 
 def test_a_record_has_the_times_of_the_run(directory: Directory) -> None:
-    seen = directory.ended("exit 0\nstarted 1700000000.000250\nended 1700000001.500000\n").seen
+    seen = directory.ended("exit 0\nstarted 1700000000.000250\nended 1700000001.500000\n").observed
     assert seen.started_at == datetime(2023, 11, 14, 22, 13, 20, 250, UTC)
     assert seen.ended_at == datetime(2023, 11, 14, 22, 13, 21, 500000, UTC)
 
 
 def test_a_record_that_nothing_was_started_is_no_end(directory: Directory) -> None:
-    seen = directory.ended("never [Errno 11] Resource temporarily unavailable").seen
+    seen = directory.ended("never [Errno 11] Resource temporarily unavailable").observed
     assert (seen.phase, seen.outcome) == (Phase.NEVER_STARTED, None)
     assert "temporarily" in (seen.waiting or "")
 

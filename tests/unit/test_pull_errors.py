@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.backends.pull_errors import pull_is_hopeless
+from controller.backends.pull_errors import is_permanent_pull_error
 
 IMAGE = "localhost:5001/denied/not-found:1"  # its own name says nothing
 
@@ -39,9 +39,9 @@ NOT_YET = {
 
 @pytest.mark.parametrize("words", FOR_GOOD.values(), ids=FOR_GOOD)
 def test_no_such_image_and_no_right_to_it_are_for_good(words: str) -> None:
-    assert pull_is_hopeless(words, IMAGE)
+    assert is_permanent_pull_error(words, IMAGE)
 
 
 @pytest.mark.parametrize("words", NOT_YET.values(), ids=NOT_YET)
 def test_what_may_pass_is_worth_another_try(words: str) -> None:
-    assert not pull_is_hopeless(words, IMAGE)
+    assert not is_permanent_pull_error(words, IMAGE)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from controller.backends.registry import connect
+from controller.backends.registry import create_backend
 from controller.errors import SettingsError
 from controller.settings import PASSWORDS, OwnersSettings, Settings
 
@@ -203,13 +203,13 @@ def test_a_docker_host_that_is_none_is_told_before_the_engine_is_asked(
     with pytest.raises(
         SettingsError, match=r"^DOCKER_HOST = .*: must be unix:///PATH/OF/SOCKET or tcp://HOST:PORT"
     ) as told:
-        connect(Settings.read())
+        create_backend(Settings.read())
     assert "s3cr3t" not in str(told.value)
 
 
 def test_an_empty_docker_host_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "")
-    connect(Settings.read())
+    create_backend(Settings.read())
     assert "DOCKER_HOST" not in os.environ
 
 
@@ -237,7 +237,7 @@ def test_a_job_option_of_no_form_is_told_with_its_name(
         database_url=URL, sandbox_backend=backend, sandbox_job_options=options, sandbox_work_dir=tmp_path
     )
     with pytest.raises(SettingsError, match=r"^SANDBOX_JOB_OPTIONS: ") as caught:
-        connect(settings)
+        create_backend(settings)
     assert told in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from controller.backends.docker import volumes as docker_volumes
 from controller.backends.docker.api import SLOW, STREAM, WHO, Engine, EngineError
 from controller.backends.docker.container import create_body
 from controller.backends.docker.images import Images
-from controller.backends.docker.logs import LogTail
+from controller.backends.docker.logs import ContainerLogTail
 from controller.backends.docker.marks import DockerMarks
 from controller.backends.docker.volumes import Volumes
 from controller.backends.json_lines import Json, Lines
@@ -115,7 +115,7 @@ class DockerBackend:
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
         if await self._ours(key, run_uid) is None:
             raise RunNotFoundError(f"the Docker engine has no container {run_uid}")
-        tail = LogTail(limit)
+        tail = ContainerLogTail(limit)
         params = {"stdout": "1", "stderr": "1"}
         async with self._engine.request("GET", f"containers/{run_uid}/logs", params=params, timeout=SLOW) as response:
             async for chunk in response.content.iter_any():
@@ -311,12 +311,12 @@ class DockerBackend:
 
     async def _seen(self, key: Key, inspect: Json) -> ObservedRun | None:
         if inspect["State"]["Status"] != "exited":
-            return container.seen(key, inspect, None, self._node)
+            return container.observed_run(key, inspect, None, self._node)
         state = await self._state(inspect["Id"])
         if state is None:  # no file, or nothing any more that could have one: look which
             again = await self._inspect(inspect["Id"])
-            return container.seen(key, again, None, self._node) if again is not None else None
-        return container.seen(key, inspect, state, self._node)
+            return container.observed_run(key, again, None, self._node) if again is not None else None
+        return container.observed_run(key, inspect, state, self._node)
 
     async def _state(self, run_uid: str) -> str | None:
         """The state file of an exited container, None where there is none."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from controller.backends import labels
 from controller.backends.docker import volumes as docker_volumes
-from controller.backends.guest.evidence import Evidence, is_number, killed, untold
+from controller.backends.guest.evidence import Evidence, is_number, killed_outcome, outcome_without_evidence
 from controller.backends.guest.layout import keeper_text, wrapper_text
 from controller.backends.json_lines import Json
 from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase
@@ -150,7 +150,7 @@ def goes_unstarted(inspect: Json) -> bool:
     return inspect["State"]["Status"] in LEAVING and _time(inspect["State"].get("StartedAt")) is None
 
 
-def seen(key: Key, inspect: Json, state: str | None, node: str | None) -> ObservedRun | None:
+def observed_run(key: Key, inspect: Json, state: str | None, node: str | None) -> ObservedRun | None:
     """What the engine's inspection shows; `state`: the state file of an exited one, None where it has none.
 
     None where the container is on its way out.
@@ -187,8 +187,8 @@ def _outcome(inspect: Json, evidence: Evidence) -> Outcome:
     if told is not None:
         return told
     if not evidence.started:
-        return untold(engine["ExitCode"], engine.get("Error"))
-    return killed(None if evidence.again else engine["ExitCode"])
+        return outcome_without_evidence(engine["ExitCode"], engine.get("Error"))
+    return killed_outcome(None if evidence.again else engine["ExitCode"])
 
 
 def _number(given: Json, name: str) -> int:

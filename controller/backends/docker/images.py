@@ -13,7 +13,7 @@ from controller.backends.docker.api import WHO, Engine, EngineError
 from controller.backends.docker.login import LoginError, registry_auth, registry_of
 from controller.backends.docker.pulls import Pulls
 from controller.backends.json_lines import Json, Lines
-from controller.backends.pull_errors import pull_is_hopeless
+from controller.backends.pull_errors import is_permanent_pull_error
 from controller.errors import RequestRejectedError, SandboxError, TransientEngineError
 from controller.protocol.model import Launch, Reason
 
@@ -79,7 +79,7 @@ def pull_error(image: str, error: EngineError) -> SandboxError:
     """What a failed pull means: refused for good, or worth another try."""
     if error.status == 400:
         return RequestRejectedError(Reason.INVALID_REQUEST, f"image {image!r}: {error.words}")
-    if error.status in (401, 403, 404) or pull_is_hopeless(error.words, image):
+    if error.status in (401, 403, 404) or is_permanent_pull_error(error.words, image):
         return RequestRejectedError(Reason.IMAGE_PULL_FAILED, f"image {image!r}: {error.words}")
     return TransientEngineError(f"the image {image} cannot be had now: {error.words}")
 

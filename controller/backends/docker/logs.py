@@ -11,7 +11,7 @@ RECORD_BYTES = 28  # that the engine's log takes for a record, beside its line
 FULL_LOG_BYTES = (LOG_FILE_MB * (LOG_FILES - 1) - 1) * 1_000_000  # a log that has dropped something holds more
 
 
-class LogTail:
+class ContainerLogTail:
     """Takes the engine's frames as they come, and keeps the last `limit` bytes of what they carry."""
 
     def __init__(self, limit: int) -> None:

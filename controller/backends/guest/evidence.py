@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from controller.protocol.model import Outcome, Reason, State, exit_outcome, timeout_outcome
 
-UNWRITTEN = 125  # exit code of a wrapper that stopped itself before the command
-STRUCK = (137, 255)  # exit codes of one that was killed, or went with its host
+EXIT_NO_STATE_FILE = 125  # exit code of a wrapper that stopped itself before the command
+KILLED_EXIT_CODES = (137, 255)  # exit codes of one that was killed, or went with its host
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Evidence:
         words: dict[str, int | None] = {}
         for line in text.split("\n"):
             word, _, number = line.partition(" ")
-            if word in WORDS and bool(number) == WORDS[word] and (not number or is_number(number)):
+            if STATE_FILE_WORDS.get(word) is bool(number) and (not number or is_number(number)):
                 words.setdefault(word, int(number) if number else None)
         order = list(words)
         ended = order.index("exit") if "exit" in words else len(order)
@@ -65,7 +65,7 @@ class Evidence:
         return replace(outcome, message=f"{outcome.message}; {message}" if outcome.message else message)
 
 
-WORDS = {  # of the state file, and whether a number follows
+STATE_FILE_WORDS = {  # of the state file, and whether a number follows
     "started": False,
     "started_at": True,
     "timeout": False,
@@ -77,16 +77,16 @@ WORDS = {  # of the state file, and whether a number follows
 }
 
 
-def killed(code: int | None) -> Outcome:
+def killed_outcome(code: int | None) -> Outcome:
     """Of a run whose command was ended from outside, with `code` where the engine knows one."""
     return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", code)
 
 
-def untold(code: int, why: str | None = None) -> Outcome:
+def outcome_without_evidence(code: int, why: str | None = None) -> Outcome:
     """Of a run that exited with `code` and nothing written. The command may have wiped it: no other attempt."""
-    if code in STRUCK:
+    if code in KILLED_EXIT_CODES:
         return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command, or before it", 137)
-    if code == UNWRITTEN:
+    if code == EXIT_NO_STATE_FILE:
         return Outcome(State.FAILED, Reason.START_FAILED, "its state file could not be written, or was wiped")
     why = why or f"it exited with {code} before the command; its output may say why"
     return Outcome(State.FAILED, Reason.START_FAILED, f"the image's /bin/sh does not run: {why}")

@@ -20,7 +20,7 @@ from controller.backends.kubernetes.api import Api, ApiError
 from controller.backends.kubernetes.logs import Logs
 from controller.backends.kubernetes.objects import Objects, creation_error, is_finished, why_no_pod
 from controller.backends.kubernetes.options import JobOptions
-from controller.backends.kubernetes.pod_cache import Job, Run, Runs, job_of, run_of
+from controller.backends.kubernetes.pod_cache import JobRecord, PodCache, PodRecord, job_record, pod_record
 from controller.backends.kubernetes.watch import Event, Events, Feed
 from controller.errors import (
     BackendClosedError,
@@ -66,7 +66,7 @@ class KubernetesBackend:
         self._api = Api(namespace, kubeconfig)
         self._logs = Logs(self._api, output_bytes)
         self._objects = Objects(self._api, "")  # made by `open`
-        self._runs = Runs()
+        self._pods = PodCache()
         self._removing: set[Key] = set()  # attempts that we remove ourselves: nobody will ask for their output
 
     async def open(self, installation: UUID) -> str:
@@ -134,7 +134,7 @@ class KubernetesBackend:
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
         run = await self._run(key, run_uid)
         try:
-            if run is None or self._runs.is_hidden(run.job_uid):
+            if run is None or self._pods.is_hidden(run.job_uid):
                 raise RunNotFoundError(f"the cluster has no pod {run_uid} of {key.name}")
             return await self._logs.read(run.name, manifest.first_line(key), limit)
         except RunNotFoundError:
@@ -146,7 +146,7 @@ class KubernetesBackend:
     async def kill(self, key: Key, run_uid: str) -> None:
         run = await self._run(key, run_uid)
         pod = await self._objects.pod(run.name, run_uid) if run is not None else None
-        if pod is not None and pod_status.seen(pod, key).phase not in pod_status.OVER:
+        if pod is not None and pod_status.observed_run(pod, key).phase not in pod_status.OVER:
             await self._objects.end(pod)
 
     async def delete(self, key: Key, run_uid: str | None) -> None:
@@ -190,40 +190,40 @@ class KubernetesBackend:
         """The attempt's run, where its Job has one already."""
         if job["metadata"].get("deletionTimestamp"):
             raise TransientEngineError(f"the Job {key.name} is being deleted: its name is not free yet")
-        runs = [run.seen for run in (await self._objects.runs(key)).values()]
+        runs = [run.observed for run in (await self._objects.pods(key)).values()]
         return next((seen for seen in runs if seen.phase is not Phase.INERT), runs[0] if runs else None)
 
-    async def _run(self, key: Key, run_uid: str) -> Run | None:
-        return self._runs.of(key).get(run_uid) or (await self._objects.runs(key)).get(run_uid)
+    async def _run(self, key: Key, run_uid: str) -> PodRecord | None:
+        return self._pods.of(key).get(run_uid) or (await self._objects.pods(key)).get(run_uid)
 
     async def _let_expire(self, key: Key, run_uid: str) -> bool:
         """Leaves an ended run's removal to the cluster, after a while in which people can still look at it."""
-        runs = self._runs.of(key)
+        runs = self._pods.of(key)
         run = runs.get(run_uid)
-        if run is None or len(runs) > 1 or not run.job_uid or run.seen.phase is not Phase.ENDED:
+        if run is None or len(runs) > 1 or not run.job_uid or run.observed.phase is not Phase.ENDED:
             return False
-        if self._runs.is_recorded(run.job_uid):  # and where it is shown again, the cluster did not remove it: we do
-            return self._runs.is_hidden(run.job_uid)
+        if self._pods.is_recorded(run.job_uid):  # and where it is shown again, the cluster did not remove it: we do
+            return self._pods.is_hidden(run.job_uid)
         if not await self._objects.let_expire(key, run.job_uid):
             return False
-        self._runs.record(run.job_uid)
+        self._pods.record(run.job_uid)
         return True
 
     async def _list(self, feeds: Sequence[Feed]) -> Listing:
         """Jobs before pods: a Job made in between is then not taken for one without a pod."""
         begun, installation, uids = time.monotonic(), self._objects.installation, set[str]()
-        made = [job_of(job, installation) async for page in feeds[0].pages() for job in page]
+        made = [job_record(job, installation) async for page in feeds[0].pages() for job in page]
         async for page in feeds[1].pages():
-            for run in (run_of(pod, installation) for pod in page):
+            for run in (pod_record(pod, installation) for pod in page):
                 if run is not None:
                     self._save(run)
-                    self._runs.take(run, listed=True)
-                    uids.add(run.seen.run_uid)
+                    self._pods.update(run, listed=True)
+                    uids.add(run.observed.run_uid)
         ours = [job for job in made if job is not None]
-        listing = self._runs.listing(begun, ours, uids)
+        listing = self._pods.listing(begun, ours, uids)
         return await self._explained(listing, ours) if listing.pending else listing
 
-    async def _explained(self, listing: Listing, made: Sequence[Job]) -> Listing:
+    async def _explained(self, listing: Listing, made: Sequence[JobRecord]) -> Listing:
         """The same with what Jobs say that have had no pod for a while; a finished one will have none any more."""
         now, pending, never = datetime.now(UTC), dict(listing.pending), list[ObservedRun]()
         slow = [job for job in made if job.key in pending and (now - job.created_at).total_seconds() > SLOW_SECONDS]
@@ -238,19 +238,23 @@ class KubernetesBackend:
     async def _seen(self, event: Event) -> ObservedRun | None:
         """What a change means, where it is news."""
         if event.kind == "jobs":
-            job = job_of(event.object, self._objects.installation)
-            return self._runs.take_job(job, gone=event.gone) if job is not None else None
-        run = run_of(event.object, self._objects.installation, gone=event.gone)
+            job = job_record(event.object, self._objects.installation)
+            return self._pods.update_job(job, gone=event.gone) if job is not None else None
+        run = pod_record(event.object, self._objects.installation, gone=event.gone)
         if run is None:
             return None
-        if event.gone and run.seen.phase is not Phase.ENDED and await self._objects.pod(run.name, run.seen.run_uid):
+        if (
+            event.gone
+            and run.observed.phase is not Phase.ENDED
+            and await self._objects.pod(run.name, run.observed.run_uid)
+        ):
             return None  # it is there: somebody changed the labels that we select by
         self._save(run)
-        return self._runs.take(run, gone=event.gone)
+        return self._pods.update(run, gone=event.gone)
 
-    def _save(self, run: Run) -> None:
+    def _save(self, run: PodRecord) -> None:
         """Saves the log of a run that somebody else deletes while it runs: its node drops it with the run."""
-        key, before = run.seen.key, self._runs.of(run.seen.key).get(run.seen.run_uid)
+        key, before = run.observed.key, self._pods.of(run.observed.key).get(run.observed.run_uid)
         news = run.deleting and not (before is not None and before.deleting)
-        if news and run.seen.phase is Phase.RUNNING and key not in self._removing:
-            self._logs.save(run.seen.run_uid, run.name, manifest.first_line(key))
+        if news and run.observed.phase is Phase.RUNNING and key not in self._removing:
+            self._logs.save(run.observed.run_uid, run.name, manifest.first_line(key))

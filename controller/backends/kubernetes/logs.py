@@ -25,7 +25,7 @@ SAID_BYTES = 2000
 NO_LOG = (400, 404)  # statuses: no such pod, no such container, its log removed
 
 
-class LogTail:
+class PodLogTail:
     """Takes a log as it comes and keeps its last `limit` bytes; `first` is the line that it began with."""
 
     def __init__(self, limit: int, first: str) -> None:
@@ -68,7 +68,7 @@ class Logs:
 
     async def read(self, name: str, first: str, limit: int) -> Output:
         """The end of a pod's log. Raises RunNotFoundError where the node has none."""
-        tail = LogTail(limit, first)
+        tail = PodLogTail(limit, first)
         lines = str(limit + len(first) + 1)  # no line is without a byte: more of them cannot matter
         query: Mapping[str, str] = {"container": CONTAINER, "tailLines": lines}
         try:

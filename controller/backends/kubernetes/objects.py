@@ -10,7 +10,7 @@ from typing import Any
 from controller.backends.json_lines import Json
 from controller.backends.kubernetes import manifest, pod_status
 from controller.backends.kubernetes.api import MERGE, STRATEGIC, Api, ApiError
-from controller.backends.kubernetes.pod_cache import Run, run_of
+from controller.backends.kubernetes.pod_cache import PodRecord, pod_record
 from controller.backends.labels import key_of, selecting
 from controller.errors import RequestRejectedError, SandboxError, TransientEngineError
 from controller.protocol.model import Key, Reason
@@ -38,12 +38,12 @@ class Objects:
             raise RequestRejectedError(Reason.NAME_CONFLICT, words)
         return job
 
-    async def runs(self, key: Key) -> dict[str, Run]:
+    async def pods(self, key: Key) -> dict[str, PodRecord]:
         """The pods of an attempt as they stand now, by uid."""
-        found: dict[str, Run] = {}
+        found: dict[str, PodRecord] = {}
         async for page, _ in self._api.pages("pods", {"labelSelector": self.selector(key)}):
-            looks = (run_of(pod, self.installation) for pod in page)
-            found |= {run.seen.run_uid: run for run in looks if run is not None and run.seen.key == key}
+            looks = (pod_record(pod, self.installation) for pod in page)
+            found |= {run.observed.run_uid: run for run in looks if run is not None and run.observed.key == key}
         return found
 
     async def pod(self, name: str, run_uid: str) -> Json | None:
@@ -79,7 +79,7 @@ class Objects:
             job = await self.job(key)
         except RequestRejectedError:  # somebody else's: not ours to remove
             job = None
-        runs = await self.runs(key)
+        runs = await self.pods(key)
         if run_uid is not None:
             if any(uid != run_uid for uid in runs):
                 return await self._remove_beside(runs.get(run_uid), run_uid)
@@ -92,7 +92,7 @@ class Objects:
                 await self._remove(f"pods/{run.name}", uid)
         return job is None and not runs
 
-    async def _remove_beside(self, run: Run | None, run_uid: str) -> bool:
+    async def _remove_beside(self, run: PodRecord | None, run_uid: str) -> bool:
         """Removes one pod of a Job whose other pod is to live."""
         if run is None:
             return True

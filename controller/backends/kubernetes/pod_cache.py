@@ -17,18 +17,18 @@ RECORDED_SECONDS = 900.0  # after which a recorded Job that is still there is sh
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PodRecord:
     """One pod, as far as it is needed again."""
 
     name: str
     job_uid: str  # empty: an orphan
     version: int
-    seen: ObservedRun
+    observed: ObservedRun
     deleting: bool  # somebody asked for its deletion
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class JobRecord:
     """One Job, as far as it is needed again."""
 
     key: Key
@@ -38,24 +38,24 @@ class Job:
     deleting: bool  # somebody asked for its deletion
 
 
-def run_of(pod: Json, installation: str, *, gone: bool = False) -> Run | None:
+def pod_record(pod: Json, installation: str, *, gone: bool = False) -> PodRecord | None:
     """One look at a pod, None where it is none of that installation's; `gone`: it was the last."""
     meta = pod["metadata"]
     key = key_of(meta.get("labels"), installation)
     if key is None or not meta["name"].startswith(f"{key.name}-"):
         return None
-    look = pod_status.gone(pod, key) if gone else pod_status.seen(pod, key)
-    return Run(meta["name"], pod_status.owner(pod), _version(meta), look, pod_status.is_being_deleted(pod))
+    look = pod_status.last_observed_run(pod, key) if gone else pod_status.observed_run(pod, key)
+    return PodRecord(meta["name"], pod_status.owner(pod), _version(meta), look, pod_status.is_being_deleted(pod))
 
 
-def job_of(job: Json, installation: str) -> Job | None:
+def job_record(job: Json, installation: str) -> JobRecord | None:
     """One look at a Job's metadata, None where it is none of that installation's."""
     meta = job["metadata"]
     key = key_of(meta.get("labels"), installation)
     if key is None or meta["name"] != key.name:
         return None
     recorded = str((meta.get("annotations") or {}).get(RECORDED, ""))
-    return Job(
+    return JobRecord(
         key,
         meta["uid"],
         datetime.fromisoformat(meta["creationTimestamp"]),
@@ -64,44 +64,40 @@ def job_of(job: Json, installation: str) -> Job | None:
     )
 
 
-class Runs:
+class PodCache:
     """What the observer was told of pods, and which Jobs are recorded. A list would tell it all again."""
 
     def __init__(self) -> None:
-        self._runs: dict[Key, dict[str, Run]] = {}
+        self._runs: dict[Key, dict[str, PodRecord]] = {}
         self._recorded: dict[str, float] = {}  # uids of Jobs whose outcome is in the table, and since when
-        self._barren: set[str] = set()  # uids of Jobs that have had no pod so far
+        self._jobs_without_pod: set[str] = set()  # uids of Jobs that have had no pod so far
 
-    def take(self, run: Run, *, gone: bool = False, listed: bool = False) -> ObservedRun | None:
+    def update(self, run: PodRecord, *, gone: bool = False, listed: bool = False) -> ObservedRun | None:
         """Takes in a look at a run; returns it where it is news. A list overrules: a cluster may have been set back."""
-        key, uid = run.seen.key, run.seen.run_uid
-        self._barren.discard(run.job_uid)
+        key, uid = run.observed.key, run.observed.run_uid
+        self._jobs_without_pod.discard(run.job_uid)
         known = self._runs.get(key, {}).get(uid)
         if known is not None and known.version > run.version and not listed:
             return None
-        if known is not None and run.seen.phase is Phase.NEVER_STARTED and known.seen.waiting:  # the last word of why
-            waited = known.seen
-            seen = replace(
-                run.seen, waiting=waited.waiting, timeout_reason=waited.timeout_reason, permanent=waited.permanent
-            )
-            run = replace(run, seen=seen)
+        if known is not None and run.observed.phase is Phase.NEVER_STARTED and known.observed.waiting:
+            run = replace(run, observed=_still_waiting(run.observed, known.observed))
         if gone:
             self._forget(key, uid)
-            return run.seen
+            return run.observed
         self._runs.setdefault(key, {})[uid] = run
-        return run.seen if known is None or known.seen != run.seen else None
+        return run.observed if known is None or known.observed != run.observed else None
 
-    def take_job(self, job: Job, *, gone: bool) -> ObservedRun | None:
+    def update_job(self, job: JobRecord, *, gone: bool) -> ObservedRun | None:
         """Takes in a look at a Job. One that went before it had a pod is news: its uid stands for its run's."""
         if not gone:
             if all(run.job_uid != job.uid for run in self.of(job.key).values()):
-                self._barren.add(job.uid)
+                self._jobs_without_pod.add(job.uid)
             return None
-        barren = job.uid in self._barren
-        self._barren.discard(job.uid)
-        return ObservedRun(job.key, job.uid, Phase.NEVER_STARTED) if barren else None
+        had_no_pod = job.uid in self._jobs_without_pod
+        self._jobs_without_pod.discard(job.uid)
+        return ObservedRun(job.key, job.uid, Phase.NEVER_STARTED) if had_no_pod else None
 
-    def of(self, key: Key) -> Mapping[str, Run]:
+    def of(self, key: Key) -> Mapping[str, PodRecord]:
         """The pods of an attempt, by uid."""
         return self._runs.get(key, {})
 
@@ -117,17 +113,17 @@ class Runs:
         """Whether that Job is as good as gone: recorded, and still in the time that its removal may take."""
         return time.time() - self._recorded.get(job_uid, 0.0) < RECORDED_SECONDS
 
-    def listing(self, begun: float, jobs: Collection[Job], uids: Collection[str]) -> Listing:
+    def listing(self, begun: float, jobs: Collection[JobRecord], uids: Collection[str]) -> Listing:
         """One whole list: of the Jobs, taken first, and of the pods with these uids, which were taken in one by one."""
         there = {job.uid: job.recorded for job in jobs if job.recorded is not None}
         self._recorded = {uid: at for uid, at in self._recorded.items() if self.is_hidden(uid)} | there
         for key in list(self._runs):
             for uid in self._runs[key].keys() - uids:
                 self._forget(key, uid)
-        self._barren = {job.uid for job in jobs if job.key not in self._runs}
+        self._jobs_without_pod = {job.uid for job in jobs if job.key not in self._runs}
         runs = [run for runs in self._runs.values() for run in runs.values()]
-        shown = [run.seen for run in runs if not self.is_hidden(run.job_uid)]
-        recorded = [run.seen for run in runs if self.is_hidden(run.job_uid)]
+        shown = [run.observed for run in runs if not self.is_hidden(run.job_uid)]
+        recorded = [run.observed for run in runs if self.is_hidden(run.job_uid)]
         pending = {
             job.key: None
             for job in jobs
@@ -140,6 +136,11 @@ class Runs:
         runs.pop(uid, None)
         if not runs:
             self._runs.pop(key, None)
+
+
+def _still_waiting(seen: ObservedRun, before: ObservedRun) -> ObservedRun:
+    """A run that never started, with the last explanation of why it waited."""
+    return replace(seen, waiting=before.waiting, timeout_reason=before.timeout_reason, permanent=before.permanent)
 
 
 def _version(meta: Json) -> int:

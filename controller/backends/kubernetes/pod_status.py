@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from controller.backends.guest.evidence import Evidence, is_number, killed, untold
+from controller.backends.guest.evidence import Evidence, is_number, killed_outcome, outcome_without_evidence
 from controller.backends.json_lines import Json
 from controller.backends.kubernetes.manifest import CONTAINER, END_NOW, GATE
-from controller.backends.pull_errors import pull_is_hopeless
+from controller.backends.pull_errors import is_permanent_pull_error
 from controller.protocol.model import Key, ObservedRun, Outcome, Phase, Reason, State, exit_outcome
 
 UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB; the cluster may write our 1024Mi as 1Gi
@@ -22,7 +22,7 @@ LAST_RESORT = "its own timer was gone and no controller ended it: its pod's acti
 NODE_GONE = {"DeletionByPodGC", "DeletionByTaintManager"}  # of the condition DisruptionTarget
 
 
-def seen(pod: Json, key: Key) -> ObservedRun:
+def observed_run(pod: Json, key: Key) -> ObservedRun:
     """What one look at a pod of that attempt shows."""
     spec, status, container = pod["spec"], _status(pod), _container(pod)
     run = ObservedRun(key, pod["metadata"]["uid"], Phase.STARTING)
@@ -40,9 +40,9 @@ def seen(pod: Json, key: Key) -> ObservedRun:
     return _waiting(pod, run, state.get("waiting") or {})
 
 
-def gone(pod: Json, key: Key) -> ObservedRun:
+def last_observed_run(pod: Json, key: Key) -> ObservedRun:
     """What the last look at a pod shows that is no more."""
-    last = seen(pod, key)
+    last = observed_run(pod, key)
     if last.phase in OVER:
         return last
     if not pod["spec"].get("nodeName"):
@@ -114,7 +114,7 @@ def _waiting(pod: Json, run: ObservedRun, waiting: Json) -> ObservedRun:
         return run
     words, image = f"{reason}: {message}" if message else str(reason), str(_spec(pod).get("image") or "")
     if reason in PULL or reason in NEVER_PULLED:
-        permanent = reason in NEVER_PULLED or pull_is_hopeless(message, image)
+        permanent = reason in NEVER_PULLED or is_permanent_pull_error(message, image)
         return replace(run, waiting=words, timeout_reason=Reason.IMAGE_PULL_FAILED, permanent=permanent)
     return replace(run, waiting=words, timeout_reason=Reason.START_FAILED)
 
@@ -171,8 +171,8 @@ def _outcome(pod: Json, ended: Json) -> Outcome:
     if code == 0:
         return exit_outcome(0)
     if code is not None and not evidence.started:
-        return untold(code)
-    return killed(code)
+        return outcome_without_evidence(code)
+    return killed_outcome(code)
 
 
 def _interruption(pod: Json, code: int | None) -> Outcome | None:
@@ -182,7 +182,8 @@ def _interruption(pod: Json, code: int | None) -> Outcome | None:
         return _node_lost(pod)
     if reason == "DeadlineExceeded":
         last_resort = pod["spec"].get("activeDeadlineSeconds", END_NOW) != END_NOW
-        return Outcome(State.FAILED, Reason.DEADLINE_EXCEEDED, LAST_RESORT, code) if last_resort else killed(code)
+        timed_out = Outcome(State.FAILED, Reason.DEADLINE_EXCEEDED, LAST_RESORT, code)
+        return timed_out if last_resort else killed_outcome(code)
     if reason or disruption:
         words = _words(pod, "its node put it out")
         if code is None:  # a kubelet that restarts turns away what it no longer knows, also what had ended

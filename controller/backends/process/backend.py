@@ -20,9 +20,9 @@ from uuid import UUID
 
 from controller.backends.process.marks import ProcessMarks
 from controller.backends.process.run_status import request_bytes
-from controller.backends.process.runs import Runs
+from controller.backends.process.runs import RunDirectory
 from controller.backends.process.trash import empty_trash
-from controller.backends.process.wakeup import Bell
+from controller.backends.process.wakeup import WakeupFifo
 from controller.errors import BackendClosedError, BackendUnavailableError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output, Phase
 
@@ -42,7 +42,7 @@ class ProcessBackend:
     def __init__(self, work_dir: Path, *, output_bytes: int = 1 << 20) -> None:
         self._work_dir = work_dir.absolute()
         self._output_bytes = output_bytes
-        self._installed: Runs | None = None
+        self._installed: RunDirectory | None = None
         self._identity = ""
         self.marks: ProcessMarks | None = None
         self._workers = ThreadPoolExecutor(4, "process-backend")
@@ -50,7 +50,7 @@ class ProcessBackend:
 
     async def open(self, installation: UUID) -> str:
         """Makes the work directory, which holds this host's identity."""
-        runs = Runs(self._work_dir, installation)
+        runs = RunDirectory(self._work_dir, installation)
         self._identity = await self._in_work_dir(runs.prepare)
         self._installed = runs
         self.marks = ProcessMarks(self._work_dir, installation)
@@ -58,7 +58,7 @@ class ProcessBackend:
 
     async def ping(self) -> None:
         """Looks whether the work directory is still that one, and can still be written to."""
-        if await self._in_work_dir(self._runs.look_around) != self._identity:
+        if await self._in_work_dir(self._runs.check) != self._identity:
             raise BackendUnavailableError(
                 f"SANDBOX_WORK_DIR = {self._work_dir} is another than at the start: restart the controller"
             )
@@ -75,8 +75,8 @@ class ProcessBackend:
     async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """Lists every second, and between tells of each run whose supervisor rang."""
         loop, runs = asyncio.get_running_loop(), self._runs
-        with _not_now():
-            bell = Bell(runs.wake, runs.staging)
+        with _host_errors_are_transient():
+            wakeup = WakeupFifo(runs.wake, runs.staging)
         try:
             tidy = due = loop.time()
             uids: dict[str, str] = {}
@@ -89,11 +89,11 @@ class ProcessBackend:
                     uids = {seen.key.name: seen.run_uid for seen in listing.runs}
                     yield listing
                     due = loop.time() + POLL_SECONDS
-                for seen in await self._changes(await bell.rung(due - loop.time()), uids):
+                for seen in await self._changes(await wakeup.wait(due - loop.time()), uids):
                     uids[seen.key.name] = seen.run_uid
                     yield seen
         finally:
-            bell.close()
+            wakeup.close()
 
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
         """The end of what the run wrote."""
@@ -108,7 +108,7 @@ class ProcessBackend:
         begun, pause = time.monotonic(), 0.005
         while True:
             try:
-                buried = await self._in_thread(lambda: self._runs.bury(key, run_uid))
+                buried = await self._in_thread(lambda: self._runs.move_to_trash(key, run_uid))
             except RunNotFoundError:
                 return
             if buried is not None:
@@ -116,11 +116,11 @@ class ProcessBackend:
             if time.monotonic() > begun + DEATH_SECONDS:
                 raise TransientEngineError(f"{key.name} does not die")
             if time.monotonic() > begun + ANSWER_SECONDS:
-                await self._in_thread(lambda: self._runs.overpower(key, run_uid))
+                await self._in_thread(lambda: self._runs.kill_all_processes(key, run_uid))
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
         loop = asyncio.get_running_loop()
-        with _not_now():
+        with _host_errors_are_transient():
             await loop.run_in_executor(self._removers, empty_trash, self._runs.trash, [buried])
 
     async def close(self) -> None:
@@ -130,7 +130,7 @@ class ProcessBackend:
         self._removers.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def _runs(self) -> Runs:
+    def _runs(self) -> RunDirectory:
         if self._installed is None:
             raise BackendClosedError
         return self._installed
@@ -154,12 +154,12 @@ class ProcessBackend:
             ) from error
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        with _not_now():
+        with _host_errors_are_transient():
             return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
 
 @contextmanager
-def _not_now() -> Iterator[None]:
+def _host_errors_are_transient() -> Iterator[None]:
     """Tells what the host refuses for want of room, files, processes or memory as TransientEngineError."""
     try:
         yield

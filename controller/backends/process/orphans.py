@@ -13,7 +13,7 @@ from controller.backends.process import run_files
 SWEEP_SECONDS = 1.0
 
 
-def end_marked(run_uids: Iterable[str]) -> bool:
+def kill_marked_processes(run_uids: Iterable[str]) -> bool:
     """Kills every process that bears the mark of one of these runs; True once none is left.
 
     Only Linux tells other processes' environments: elsewhere there is nothing to find.

@@ -40,10 +40,10 @@ BAD_RECORD = "its supervisor's record cannot be read"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class RunStatus:
     """One look at a run's files."""
 
-    seen: ObservedRun
+    observed: ObservedRun
     alive: bool = False  # its supervisor lives
     orphaned: bool = False  # over without a record: what is left of it must die before that is told
 
@@ -69,13 +69,13 @@ def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
         ) from error
 
 
-def look(directory: int, key: Key) -> Look | None:
+def read_status(directory: int, key: Key) -> RunStatus | None:
     """What the run in that open directory is, or None where none is there."""
     for token, phase in ((run_files.INERT, Phase.INERT), (run_files.NEVER, Phase.NEVER_STARTED)):
         head = read(directory, token)
         if head is not None:
             run_uid = _request(head)[0]
-            return Look(ObservedRun(key, run_uid, phase)) if run_uid else None
+            return RunStatus(ObservedRun(key, run_uid, phase)) if run_uid else None
     request, alive = _in_file(directory, run_files.STARTED, _head_and_lock) or (b"", False)
     run_uid, timeout = _request(request)
     if not run_uid:
@@ -83,14 +83,14 @@ def look(directory: int, key: Key) -> Look | None:
     record = read(directory, run_files.EXIT)  # after the lock: it is written before the lock is let go
     ending = read(directory, run_files.KILL) == run_files.BY_CONTROLLER
     if record is not None:
-        return Look(replace(_recorded(key, run_uid, timeout, _fields(record)), ending=ending), alive)
+        return RunStatus(replace(_recorded(key, run_uid, timeout, _fields(record)), ending=ending), alive)
     started_at = _in_file(directory, run_files.RUNNING, _changed)
     if alive:
         phase = Phase.RUNNING if started_at else Phase.STARTING
-        return Look(ObservedRun(key, run_uid, phase, started_at=started_at, ending=ending), alive)
+        return RunStatus(ObservedRun(key, run_uid, phase, started_at=started_at, ending=ending), alive)
     timed_out = read(directory, run_files.TIMEOUT) is not None
     outcome = timeout_outcome(timeout) if timed_out else Outcome(State.LOST, Reason.LOST, NO_RECORD)
-    return Look(ObservedRun(key, run_uid, Phase.ENDED, outcome, started_at=started_at), orphaned=True)
+    return RunStatus(ObservedRun(key, run_uid, Phase.ENDED, outcome, started_at=started_at), orphaned=True)
 
 
 def read_output(directory: int, limit: int) -> Output:

@@ -18,8 +18,8 @@ from uuid import UUID
 
 import controller
 from controller.backends.process import run_files
-from controller.backends.process.orphans import end_marked
-from controller.backends.process.run_status import Look, look, read_output
+from controller.backends.process.orphans import kill_marked_processes
+from controller.backends.process.run_status import RunStatus, read_output, read_status
 from controller.backends.process.trash import empty_trash
 from controller.errors import BackendUnavailableError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Listing, ObservedRun, Output, Phase
@@ -34,7 +34,7 @@ STALE_SECONDS = 3600.0
 TRIES = 5
 
 
-class Runs:
+class RunDirectory:
     """Every step that another controller may take too, at the same time; none of them waits."""
 
     def __init__(self, work_dir: Path, installation: UUID) -> None:
@@ -63,7 +63,7 @@ class Runs:
             draft.unlink()
         return self._host()
 
-    def look_around(self) -> str:
+    def check(self) -> str:
         """This host's identity, where runs can still be made; raises OSError where they cannot."""
         for directory in (self.root, self.staging, self.trash, self.wake):
             if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
@@ -85,7 +85,7 @@ class Runs:
             if not (look_first and attempt == 0):
                 self._place(key.name, request)
             with suppress(FileNotFoundError), self._opened(key.name) as directory:
-                found = look(directory, key)
+                found = read_status(directory, key)
                 if found is not None:
                     return self._settled([found])[0]
                 self._discard(key.name, directory)
@@ -95,7 +95,7 @@ class Runs:
         """Starts a supervisor; it takes the run if it is still that one and no other took it."""
         self.reap()
         with self._opened_run(key, run_uid) as (_, found):
-            if found.seen.phase is not Phase.INERT:
+            if found.observed.phase is not Phase.INERT:
                 return
         arguments = [MODULES, str(self.root / key.name), run_uid, str(self.wake)]
         self._supervisors.add(spawn_supervisor([sys.executable, *SUPERVISE, *arguments], run_uid))
@@ -110,13 +110,13 @@ class Runs:
         with suppress(RunNotFoundError), self._opened_run(key, run_uid) as (directory, found):
             self._end(directory, found)
 
-    def bury(self, key: Key, run_uid: str | None) -> str | None:
+    def move_to_trash(self, key: Key, run_uid: str | None) -> str | None:
         """Moves a dead run to the trash and returns its name there; has a live one killed and returns None."""
         self.reap()
         try:
             with self._opened(key.name) as directory:
-                found = look(directory, key)
-                if run_uid is not None and (found is None or found.seen.run_uid != run_uid):
+                found = read_status(directory, key)
+                if run_uid is not None and (found is None or found.observed.run_uid != run_uid):
                     raise RunNotFoundError(f"no run {run_uid} of {key.name}")
                 if found is not None and not self._end(directory, found):
                     return None
@@ -126,10 +126,10 @@ class Runs:
         run_files.wake(str(self.wake), key.name)
         return name
 
-    def overpower(self, key: Key, run_uid: str | None) -> None:
+    def kill_all_processes(self, key: Key, run_uid: str | None) -> None:
         """Kills all of a run, its supervisor too, which did not answer."""
         with suppress(RunNotFoundError), self._opened_run(key, run_uid) as (_, found):
-            end_marked([found.seen.run_uid])
+            kill_marked_processes([found.observed.run_uid])
 
     def listing(self) -> Listing:
         """Looks at every run."""
@@ -144,14 +144,14 @@ class Runs:
     def look_at(self, keys: Iterable[Key]) -> list[ObservedRun]:
         """Looks at these runs; those that are gone, or not a run's directory, are left out."""
         over: list[ObservedRun] = []
-        looks: list[tuple[Look, os.stat_result]] = []
+        looks: list[tuple[RunStatus, os.stat_result]] = []
         for key in keys:
             with suppress(FileNotFoundError), self._opened(key.name) as directory:
                 status = os.fstat(directory)
                 known = self._over.get(key.name)
                 if known and known[:2] == (status.st_ino, status.st_mtime_ns):
                     over.append(known[2])
-                elif found := look(directory, key):
+                elif found := read_status(directory, key):
                     looks.append((found, status))
         settled = self._settled([found for found, _ in looks])
         for seen, (_, status) in zip(settled, looks, strict=True):
@@ -213,28 +213,28 @@ class Runs:
             os.close(directory)
 
     @contextmanager
-    def _opened_run(self, key: Key, run_uid: str | None) -> Iterator[tuple[int, Look]]:
+    def _opened_run(self, key: Key, run_uid: str | None) -> Iterator[tuple[int, RunStatus]]:
         """That very run; raises RunNotFoundError where it is not there."""
         try:
             with self._opened(key.name) as directory:
-                found = look(directory, key)
-                if found is None or run_uid not in (None, found.seen.run_uid):
+                found = read_status(directory, key)
+                if found is None or run_uid not in (None, found.observed.run_uid):
                     raise RunNotFoundError(f"no run {run_uid} of {key.name}")
                 yield directory, found
         except FileNotFoundError as error:
             raise RunNotFoundError(f"no run {run_uid} of {key.name}") from error
 
-    def _end(self, directory: int, found: Look) -> bool:
+    def _end(self, directory: int, found: RunStatus) -> bool:
         """Whether nothing of the run lives, nor ever will; where something does, asks for its end."""
-        if found.seen.phase is Phase.INERT:
+        if found.observed.phase is Phase.INERT:
             with suppress(FileNotFoundError):
                 os.rename(run_files.INERT, run_files.NEVER, src_dir_fd=directory, dst_dir_fd=directory)
-                run_files.wake(str(self.wake), found.seen.key.name)
+                run_files.wake(str(self.wake), found.observed.key.name)
                 return True
             return False  # a supervisor was faster
         if found.orphaned:
-            return end_marked([found.seen.run_uid])
-        if found.alive and found.seen.phase is not Phase.ENDED:
+            return kill_marked_processes([found.observed.run_uid])
+        if found.alive and found.observed.phase is not Phase.ENDED:
             asked = os.open(run_files.KILL, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory)
             os.write(asked, run_files.BY_CONTROLLER)
             os.close(asked)
@@ -244,13 +244,14 @@ class Runs:
                 os.close(control)
         return not found.alive
 
-    def _settled(self, looks: list[Look]) -> list[ObservedRun]:
+    def _settled(self, looks: list[RunStatus]) -> list[ObservedRun]:
         """What may be told of these runs: one without a supervisor has ended only once what it left is dead."""
-        orphans = {found.seen.run_uid for found in looks if found.orphaned}
-        if not orphans or end_marked(orphans):
-            return [found.seen for found in looks]
+        orphans = {found.observed.run_uid for found in looks if found.orphaned}
+        if not orphans or kill_marked_processes(orphans):
+            return [found.observed for found in looks]
         return [
-            replace(found.seen, phase=Phase.RUNNING, outcome=None) if found.orphaned else found.seen for found in looks
+            replace(found.observed, phase=Phase.RUNNING, outcome=None) if found.orphaned else found.observed
+            for found in looks
         ]
 
     def _discard(self, name: str, directory: int) -> str | None:

@@ -9,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 
-class Bell:
+class WakeupFifo:
     """A FIFO that each supervisor writes its run's name to when the run starts and ends.
 
     Not a socket: its path may have any length, and `import socket` would cost the supervisors 8 ms.
     """
 
     def __init__(self, wake: Path, staging: Path) -> None:
-        self._rung = asyncio.Event()
+        self._readable = asyncio.Event()
         self._text = b""
         self._path = wake / uuid.uuid4().hex
         unready = staging / self._path.name
@@ -29,14 +29,14 @@ class Bell:
     def _read(self) -> None:
         with suppress(BlockingIOError):
             self._text += os.read(self._reader, 65536)
-        self._rung.set()
+        self._readable.set()
 
-    async def rung(self, seconds: float) -> set[str]:
+    async def wait(self, seconds: float) -> set[str]:
         """The runs that something became of; waits for one, but not longer than `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
-                await self._rung.wait()
-        self._rung.clear()
+                await self._readable.wait()
+        self._readable.clear()
         *names, self._text = self._text.split(b"\n")
         return {name.decode(errors="replace") for name in names}
 
