@@ -6,8 +6,6 @@ import asyncio
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -24,10 +22,11 @@ from controller.errors import BackendUnavailableError
 from controller.health import endpoints, readiness, server
 from controller.reconcile.controller import Controller
 from controller.settings import Settings
+from tests.support import memory_controller
 from tests.support.database import connect, insert, insert_many, until
+from tests.support.forked import Forked
 from tests.support.memory_backend import MemoryBackend
 from tests.support.proxy import Proxy
-from tests.support.stage import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -202,13 +201,11 @@ def requests(text: str, port: int, many: int) -> list[socket.socket]:
 @contextmanager
 def controller_with_few_files(url: str, log: Path) -> Iterator[int]:
     """A controller's process that may have 300 files open; its port."""
-    settings = {"DATABASE_URL": url, "HTTP_PORT": "0"}
-    with log.open("wb") as file:
-        words = ["bash", "-c", f'ulimit -n 300; exec "{sys.executable}" -m tests.support.memory_controller']
-        process = subprocess.Popen(words, cwd=ROOT, env=os.environ | settings, stderr=file, stdout=file)
+    environment = os.environ | {"DATABASE_URL": url, "HTTP_PORT": "0"}
+    process = Forked(memory_controller.run, environment=environment, log=log, open_files=300)
     try:
         give_up = time.monotonic() + 30
-        while not (found := re.search(r"http on port (\d+)", log.read_text())):
+        while not (found := re.search(r"http on port (\d+)", log.read_text() if log.exists() else "")):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < give_up
             time.sleep(0.05)

@@ -1,12 +1,13 @@
 """Controllers that die, sleep and double on a cluster: the next one ends every row, and no attempt starts twice.
 
-a crash between claim, POST, bind, release, end, record and cleanup   test_a_crash_…
 a POST whose answer never came                                        test_a_job_that_was_made_without_an_answer_…
 a controller that sleeps past its lease with a POST in its hands      test_a_sleeper_makes_a_job_…
 … and with an outcome in its hands                                    test_a_sleeper_records_…
 a POST that arrives after the controller that sent it has died        test_a_post_that_outlives_its_controller_…
 two controllers at work on everything                                 test_two_controllers_…
 no controller for a day                                               test_a_day_without_a_controller_…
+
+A crash at each point of the protocol is proved on real clusters: tests/chaos/test_failpoints.py.
 """
 
 from __future__ import annotations
@@ -25,35 +26,6 @@ from tests.support.database import connect, settable_clock
 from tests.support.fake_kubernetes.api import Fault
 from tests.support.fake_kubernetes.scene import Scene, play
 from tests.support.fake_kubernetes.store import JOBS, PODS
-
-CRASHES = {
-    "after claim, before the POST": "before:create",
-    "after the POST, before the answer is used": "after:create",
-    "before bind": "before:bind",
-    "after bind, before release": "before:release",
-    "after release": "after:release",
-    "after the end, before record": "before:record",
-    "after record, before the Job may go": "before:delete",
-    "after the Job may go, before the row says so": "before:clean",
-}
-
-
-@pytest.mark.parametrize("point", CRASHES.values(), ids=CRASHES.keys())
-def test_a_crash_loses_nothing_and_starts_nothing_twice(database: str, tmp_path: Path, point: str) -> None:
-    async def test(scene: Scene) -> None:
-        short = await scene.asked.insert("echo short; exit 3")
-        long = await scene.asked.insert("echo long; sleep 2; exit 4")
-        await scene.crash(point)
-        async with scene.control():
-            rows = [await scene.asked.cleaned(sandbox) for sandbox in (short, long)]
-        assert [(row["state"], row["reason"], row["exit_code"], row["attempt"]) for row in rows] == [
-            ("failed", "NonZeroExit", 3, 1),
-            ("failed", "NonZeroExit", 4, 1),
-        ]
-        assert [await scene.output(sandbox) for sandbox in (short, long)] == ["short\n", "long\n"]
-        assert len(scene.cluster.starts) == 2
-
-    play(database, tmp_path, test)
 
 
 @pytest.mark.parametrize("fault", [Fault.REPLY_LOST, Fault.CUT, Fault.SILENT, Fault.SLOW])
@@ -112,7 +84,7 @@ def test_a_sleeper_makes_a_job_of_what_is_over_and_it_never_runs(database: str, 
             await scene.cluster.until(lambda: bool(scene.cluster.pods()))
             await scene.swept()
             sleeper.send_signal(signal.SIGTERM)
-            assert await sleeper.wait() == 0, scene.log()
+            assert await sleeper.ended() == 0, scene.log()
         assert not scene.cluster.jobs()
         assert sum(scene.cluster.starts.values()) == 1
         assert await scene.asked.row(sandbox) == row
@@ -133,7 +105,7 @@ def test_a_sleeper_that_is_alone_when_it_wakes_sweeps_its_own_job(database: str,
         await scene.cluster.until(lambda: bool(scene.cluster.pods()))
         await scene.swept()
         sleeper.send_signal(signal.SIGTERM)
-        assert await sleeper.wait() == 0, scene.log()
+        assert await sleeper.ended() == 0, scene.log()
         assert sum(scene.cluster.starts.values()) == 1
         assert await scene.asked.row(sandbox) == row
 
@@ -155,7 +127,7 @@ def test_a_sleeper_that_wakes_after_another_ended_its_run_changes_nothing(
             await scene.cluster.until(lambda: not scene.cluster.jobs() and not scene.cluster.pods())
             sleeper.send_signal(signal.SIGCONT)
             sleeper.send_signal(signal.SIGTERM)  # it finishes the step under way first
-            assert await sleeper.wait() == 0, scene.log()
+            assert await sleeper.ended() == 0, scene.log()
         assert await scene.asked.row(sandbox) == row
         assert await scene.asked.rows("select * from sandbox_events order by id") == told
         assert await scene.asked.rows("select * from sandbox_attempts order by attempt") == attempts
@@ -171,10 +143,10 @@ def test_a_post_that_outlives_its_controller_makes_nothing_that_runs(database: s
     async def test(scene: Scene) -> None:
         scene.requests.meet("create", "jobs", Fault.SLOW)
         sandbox = await scene.asked.insert("exit 3")
-        sender = await scene.started("", "crashing")
+        sender = scene.started()
         await scene.cluster.until(lambda: bool(scene.requests.of("create", "jobs")), 20)
         sender.kill()
-        await sender.wait()
+        await sender.ended()
         async with scene.control():
             row = await scene.asked.cleaned(sandbox)
             scene.cluster.expire()

@@ -20,8 +20,9 @@ from controller.settings import Settings
 from tests.bench.scale import peak
 from tests.support.database import connect, insert, one
 from tests.support.fake_kubernetes import registry
-from tests.support.fake_kubernetes.scene import ROOT, scene
+from tests.support.fake_kubernetes.scene import scene
 from tests.support.fake_kubernetes.store import JOBS, PODS, Kind, Object
+from tests.support.stage import ROOT
 
 pytestmark = pytest.mark.alone
 
@@ -102,15 +103,18 @@ def test_the_controller_stays_under_its_memory_limit_with_the_largest_rows(
                 running = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "controller", "run", cwd=ROOT, env=environment, stdout=log, stderr=log
                 )
-            made.processes.append(running)
-            await _until(made, "select count(*) = %s as done from sandboxes where state = 'running'", count)
-            comparisons = len(made.requests.of("list", "pods"))
-            while len(made.requests.of("list", "pods")) < comparisons + 2:
-                assert running.returncode is None, (tmp_path / "log").read_text()[-3000:]
-                await asyncio.sleep(0.2)
-            await made.asked.rows("update sandboxes set cancel_requested_at = now()")
-            await _until(made, "select count(*) = 0 as done from sandboxes where finished_at is null")
-            return peak(running.pid)
+            try:
+                await _until(made, "select count(*) = %s as done from sandboxes where state = 'running'", count)
+                comparisons = len(made.requests.of("list", "pods"))
+                while len(made.requests.of("list", "pods")) < comparisons + 2:
+                    assert running.returncode is None, (tmp_path / "log").read_text()[-3000:]
+                    await asyncio.sleep(0.2)
+                await made.asked.rows("update sandboxes set cancel_requested_at = now()")
+                await _until(made, "select count(*) = 0 as done from sandboxes where finished_at is null")
+                return peak(running.pid)
+            finally:
+                running.kill()
+                await running.wait()
 
     async def _until(made: Any, query: str, *values: object) -> None:
         while not (await made.asked.rows(query, *values))[0]["done"]:

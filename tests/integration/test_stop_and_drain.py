@@ -32,7 +32,7 @@ def test_sigterm_leaves_runs_running_and_the_next_controller_has_their_outcome(t
         first = made.start()
         made.wait("the run", lambda: bool(made.query("select 1 from sandboxes where state = 'running'")))
         made.kill(first, signal.SIGTERM)
-        assert first.returncode == 0, made.log()
+        assert first.wait() == 0, made.log()
         assert made.query("select state from sandboxes") == [{"state": "running"}]
         made.start()
         made.wait_until_done(30)

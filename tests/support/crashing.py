@@ -1,9 +1,6 @@
-"""A controller as `python -m controller run` has it, that may kill itself at a named point of the protocol.
+"""A controller as `python -m controller run` has it, that may kill or stop itself at a named point of the protocol.
 
-    python -m tests.support.crashing BACKEND PLACE [POINT]
-
-BACKEND is process, docker, kubernetes or memory; PLACE is the directory, socket or kubeconfig of the engine; POINT is
-`before:STEP` or `after:STEP`, STEP a call on the queue or the backend: at its first such call it kills itself with -9.
+A point is `before:STEP` or `after:STEP`, STEP a call on the queue or the backend.
 """
 
 from __future__ import annotations
@@ -11,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from uuid import UUID
 
 from controller import app, logs
 from controller.backends.base import Backend
@@ -25,6 +23,7 @@ from controller.backends.docker import container
 from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.process.backend import ProcessBackend
 from controller.db.store import Store
+from controller.protocol.model import Key
 from controller.reconcile.controller import Pace
 from controller.settings import Settings
 from tests.support.cluster import IMAGE
@@ -35,24 +34,48 @@ QUEUE_STEPS = ("claim", "bind", "start", "record", "again", "clean")
 BACKEND_STEPS = ("create", "release", "output", "delete", "kill")
 
 
-def die() -> None:
-    """What no handler sees."""
-    os.kill(os.getpid(), signal.SIGKILL)
+@dataclass
+class Failpoint:
+    """Where a process kills or stops itself: at its first call of `point` for one of `sandboxes` (None: for any)."""
 
+    point: str
+    sandboxes: Collection[UUID] | None = None
+    number: int = signal.SIGKILL
+    reached: bool = False
 
-def crash_at(target: Any, step: str, point: str) -> None:
-    """Makes `target.step` die before its call or after it."""
-    real: Callable[..., Awaitable[Any]] = getattr(target, step)
+    @property
+    def step(self) -> str:
+        """The call that it is about."""
+        return self.point.partition(":")[2]
 
-    async def dying(*words: object, **named: object) -> Any:
-        if point == f"before:{step}":
-            die()
-        answer = await real(*words, **named)
-        if point == f"after:{step}" and answer not in (False, []):
-            die()
-        return answer
+    def install(self, target: Any) -> None:
+        """Replaces the step of the queue or the backend by one that meets this point."""
+        real: Callable[..., Awaitable[Any]] = getattr(target, self.step)
 
-    setattr(target, step, dying)
+        async def step(*words: Any, **named: Any) -> Any:
+            if self.point.startswith("before:") and self._concerns(words[0]):
+                self._strike()
+            answer = await real(*words, **named)
+            about = answer if self.step == "claim" else words[0]
+            if self.point.startswith("after:") and answer not in (False, []) and self._concerns(about):
+                self._strike()
+            return answer
+
+        setattr(target, self.step, step)
+
+    def _concerns(self, what: Any) -> bool:
+        """Whether the step's first argument, or what a claim returned, is about one of the sandboxes."""
+        if self.sandboxes is None or isinstance(what, int):  # the number of rows that a claim asks for
+            return True
+        if isinstance(what, list):
+            return any(claimed.row.id in self.sandboxes for claimed in what)
+        key: Key = what if isinstance(what, Key) else what.key
+        return key.sandbox_id in self.sandboxes
+
+    def _strike(self) -> None:
+        if not self.reached:
+            self.reached = True
+            os.kill(os.getpid(), self.number)
 
 
 def make_backend(kind: str, place: Path) -> Backend:
@@ -81,25 +104,24 @@ def with_marker_directory(place: Path) -> Any:
     return patch.object(docker, "create_body", body)
 
 
-async def main(kind: str, place: Path, point: str) -> None:
-    """Runs the controller."""
+def run(kind: str, place: Path, failpoint: Failpoint | None = None) -> None:
+    """Runs the controller on a backend of that kind (process, docker, kubernetes, memory), which is found at `place`: a
+    directory, socket or kubeconfig."""
+    asyncio.run(_run(make_backend(kind, place), place, failpoint))
+
+
+async def _run(backend: Backend, place: Path, failpoint: Failpoint | None) -> None:
     settings = Settings.read()
     logs.set_up("console")
-    backend = make_backend(kind, place)
-    step = point.partition(":")[2]
-    if step in BACKEND_STEPS:
-        crash_at(backend, step, point)
+    if failpoint is not None and failpoint.step in BACKEND_STEPS:
+        failpoint.install(backend)
     make = Store.__init__
 
     def made(self: Store, *words: Any, **named: Any) -> None:
         make(self, *words, **named)
-        if step in QUEUE_STEPS:
-            crash_at(self, step, point)
+        if failpoint is not None and failpoint.step in QUEUE_STEPS:
+            failpoint.install(self)
 
     hurried = partial(Pace, compare=0.5, grace=3.0, abandon=3.0, patience=3.0)  # a test has no ten seconds to wait
     with patch.object(Store, "__init__", made), patch.object(app, "Pace", hurried), with_marker_directory(place):
         await app.serve(settings, backend)
-
-
-if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else ""))

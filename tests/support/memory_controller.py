@@ -12,12 +12,12 @@ from controller.settings import Settings
 from tests.support.memory_backend import MemoryBackend
 
 
-async def main() -> None:
+def run() -> None:
     """Runs it until it is told to stop."""
     settings = Settings.read()
     logs.set_up(settings.log_format)
-    await app.serve(settings, MemoryBackend())
+    asyncio.run(app.serve(settings, MemoryBackend()))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run()

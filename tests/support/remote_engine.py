@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +56,11 @@ async def serve(path: Path) -> None:
     server = await asyncio.start_unix_server(answer, path)
     async with server:
         await server.serve_forever()
+
+
+def run(path: Path) -> None:
+    """Serves one engine on that socket until killed."""
+    asyncio.run(serve(path))
 
 
 class RemoteMarks:
@@ -154,7 +158,3 @@ class RemoteBackend:
         if not good:
             raise answer
         return answer
-
-
-if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections import Counter
@@ -21,7 +20,9 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 
 from controller.db.migrate import migrate
+from tests.support import crashing, remote_engine
 from tests.support.cluster import session_namespace
+from tests.support.forked import Forked
 from tests.support.marks import MarkListener
 from tests.support.remote_engine import RemoteBackend
 
@@ -82,36 +83,27 @@ class Stage:
             "memory": directory / "engine",
             "kubernetes": Path(self.namespace.kubeconfig if self.namespace else ""),
         }[kind]
-        self.controllers: list[subprocess.Popen[bytes]] = []
+        self.controllers: list[Forked] = []
         self._settings = {"LEASE_SECONDS": 3, "POLL_SECONDS": 0.2, "MAX_RUNNING": 50} | settings
-        self._engine: subprocess.Popen[bytes] | None = None
-        self._log = (directory / "controllers.log").open("ab")
+        self._engine: Forked | None = None
+        self._log = directory / "controllers.log"
         migrate(url, {})
         if kind == "memory":
-            words = [sys.executable, "-m", "tests.support.remote_engine", str(self.place)]
-            self._engine = subprocess.Popen(words, cwd=ROOT)
+            self._engine = Forked(remote_engine.run, self.place, environment=os.environ, log=self._log)
             self.wait("the fake engine", self.place.exists)
 
-    def start(self, point: str = "") -> subprocess.Popen[bytes]:
+    def start(self, failpoint: crashing.Failpoint | None = None) -> Forked:
         """Another controller, which dies at that point if one is named."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
         env |= {f"SANDBOX_{name}": str(value) for name, value in self._settings.items()}
         env |= {"DATABASE_URL": self.url, "HTTP_PORT": "0"}
         if self.namespace is not None:
             env["SANDBOX_NAMESPACE"] = self.namespace.name
-        words = [
-            sys.executable,
-            "-m",
-            "tests.support.crashing",
-            self.kind,
-            str(self.place),
-            *([point] if point else []),
-        ]
-        started = subprocess.Popen(words, cwd=ROOT, env=env, stdout=self._log, stderr=self._log)
+        started = Forked(crashing.run, self.kind, self.place, failpoint, environment=env, log=self._log)
         self.controllers.append(started)
         return started
 
-    def kill(self, controller: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
+    def kill(self, controller: Forked, number: int = signal.SIGKILL) -> None:
         """Sends a signal; waits for the end if it is one that ends."""
         controller.send_signal(number)
         if number in (signal.SIGKILL, signal.SIGTERM):
@@ -231,11 +223,10 @@ class Stage:
                 self.namespace.delete(path)
         if self.listener is not None:
             self.listener.close()
-        self._log.close()
 
     def log(self) -> str:
         """What the controllers logged."""
-        return (self.directory / "controllers.log").read_text()
+        return self._log.read_text() if self._log.exists() else ""
 
     def wait(self, what: str, true: Any, seconds: float = 30, pause: float = 0.02) -> None:
         """Waits for a condition."""

@@ -1,16 +1,10 @@
-"""A pretended cluster, a real Postgres, and whole controllers on both: at work, killed, stopped.
-
-    python -m tests.support.fake_kubernetes.scene KUBECONFIG POINT
-
-is a controller that stops itself (SIGSTOP) at its first call of that point, as `tests.support.crashing` names them.
-"""
+"""A fake cluster, a real Postgres, and whole controllers on both: at work, killed, stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -29,12 +23,13 @@ from controller.protocol.model import Key, Launch
 from controller.reconcile.controller import Controller
 from tests.support import crashing
 from tests.support.control import Table, control, table
+from tests.support.crashing import Failpoint
 from tests.support.fake_kubernetes.api import Answer, FakeApi, Fault
 from tests.support.fake_kubernetes.cluster import FakeCluster
 from tests.support.fake_kubernetes.controllers import finished
 from tests.support.fake_kubernetes.store import JOBS, Object
+from tests.support.forked import Forked
 
-ROOT = Path(__file__).parents[3]
 IMAGE = "image"
 WHOLE_SECONDS = 45.0  # of one test
 Amiss = Fault | Answer | None
@@ -83,7 +78,7 @@ class Scene:
     asked: Table
     requests: Requests
     installation: str
-    processes: list[asyncio.subprocess.Process] = field(default_factory=list)
+    processes: list[Forked] = field(default_factory=list)
 
     @property
     def cluster(self) -> FakeCluster:
@@ -106,31 +101,26 @@ class Scene:
         asked = {"sandbox_lease_seconds": 2} | settings
         return control(self.url, self.backend(list_seconds), **asked)
 
-    async def started(self, point: str, module: str) -> asyncio.subprocess.Process:
+    def started(self, failpoint: Failpoint | None = None) -> Forked:
         """A controller in a process of its own, which kills or stops itself at that point."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
         env |= {"DATABASE_URL": self.url, "HTTP_PORT": "0", "SANDBOX_BACKEND": "kubernetes"}
         env |= {"SANDBOX_NAMESPACE": self.cluster.namespace, "SANDBOX_LEASE_SECONDS": "1"}
         env |= {"SANDBOX_POLL_SECONDS": "0.1"}
-        kind = ["kubernetes"] if module == "crashing" else []
-        words = ["-m", f"tests.support.{module}", *kind, str(self.kubeconfig), point]
-        with (self.directory / "controllers.log").open("ab") as log:
-            made = await asyncio.create_subprocess_exec(
-                sys.executable, *words, cwd=ROOT, env=env, stdout=log, stderr=log
-            )
+        log = self.directory / "controllers.log"
+        made = Forked(crashing.run, "kubernetes", self.kubeconfig, failpoint, environment=env, log=log)
         self.processes.append(made)
         return made
 
     async def crash(self, point: str) -> None:
         """A controller that works until it kills itself there."""
-        doomed = await self.started(point, "crashing")
-        assert await doomed.wait() == -signal.SIGKILL, self.log()
+        assert await self.started(Failpoint(point)).ended() == -signal.SIGKILL, self.log()
 
-    async def stopped(self, point: str) -> asyncio.subprocess.Process:
+    async def stopped(self, point: str) -> Forked:
         """A controller that works until it stops itself there; send it SIGCONT."""
-        made = await self.started(point, "fake_kubernetes.scene")
+        made = self.started(Failpoint(point, number=signal.SIGSTOP))
         while psutil.Process(made.pid).status() != psutil.STATUS_STOPPED:
-            assert made.returncode is None, self.log()
+            assert made.poll() is None, self.log()
             await asyncio.sleep(0.02)
         return made
 
@@ -194,9 +184,8 @@ class Scene:
     async def close(self) -> None:
         """What must be true after every test, and the end of its processes."""
         for process in self.processes:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            process.kill()
+            await process.ended()
 
     async def keeps_its_promises(self) -> None:
         """Every row ended and cleaned, no attempt started twice, and nothing left but what the cluster removes."""
@@ -247,14 +236,3 @@ def play(
                 pytest.fail(f"waited too long: {rows}; {made.unrecorded()}\n{made.log()}")
 
     asyncio.run(go())
-
-
-def stop_once() -> None:
-    """What stops this process at a point, but once only."""
-    crashing.die = lambda: None
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-if __name__ == "__main__":
-    crashing.die = stop_once
-    asyncio.run(crashing.main("kubernetes", Path(sys.argv[1]), sys.argv[2]))
