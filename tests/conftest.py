@@ -15,6 +15,7 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from controller.db.migrate import migrate
+from tests.support import summary
 
 for name in [name for name in os.environ if name.startswith(("SANDBOX_", "DATABASE_URL", "HTTP_PORT", "LOG_FORMAT"))]:
     del os.environ[name]  # a developer's settings must not reach the tests
@@ -24,6 +25,14 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what was proved, and why the rest was skipped."""
+    if told := list(summary.lines(terminalreporter.stats)):
+        terminalreporter.section("what ran")
+        terminalreporter.write("\n".join([*told, ""]))
 
 
 @pytest.fixture(scope="session")
