@@ -44,11 +44,10 @@ def engine_of(nodeid: str) -> str | None:
     if tier_of(nodeid) not in ENGINE_TIERS:
         return None
     parameters, file = nodeid.partition("[")[2], nodeid.partition("::")[0].rpartition("/")[2]
-    for words in (re.split(r"[\W_]+", parameters), re.split(r"[\W_]+", file)):
-        for engine in ENGINES:
-            if engine in words:
-                return "fake cluster" if "fake" in words else engine
-    return None
+    by_preference = [re.split(r"[\W_]+", part) for part in (parameters, file)]
+    if any("fake" in words for words in by_preference):
+        return "fake cluster"
+    return next((engine for words in by_preference for engine in ENGINES if engine in words), None)
 
 
 def reason_of(report: Any) -> str:

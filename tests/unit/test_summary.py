@@ -42,6 +42,7 @@ def test_counts_are_by_tier_and_engine_and_reasons_are_told_once_each() -> None:
         ("tests/integration/test_docker_backend.py::test_a", "docker"),
         ("tests/integration/test_hostile_commands.py::test_a[process]", "process"),
         ("tests/integration/test_fake_cluster_faults.py::test_a", "fake cluster"),
+        ("tests/conformance/test_kubernetes_api.py::test_a[fake]", "fake cluster"),
         ("tests/integration/test_claim.py::test_a_process_that_is_gone", None),
         ("tests/unit/test_docker_spec.py::test_a[docker]", None),
     ],
