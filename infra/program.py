@@ -1,4 +1,4 @@
-"""The program: reads the configuration, looks whether the target answers, and makes its stack."""
+"""The program: reads the configuration, checks that the target can take the stack, and creates it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.waiting.engine import EngineWaits
 
 
 def main() -> None:
-    """Makes everything, and exports the outputs. Raises ConfigError or PreflightError before it makes anything."""
+    """Creates everything, and exports the outputs. Raises ConfigError or PreflightError before it creates anything."""
     config = Config.read()
     found = preflight(config)
     for words in found.warnings:
@@ -24,12 +24,12 @@ def main() -> None:
 
 
 def _stack(config: Config, found: Found) -> dict[str, pulumi.Input[Any]]:
-    """Makes the stack, on the cluster or, without one, on the engine; each provider is loaded only where it is used."""
-    first = unless_taken(found.taken)
+    """Creates the stack on the cluster or, without one, on the engine; only the provider that is used is loaded."""
+    first, passed = unless_taken(found.taken), gate(config, found.faults)
     if found.cluster is None:
-        from infra.stacks.docker import dev
+        from infra.stacks.docker import docker_stack
 
-        return dev(config, found.platform, gate(config, found.faults), first, EngineWaits())
-    from infra.stacks.kubernetes import prod
+        return docker_stack(config, found.platform, passed, first, EngineWaits())
+    from infra.stacks.kubernetes import kubernetes_stack
 
-    return prod(config, found.cluster, gate(config, found.faults), first, ClusterWaits(found.cluster.context))
+    return kubernetes_stack(config, found.cluster, passed, first, ClusterWaits(found.cluster.context))

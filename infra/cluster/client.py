@@ -17,7 +17,7 @@ from kubernetes import config as kubeconfig
 
 ANSWER_SECONDS = 10.0  # for one answer
 AT_ONCE = 16  # questions of several threads
-MERGE = "application/merge-patch+json"
+JSON, MERGE = "application/json", "application/merge-patch+json"
 Object = Mapping[str, Any]
 
 
@@ -76,7 +76,7 @@ class ClusterClient:
 
     def merge(self, path: str, body: Object, manager: str) -> None:
         """Changes these fields of one object, which are that manager's then. Raises as `get` does."""
-        self.text("PATCH", path, body, MERGE, {"fieldManager": manager})
+        self.text("PATCH", path, body=body, content=MERGE, query={"fieldManager": manager})
 
     def delete(
         self, path: str, labels: Mapping[str, str] | None = None, propagation: str = "Background", **options: Any
@@ -84,7 +84,7 @@ class ClusterClient:
         """Removes one object with what it owns, or all of a kind that have these labels, as far as they are there.
         Raises as `get` does."""
         try:
-            self.text("DELETE", path, {"propagationPolicy": propagation, **options}, query=_selecting(labels))
+            self.text("DELETE", path, body={"propagationPolicy": propagation, **options}, query=_selecting(labels))
         except ClusterError as error:
             if error.status != 404:
                 raise
@@ -92,7 +92,7 @@ class ClusterClient:
     def follow(self, path: str, silent_seconds: float) -> Iterator[str]:
         """The lines of a log until its container ends. Raises as `get` does, also where it says nothing for so long."""
         with self._reached():
-            response = self._send("GET", path, (ANSWER_SECONDS, silent_seconds), query={"follow": "true"})
+            response = self._send("GET", path, query={"follow": "true"}, seconds=(ANSWER_SECONDS, silent_seconds))
             try:
                 self._refused(response)
                 rest = b""
@@ -107,8 +107,9 @@ class ClusterClient:
         self,
         method: str,
         path: str,
+        *,
         body: Object | None = None,
-        content: str = "application/json",
+        content: str = JSON,
         query: Mapping[str, str] | None = None,
     ) -> str:
         """What the server answers. Raises as `get` does."""
@@ -116,7 +117,9 @@ class ClusterClient:
         if left <= 0:
             raise ClusterError(0, f"{self.where} did not answer all questions in {self._seconds:.0f} s: try again")
         with self._reached():
-            response = self._send(method, path, min(ANSWER_SECONDS, left), body, content, query)
+            response = self._send(
+                method, path, body=body, content=content, query=query, seconds=min(ANSWER_SECONDS, left)
+            )
             self._refused(response)
             if date := response.getheader("Date"):
                 self.clock = parsedate_to_datetime(date)
@@ -125,7 +128,7 @@ class ClusterClient:
     def _object(
         self, method: str, path: str, body: Object | None = None, query: Mapping[str, str] | None = None
     ) -> Object:
-        answer = self.text(method, path, body, query=query)
+        answer = self.text(method, path, body=body, query=query)
         try:
             found: Object = json.loads(answer)
         except ValueError as error:
@@ -136,10 +139,11 @@ class ClusterClient:
         self,
         method: str,
         path: str,
-        seconds: float | tuple[float, float],
+        *,
         body: Object | None = None,
-        content: str = "application/json",
+        content: str = JSON,
         query: Mapping[str, str] | None = None,
+        seconds: float | tuple[float, float],  # for the answer; or to connect, and between two parts of it
     ) -> Any:
         sent = self._api.param_serialize(
             method,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
 
-from infra.components.kubernetes.rbac import controller_rules
+import yaml
+
 from infra.config import Config
 
 KEPT = ("get", "list", "watch", "create", "patch", "delete")  # what the provider does with an object of its own
@@ -34,6 +37,12 @@ class Right:
     kind: str
     verb: str
     name: str = ""
+
+
+def controller_rules() -> list[Any]:
+    """The rules of the Role that the controller ships, as they are written."""
+    rules: list[Any] = yaml.safe_load((files("controller.backends.kubernetes") / "role.yaml").read_text())["rules"]
+    return rules
 
 
 def rules(config: Config) -> Sequence[Rule]:

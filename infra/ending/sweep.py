@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 
 from infra.cluster.client import ClusterClient, ClusterError, Hidden, Object
+from infra.cluster.naming import INSTANCE, MANAGED_BY, NAME
 from infra.cluster.rights import KEPT, rules
-from infra.components.kubernetes.pod_defaults import INSTANCE, MANAGED_BY, NAME
 from infra.config import Config
 from infra.errors import EndRefused
 

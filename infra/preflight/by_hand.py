@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from infra.cluster.client import ClusterClient, Hidden, Object
-from infra.components.kubernetes.pod_defaults import INSTANCE, MANAGED_BY, NAME
+from infra.cluster.naming import DESTROY_MANAGER, INSTANCE, MANAGED_BY, NAME
 from infra.config import Config
-from infra.ending.kubernetes import STOPPER
 
 NOBODYS = ("pulumi-kubernetes", "kube-", "cloud-controller")  # how field managers of the provider and the cluster begin
 # Their lists are one value each: Pulumi sees no difference where something is added to one, not even after a refresh.
@@ -73,7 +72,7 @@ def _scaled(cluster: ClusterClient, config: Config, scaler: str | None) -> Itera
     if replicas == 0 and scaler is not None:  # which leaves it so
         scale = f"kubectl -n {config.namespace} scale deployment {config.name} --replicas 1"
         yield f"no controller runs, and HorizontalPodAutoscaler {scaler} starts none: {scale}"
-    elif replicas == 0 and STOPPER in managers:
+    elif replicas == 0 and DESTROY_MANAGER in managers:
         again = f"pulumi up --stack {config.stack} --refresh --run-program"
         yield f"no controller runs, since a `destroy` was interrupted; so that some run again: {again}"
     elif scaler is None and managers and replicas != config.replicas:

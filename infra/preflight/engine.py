@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from controller.backends.docker.api import Engine, EngineError
 from controller.backends.docker.login import config_file
 from controller.errors import TransientEngineError
-from infra.components.docker.containers import LOOPBACK
 from infra.config import Config
+from infra.engine import LOOPBACK, connected_engine, engine_host
 from infra.errors import PreflightError
 
 T = TypeVar("T")
@@ -86,11 +86,6 @@ def ping_engine() -> None:
     _answer(_version)
 
 
-def engine_host() -> str:
-    """Where the engine is: what the provider takes too."""
-    return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-
-
 def _answer(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
     """The engine's. Pulumi runs the program inside an event loop, so that another thread has to wait."""
     with ThreadPoolExecutor(1) as thread:
@@ -98,9 +93,8 @@ def _answer(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
 
 
 async def _asked(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
-    engine = Engine(engine_host())
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(SECONDS), connected_engine() as engine:
             return await ask(engine)
     except TimeoutError as error:
         words = f"the Docker engine gave no answer in {SECONDS} s: start it, or set DOCKER_HOST"
@@ -108,8 +102,6 @@ async def _asked(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
     except TransientEngineError as error:
         gone = "a stack whose engine is gone for good is forgotten by `pulumi stack rm --force`"
         raise PreflightError(f"images are built and run by a Docker engine: {error}; {gone}") from error
-    finally:
-        await engine.close()
 
 
 async def _version(engine: Engine) -> Mapping[str, Any]:

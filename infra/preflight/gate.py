@@ -8,8 +8,8 @@ import pulumi
 
 from infra.config import Config
 from infra.config.changes import Meaning, meaning, remembered
-from infra.ending.hooks import stashed
 from infra.errors import PreflightError
+from infra.hooks import stashed
 
 
 def gate(config: Config, faults: Sequence[str]) -> pulumi.Resource:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from infra.cluster.client import ClusterClient, Hidden, Object
-from infra.components.kubernetes.pod_defaults import CONTROLLER, INSTANCE, NAME, Place
+from infra.cluster.naming import CONTROLLER, INSTANCE, NAME, Naming
 from infra.config import Config
 
 
@@ -114,5 +114,5 @@ def _ends(namespace: Object) -> bool:
 
 
 def _ours(config: Config, namespace: Object) -> bool:
-    made = Place(config.project, config.stack).labels(CONTROLLER)
+    made = Naming(config.project, config.stack).labels(CONTROLLER)
     return bool(made.items() <= namespace["metadata"].get("labels", {}).items())

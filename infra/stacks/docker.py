@@ -8,60 +8,71 @@ from typing import Any
 
 import pulumi
 
-from infra.components.database_urls import CONTROLLER, OWNER, REQUESTER, database_url, example_request, psql
+from infra.components.database_urls import DatabaseEndpoints, example_request, psql
 from infra.components.docker.app import DockerApp, DockerAppArgs
-from infra.components.docker.containers import LOOPBACK
 from infra.components.docker.database import DockerDatabase, DockerDatabaseArgs
 from infra.components.images import Images, ImagesArgs
 from infra.components.passwords import Passwords
 from infra.config import Config
 from infra.config.changes import whereabouts
-from infra.ending.hooks import Ending, first_deleted
+from infra.ending.drain import Ending
+from infra.ending.order import first_deleted
+from infra.engine import LOOPBACK
 from infra.waiting.engine import EngineWaits
 
 
-def dev(
-    config: Config, platform: str, passed: pulumi.Resource, first: pulumi.ResourceOptions, waits: EngineWaits
+def docker_stack(
+    config: Config, platform: str, gate: pulumi.Resource, first: pulumi.ResourceOptions, waits: EngineWaits
 ) -> dict[str, pulumi.Input[Any]]:
-    """Makes it all, after what it has to pass; returns the stack's outputs. `first`: what a new stack has to pass;
-    `platform`: what is built for."""
-    after = pulumi.ResourceOptions(depends_on=[passed])
-    passwords = Passwords("passwords", config.database_password, pulumi.ResourceOptions.merge(after, first))
-    after = pulumi.ResourceOptions(depends_on=[passed, passwords])
-    images = Images(
-        "images", ImagesArgs(config.stack, config.app_image, config.sandbox_image, platform=platform), after
-    )
-    args = DockerDatabaseArgs(
-        config.name, config.postgres_image, passwords.owner, config.database_port, config.protect_database, waits
-    )
-    database = DockerDatabase("database", args, after)
+    """Creates the stack behind its gate, and returns its outputs.
 
+    `platform` is what images are built for; `first` are the options of the resource that only a new stack creates.
+    """
     ending = Ending(config.stack, config.drain_seconds, config.protect_database)
+    behind_gate = pulumi.ResourceOptions(depends_on=[gate])
+    passwords = Passwords("passwords", config.database_password, pulumi.ResourceOptions.merge(behind_gate, first))
+    opts = pulumi.ResourceOptions(depends_on=[gate, passwords])
+    images = Images("images", ImagesArgs(config.stack, config.app_image, config.sandbox_image, platform=platform), opts)
+    database = DockerDatabase(
+        "database",
+        DockerDatabaseArgs(
+            name=config.name,
+            image=config.postgres_image,
+            password=passwords.owner,
+            port=config.database_port,
+            protect=config.protect_database,
+            waits=waits,
+        ),
+        opts,
+    )
+    inside = DatabaseEndpoints.own(passwords, database.host)
     app = DockerApp(
         "app",
         DockerAppArgs(
             name=config.name,
             image=images.app,
             network=database.network,
-            owner_url=database_url(OWNER, passwords.owner, database.host),
-            controller_url=database_url(CONTROLLER, passwords.controller, database.host),
+            owner_url=inside.owner,
+            controller_url=inside.controller,
             controller_password=passwords.controller,
             requester_password=passwords.requester,
             database=database.made,
             port=config.http_port,
             socket=config.docker_socket,
-            socket_group=_group(config),
+            socket_group=_socket_group(config),
             settings=_settings(config, images.sandbox),
             waits=waits,
             ending=ending,
             after=[database],
         ),
-        after,
+        opts,
     )
     first_deleted(ending, app, app.end.drain, whereabouts(config))
+
+    outside = DatabaseEndpoints.own(passwords, LOOPBACK, config.database_port)
     return {
-        "database_url": database_url(OWNER, passwords.owner, LOOPBACK, config.database_port),
-        "requester_database_url": database_url(REQUESTER, passwords.requester, LOOPBACK, config.database_port),
+        "database_url": outside.owner,
+        "requester_database_url": outside.requester,
         "database_host": f"{LOOPBACK}:{config.database_port}",
         "health_url": f"http://{LOOPBACK}:{config.http_port}/healthz",
         "metrics_url": f"http://{LOOPBACK}:{config.http_port}/metrics",
@@ -74,16 +85,15 @@ def dev(
 
 
 def _settings(config: Config, sandbox_image: pulumi.Output[str]) -> dict[str, pulumi.Input[str]]:
+    """The controller's settings."""
     settings: dict[str, pulumi.Input[str]] = {"SANDBOX_MAX_RUNNING": str(config.max_running)}
     if config.docker_socket is None:
-        settings |= {"SANDBOX_BACKEND": "process", "SANDBOX_WORK_DIR": "/tmp/sandboxes"}
-    else:
-        settings |= {"SANDBOX_BACKEND": "docker", "SANDBOX_IMAGE": sandbox_image}
-    return settings
+        return settings | {"SANDBOX_BACKEND": "process", "SANDBOX_WORK_DIR": "/tmp/sandboxes"}
+    return settings | {"SANDBOX_BACKEND": "docker", "SANDBOX_IMAGE": sandbox_image}
 
 
-def _group(config: Config) -> int:
-    """The group that owns the socket where the engine is. Behind another system's Docker it is root's."""
+def _socket_group(config: Config) -> int:
+    """The group that owns the engine's socket. With Docker of another system than Linux that is root's."""
     if config.docker_socket is None or config.docker_socket_group is not None:
         return config.docker_socket_group or 0
     socket = Path(config.docker_socket)

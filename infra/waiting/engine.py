@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from controller.backends.docker.api import Engine, EngineError
 from controller.backends.docker.logs import ContainerLogTail
 from controller.errors import TransientEngineError
-from infra.preflight.engine import engine_host
+from infra.engine import connected_engine
 from infra.waiting.container_verdict import SeenContainer, ended_well, healthy
 from infra.waiting.readiness import GONE, Unready, until_ready
 
@@ -25,7 +24,7 @@ class EngineWaits:
 
     async def healthy(self, made: Mapping[str, Any]) -> None:
         """Until it passes its check. Raises NotReady."""
-        async with _engine() as engine:
+        async with connected_engine() as engine:
             before: list[int] = []
 
             def judged(seen: SeenContainer) -> Unready | None:
@@ -39,7 +38,7 @@ class EngineWaits:
 
         One that has failed is started once more: what an earlier `up` found wrong may be mended.
         """
-        async with _engine() as engine:
+        async with connected_engine() as engine:
             try:
                 state = (await engine.json("GET", f"containers/{made['id']}/json"))["State"]
                 if state["Status"] == "exited" and state["ExitCode"]:
@@ -62,15 +61,6 @@ class EngineWaits:
                 return Unready("no answer", str(error), patience=SILENT_SECONDS)
 
         await until_ready(f"container {made['name']}", look, LONGEST_SECONDS)
-
-
-@asynccontextmanager
-async def _engine() -> AsyncIterator[Engine]:
-    engine = Engine(engine_host())
-    try:
-        yield engine
-    finally:
-        await engine.close()
 
 
 async def _seen(engine: Engine, container: str) -> SeenContainer:

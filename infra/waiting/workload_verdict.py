@@ -93,6 +93,11 @@ def speaker(pods: Sequence[Json]) -> tuple[str, str, bool] | None:
     return None
 
 
+def pull_is_permanent(reason: str | None, message: str | None, image: str) -> bool:
+    """Whether an image can never be pulled, from the reason and the message of the container that waits for it."""
+    return reason in NO_PULL or (reason in PULLS and is_permanent_pull_error(message or "", image))
+
+
 def _observed(workload: Json) -> bool:
     if workload["kind"] == "Job":
         return True
@@ -136,8 +141,8 @@ def _container(seen: SeenWorkload, pod: Json) -> Unready | None:
         if reason in PULLS | NO_PULL:
             if reason == "ImagePullBackOff" and (why := _last_event(seen, pod, {"Failed"}, "Failed to pull image")):
                 said = visible(why)
-            hopeless = reason in NO_PULL or is_permanent_pull_error(said, image)
-            return Unready("image", f"{name} cannot pull image {image}: {said}", 0 if hopeless else PULL_SECONDS)
+            patience = 0 if pull_is_permanent(reason, said, image) else PULL_SECONDS
+            return Unready("image", f"{name} cannot pull image {image}: {said}", patience)
         if reason in NOT_MADE:
             return Unready("exits", f"{name} cannot start its container: {said}", patience=MENDED_SECONDS)
         if seen.workload["kind"] != "Job" and (ended := _exits(one)) and not one.get("ready"):

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from infra.cluster.client import ClusterClient, Hidden
+from infra.cluster.naming import DESTROY_MANAGER
 from infra.config import Config
-from infra.ending.kubernetes import STOPPER
 from infra.preflight.by_hand import autoscaler, changed_by_hand
 from tests.infra.conftest import PROJECT, configure
 
@@ -85,7 +85,7 @@ def test_controllers_that_an_autoscaler_leaves_at_none_are_told(config: Config) 
 
 
 def test_controllers_that_an_interrupted_destroy_stopped_are_told_as_that(config: Config) -> None:
-    stopped = {"manager": STOPPER, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    stopped = {"manager": DESTROY_MANAGER, "fieldsV1": {"f:spec": {"f:replicas": {}}}}
     (line,) = said(config, deployment(0, OURS, stopped))
     assert line.startswith("no controller runs, since a `destroy` was interrupted")
     assert line.endswith("pulumi up --stack prod --refresh --run-program")

@@ -21,8 +21,8 @@ from kubernetes import client
 from kubernetes import config as kubernetes_config
 from kubernetes.config import kube_config
 
+from infra.cluster.naming import CONTROLLER, Naming
 from infra.cluster.rights import RBAC, Rule, rights, rules
-from infra.components.kubernetes.pod_defaults import CONTROLLER, Place
 from infra.config import Config
 from infra.errors import PreflightError
 from infra.preflight import preflight
@@ -233,7 +233,7 @@ def namespaces() -> Iterator[list[str]]:
     need_cluster()
     kubernetes_config.load_kube_config()
     core, names = client.CoreV1Api(), [f"preflight-{uuid4().hex[:8]}" for _ in range(2)]
-    labels = Place("ci-fixer-sandbox", "it").labels(CONTROLLER)
+    labels = Naming("ci-fixer-sandbox", "it").labels(CONTROLLER)
     for name in names:
         core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=name, labels=labels)))
     yield names
@@ -506,15 +506,15 @@ def test_the_documents_roles_give_what_a_stack_needs_and_no_more(
     given = [(role["metadata"].get("namespace"), rule) for role in found for rule in role["rules"]]
     assert not any("*" in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]] for _, rule in given)
     documented = {
-        (place, group, kind, verb)
-        for place, rule in given
+        (naming, group, kind, verb)
+        for naming, rule in given
         for group in rule["apiGroups"]
         for kind in rule["resources"]
         for verb in rule["verbs"]
         if kind not in LOOKED_UP
     }
     assert documented == set(flat(needed, everywhere=create))
-    named = {name for place, rule in given if place is None for name in rule.get("resourceNames", ())}
+    named = {name for naming, rule in given if naming is None for name in rule.get("resourceNames", ())}
     assert named == {name for rule in needed if rule.namespace is None for name in rule.names if not create}
 
 

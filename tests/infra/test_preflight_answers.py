@@ -9,7 +9,7 @@ import pulumi
 import pytest
 
 from infra.cluster.client import ClusterClient, ClusterError, Hidden
-from infra.components.kubernetes.pod_defaults import INSTANCE, NAME
+from infra.cluster.naming import INSTANCE, NAME
 from infra.config import Config
 from infra.errors import PreflightError
 from infra.preflight import cluster as preflight_cluster

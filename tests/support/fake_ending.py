@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from infra.components.docker import database as docker_database
+from infra.ending.deletions import Deletions
 from infra.ending.docker import DockerEnd
-from infra.ending.kubernetes import Deletions, KubernetesEnd
+from infra.ending.kubernetes import KubernetesEnd
 from infra.stacks import kubernetes as prod
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import pulumi
 import pulumi_docker as docker
 
-from infra.components.docker.containers import LOGGED, LOOPBACK, bounded
+from infra.components.docker.containers import LOGGED, bounded
 from infra.components.images import ENTRYPOINT, HTTP_PORT, STOP_SECONDS
 from infra.components.passwords import secret
 from infra.ending.docker import DockerEnd
-from infra.ending.hooks import Ending, without_controllers
+from infra.ending.drain import Ending
+from infra.ending.order import without_controllers
+from infra.engine import LOOPBACK
 from infra.waiting.engine import EngineWaits
 from infra.waiting.readiness import once_ready
 

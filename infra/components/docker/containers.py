@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-LOOPBACK = "127.0.0.1"
 # Said outright, whatever the engine's own default is: it would be a difference at each `up`.
 LOGGED: dict[str, Any] = {"log_driver": "json-file", "log_opts": {"max-size": "10m", "max-file": "3"}}
 

@@ -9,10 +9,11 @@ import pulumi
 import pulumi_docker as docker
 
 from infra.components.database_urls import DATABASE_NAME, OWNER, PORT, READY
-from infra.components.docker.containers import LOGGED, LOOPBACK, bounded
+from infra.components.docker.containers import LOGGED, bounded
 from infra.components.passwords import secret
 from infra.ending.docker import remove
-from infra.ending.hooks import before_deletion, bound_to
+from infra.engine import LOOPBACK
+from infra.hooks import before_deletion, bound_to
 from infra.waiting.engine import EngineWaits
 from infra.waiting.readiness import once_ready
 

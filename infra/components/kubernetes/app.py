@@ -9,30 +9,26 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.cluster.naming import CONTROLLER, Naming
 from infra.components.images import ENTRYPOINT, HTTP_PORT, STOP_SECONDS
+from infra.components.kubernetes.objects import CREATED_IS_ENOUGH, SKIP_AWAIT, name_of, revision_of
 from infra.components.kubernetes.pod_defaults import (
-    CONTROLLER,
     CONTROLLER_USER,
-    MADE_IS_ENOUGH,
-    SKIP_AWAIT,
-    Place,
     container_security,
     from_secret,
-    name_of,
     pod_security,
     pull_secrets,
     resources,
-    revision_of,
 )
 from infra.waiting.cluster import ClusterWaits
 from infra.waiting.readiness import once_ready
 
 
 @dataclass(frozen=True)
-class Pod:
+class ControllerPod:
     """Of a controller: `settings` are its own, `secret` names the one with its DATABASE_URL."""
 
-    place: Place
+    naming: Naming
     image: pulumi.Input[str]
     account: pulumi.Input[str]
     secret: pulumi.Input[str]
@@ -77,7 +73,7 @@ class AppArgs:
     `replicas`. All waits for `after`.
     """
 
-    pod: Pod
+    pod: ControllerPod
     namespace: pulumi.Input[str]
     replicas: int
     autoscaled: bool
@@ -93,26 +89,26 @@ class App(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: AppArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:App", name, None, opts)
-        place = args.pod.place
+        naming = args.pod.naming
         child = pulumi.ResourceOptions(parent=self, depends_on=args.after)
-        metadata = place.metadata(CONTROLLER, args.namespace, place.name)
-        chosen = {"matchLabels": place.selector(CONTROLLER)}
+        metadata = naming.metadata(CONTROLLER, args.namespace, naming.name)
+        chosen = {"matchLabels": naming.selector(CONTROLLER)}
         deployed: Any = {
             "replicas": args.replicas,
             "selector": chosen,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
                 "metadata": {
-                    "labels": place.labels(CONTROLLER),
+                    "labels": naming.labels(CONTROLLER),
                     # Other credentials are the same secret's: pods take them when they start.
-                    "annotations": {f"{place.project}/credentials": args.secret_digest},
+                    "annotations": {f"{naming.project}/credentials": args.secret_digest},
                 },
                 "spec": _spec(args.pod),
             },
         }
         controllers = k8s.apps.v1.Deployment(
             "controller",
-            metadata=place.metadata(CONTROLLER, args.namespace, place.name, MADE_IS_ENOUGH),
+            metadata=naming.metadata(CONTROLLER, args.namespace, naming.name, CREATED_IS_ENOUGH),
             spec=deployed,
             opts=pulumi.ResourceOptions.merge(
                 child, pulumi.ResourceOptions(ignore_changes=["spec.replicas"] if args.autoscaled else None)
@@ -122,10 +118,10 @@ class App(pulumi.ComponentResource):
         budget: Any = {"maxUnavailable": 1, "selector": chosen}
         k8s.policy.v1.PodDisruptionBudget("controller-budget", metadata=metadata, spec=budget, opts=child)
         port = {"name": "http", "port": HTTP_PORT, "targetPort": HTTP_PORT}
-        exposed: Any = {"selector": place.selector(CONTROLLER), "ports": [port]}
+        exposed: Any = {"selector": naming.selector(CONTROLLER), "ports": [port]}
         service = k8s.core.v1.Service(
             "controller-service",
-            metadata=place.metadata(CONTROLLER, args.namespace, place.name, SKIP_AWAIT),
+            metadata=naming.metadata(CONTROLLER, args.namespace, naming.name, SKIP_AWAIT),
             spec=exposed,
             opts=child,
         )
@@ -134,7 +130,7 @@ class App(pulumi.ComponentResource):
         self.register_outputs({"host": self.host})
 
 
-def _spec(pod: Pod) -> dict[str, Any]:
+def _spec(pod: ControllerPod) -> dict[str, Any]:
     health, ready = (
         {"httpGet": {"path": path, "port": HTTP_PORT}, "timeoutSeconds": 8} for path in ("/healthz", "/readyz")
     )
@@ -142,7 +138,7 @@ def _spec(pod: Pod) -> dict[str, Any]:
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
         "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": pod.place.selector(CONTROLLER)},
+        "labelSelector": {"matchLabels": pod.naming.selector(CONTROLLER)},
     }
     spec = pod.spec(
         CONTROLLER,

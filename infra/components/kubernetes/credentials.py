@@ -9,7 +9,8 @@ from hashlib import sha256
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.components.kubernetes.pod_defaults import CONTROLLER, Place, name_of
+from infra.cluster.naming import CONTROLLER, Naming
+from infra.components.kubernetes.objects import name_of
 
 URL = "DATABASE_URL"
 
@@ -18,7 +19,7 @@ URL = "DATABASE_URL"
 class CredentialsArgs:
     """The requester's go to `requester_namespaces` too. All waits for `after`, which makes the database take them."""
 
-    place: Place
+    naming: Naming
     namespace: pulumi.Input[str]
     controller_url: pulumi.Output[str]
     requester_url: pulumi.Input[str]
@@ -39,7 +40,7 @@ class Credentials(pulumi.ComponentResource):
         self.controller = self._secret("controller-credentials", CONTROLLER, {URL: args.controller_url})
         # In clear: nobody finds the generated password by its digest.
         self.controller_digest = pulumi.Output.unsecret(args.controller_url.apply(_digest))
-        asked, fixed = {URL: args.requester_url}, f"{args.place.name}-requester"
+        asked, fixed = {URL: args.requester_url}, f"{args.naming.name}-requester"
         self.requester = self._secret("requester-credentials", "requester", asked, fixed)
         for namespace in args.requester_namespaces:
             self._secret(f"requester-credentials-{namespace}", "requester", asked, fixed, namespace)
@@ -57,7 +58,7 @@ class Credentials(pulumi.ComponentResource):
         where = args.namespace if namespace is None else namespace
         made = k8s.core.v1.Secret(
             resource,
-            metadata=args.place.metadata(component, where, name),
+            metadata=args.naming.metadata(component, where, name),
             string_data=content,
             opts=pulumi.ResourceOptions(
                 parent=self, depends_on=args.after, additional_secret_outputs=["stringData", "data"]

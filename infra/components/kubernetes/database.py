@@ -8,21 +8,17 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.cluster.naming import DATABASE, Naming
 from infra.components.database_urls import DATABASE_NAME, OWNER, PORT, READY
+from infra.components.kubernetes.objects import CREATED_IS_ENOUGH, SKIP_AWAIT, name_of, revision_of
 from infra.components.kubernetes.pod_defaults import (
-    DATABASE,
-    MADE_IS_ENOUGH,
-    SKIP_AWAIT,
-    Place,
     container_security,
     from_secret,
-    name_of,
     pod_security,
     pull_secrets,
     resources,
-    revision_of,
 )
-from infra.ending.hooks import bound_to
+from infra.hooks import bound_to
 from infra.waiting.cluster import ClusterWaits
 from infra.waiting.readiness import once_ready
 
@@ -35,7 +31,7 @@ DATA = f"{VOLUME}/pgdata"  # below it: a volume's root may hold lost+found
 class DatabaseArgs:
     """`storage_class` None: the cluster's default."""
 
-    place: Place
+    naming: Naming
     namespace: pulumi.Input[str]
     image: str
     password: pulumi.Input[str]
@@ -56,11 +52,11 @@ class Database(pulumi.ComponentResource):
     def __init__(self, name: str, args: DatabaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Database", name, None, opts)
         self._args = args
-        fixed = f"{args.place.name}-database"
+        fixed = f"{args.naming.name}-database"
         child = pulumi.ResourceOptions(parent=self)
         secret = k8s.core.v1.Secret(
             "database-password",
-            metadata=args.place.metadata(DATABASE, args.namespace),
+            metadata=args.naming.metadata(DATABASE, args.namespace),
             string_data={"POSTGRES_PASSWORD": args.password},
             opts=pulumi.ResourceOptions(parent=self, additional_secret_outputs=["stringData", "data"]),
         )
@@ -70,7 +66,7 @@ class Database(pulumi.ComponentResource):
         claim = k8s.core.v1.PersistentVolumeClaim(
             "database-volume",
             # Not awaited: many classes bind at the first pod alone, and the wait for the pod says what is wrong.
-            metadata=args.place.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
+            metadata=args.naming.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
             spec=kept,
             opts=pulumi.ResourceOptions.merge(
                 None if args.protect else bound_to(args.freed),
@@ -86,26 +82,26 @@ class Database(pulumi.ComponentResource):
             "serviceName": fixed,
             "replicas": 1,
             "podManagementPolicy": "Parallel",  # a pod that never became ready is replaced too (kubernetes#67250)
-            "selector": {"matchLabels": args.place.selector(DATABASE)},
+            "selector": {"matchLabels": args.naming.selector(DATABASE)},
             "template": {
-                "metadata": {"labels": args.place.labels(DATABASE)},
+                "metadata": {"labels": args.naming.labels(DATABASE)},
                 "spec": self._pod(name_of(secret), name_of(claim)),
             },
         }
         pods = k8s.apps.v1.StatefulSet(
             "database",
             # Of another claim: it was stopped for that, and has to be made whole again.
-            metadata=args.place.metadata(
-                DATABASE, args.namespace, fixed, {**MADE_IS_ENOUGH, f"{args.place.project}/volume": self.volume}
+            metadata=args.naming.metadata(
+                DATABASE, args.namespace, fixed, {**CREATED_IS_ENOUGH, f"{args.naming.project}/volume": self.volume}
             ),
             spec=stateful,
             opts=child,
         )
         port = {"name": "postgres", "port": PORT, "targetPort": PORT}
-        exposed: Any = {"selector": args.place.selector(DATABASE), "ports": [port]}
+        exposed: Any = {"selector": args.naming.selector(DATABASE), "ports": [port]}
         service = k8s.core.v1.Service(
             "database-service",
-            metadata=args.place.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
+            metadata=args.naming.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
             spec=exposed,
             opts=child,
         )

@@ -9,19 +9,15 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.cluster.naming import MIGRATION, Naming
 from infra.components.images import ENTRYPOINT
+from infra.components.kubernetes.objects import CREATED_IS_ENOUGH, REPLACE_UNREADY, name_of, revision_of
 from infra.components.kubernetes.pod_defaults import (
     CONTROLLER_USER,
-    MADE_IS_ENOUGH,
-    MIGRATION,
-    REPLACE_UNREADY,
-    Place,
     container_security,
-    name_of,
     pod_security,
     pull_secrets,
     resources,
-    revision_of,
 )
 from infra.waiting.cluster import ClusterWaits
 from infra.waiting.readiness import once_ready
@@ -31,7 +27,7 @@ from infra.waiting.readiness import once_ready
 class MigrationArgs:
     """A new image, URL, password or volume is a new migration. It waits for `after`."""
 
-    place: Place
+    naming: Naming
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
     owner_url: pulumi.Input[str]
@@ -50,7 +46,7 @@ class Migration(pulumi.ComponentResource):
         super().__init__("ci-fixer-sandbox:infra:Migration", name, None, opts)
         secret = k8s.core.v1.Secret(
             "migration-credentials",
-            metadata=args.place.metadata(MIGRATION, args.namespace),
+            metadata=args.naming.metadata(MIGRATION, args.namespace),
             string_data={
                 "DATABASE_URL": args.owner_url,
                 "SANDBOX_CONTROLLER_PASSWORD": args.controller_password,
@@ -77,15 +73,17 @@ class Migration(pulumi.ComponentResource):
             "securityContext": pod_security(CONTROLLER_USER),
             "containers": [container],
         }
-        marked = {} if args.volume is None else {"annotations": {f"{args.place.project}/volume": args.volume}}
+        marked = {} if args.volume is None else {"annotations": {f"{args.naming.project}/volume": args.volume}}
         spec: Any = {
             "backoffLimit": 2,  # network policies and names may take a moment to reach a new pod: 30 s of trials
             "activeDeadlineSeconds": 300,
-            "template": {"metadata": {"labels": args.place.labels(MIGRATION), **marked}, "spec": pod},
+            "template": {"metadata": {"labels": args.naming.labels(MIGRATION), **marked}, "spec": pod},
         }
         job = k8s.batch.v1.Job(
             MIGRATION,
-            metadata=args.place.metadata(MIGRATION, args.namespace, annotations={**REPLACE_UNREADY, **MADE_IS_ENOUGH}),
+            metadata=args.naming.metadata(
+                MIGRATION, args.namespace, annotations={**REPLACE_UNREADY, **CREATED_IS_ENOUGH}
+            ),
             spec=spec,
             opts=pulumi.ResourceOptions(parent=self, depends_on=args.after),
         )

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.components.kubernetes.pod_defaults import CONTROLLER, Place, name_of
-from infra.ending.hooks import bound_to
-from infra.ending.kubernetes import Deletions
+from infra.cluster.naming import CONTROLLER, Naming
+from infra.components.kubernetes.objects import name_of
+from infra.ending.deletions import Deletions
 from infra.errors import PreflightError
+from infra.hooks import bound_to
 
 RESTRICTED = {
     f"pod-security.kubernetes.io/{mode}{suffix}": value
@@ -26,7 +27,7 @@ class NamespacesArgs:
     `left`: what to say of one that is to be made and is there.
     """
 
-    place: Place
+    naming: Naming
     app: str
     sandboxes: str
     create: bool
@@ -54,7 +55,7 @@ class Namespaces(pulumi.ComponentResource):
             return pulumi.Output.from_input(name)
         made = k8s.core.v1.Namespace(
             resource,
-            metadata={"name": name, "labels": {**self._args.place.labels(CONTROLLER), **RESTRICTED}},
+            metadata={"name": name, "labels": {**self._args.naming.labels(CONTROLLER), **RESTRICTED}},
             opts=pulumi.ResourceOptions.merge(
                 None if protect else bound_to(self._watched),
                 pulumi.ResourceOptions(parent=self, protect=protect, hooks=self._unless_left(name)),

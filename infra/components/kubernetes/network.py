@@ -10,12 +10,12 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.cluster.naming import CONTROLLER, DATABASE, MIGRATION, Naming
 from infra.components.database_urls import PORT
 from infra.components.images import HTTP_PORT
-from infra.components.kubernetes.pod_defaults import CONTROLLER, DATABASE, MIGRATION, Place
 from infra.config.values import RESOLVER
-from infra.ending.hooks import bound_to
 from infra.ending.kubernetes import KubernetesEnd
+from infra.hooks import bound_to
 
 # Not meant by a wider range that holds them: the cluster's own networks, the neighbours', a cloud's metadata service.
 INTERNAL_IPV4 = (
@@ -46,7 +46,7 @@ Rule = Mapping[str, Any]
 class NetworkArgs:
     """`database_cidrs` are an existing database's; none: the one in the cluster."""
 
-    place: Place
+    naming: Naming
     namespace: pulumi.Input[str]
     sandbox_namespace: pulumi.Input[str]
     requester_namespaces: Sequence[str]
@@ -64,7 +64,7 @@ class Network(pulumi.ComponentResource):
     def __init__(self, name: str, args: NetworkArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Network", name, None, opts)
         self._args = args
-        place = args.place
+        naming = args.naming
         # Also where sandboxes get another namespace, and this one stays: none of them may outlive it.
         emptied = bound_to(pulumi.ResourceHook("without-sandboxes", args.end.empty))
         self._policy("sandboxes-deny-all", args.sandbox_namespace, {}, opts=emptied)
@@ -72,7 +72,7 @@ class Network(pulumi.ComponentResource):
         self._policy("sandboxes-egress", args.sandbox_namespace, {"network": "egress"}, egress=egress)
         self._policy("app-deny-all", args.namespace, {})
         out = [{"ports": _ports(*DNS_PORTS)}, self._to_database()]  # of any address: it may be the node's own
-        self._policy("migration", args.namespace, place.selector(MIGRATION), egress=out)
+        self._policy("migration", args.namespace, naming.selector(MIGRATION), egress=out)
         api_server = {
             "to": _blocks(args.api_server_cidrs),
             "ports": _ports(*(("TCP", port) for port in API_SERVER_PORTS)),
@@ -80,19 +80,19 @@ class Network(pulumi.ComponentResource):
         callers = [*args.requester_namespaces, *filter(None, [args.monitoring_namespace])]
         ingress = [{"from": _namespaces(callers), "ports": _ports(("TCP", HTTP_PORT))}] if callers else []
         rules = [*out, api_server] if args.api_server_cidrs else out
-        self._policy("controller", args.namespace, place.selector(CONTROLLER), ingress=ingress, egress=rules)
+        self._policy("controller", args.namespace, naming.selector(CONTROLLER), ingress=ingress, egress=rules)
         if not args.database_cidrs:
             clients: list[Rule] = [
-                {"podSelector": {"matchLabels": place.selector(one)}} for one in (CONTROLLER, MIGRATION)
+                {"podSelector": {"matchLabels": naming.selector(one)}} for one in (CONTROLLER, MIGRATION)
             ]
             clients += _namespaces(args.requester_namespaces)
             taken = [{"from": clients, "ports": _ports(("TCP", PORT))}]
-            self._policy("database", args.namespace, place.selector(DATABASE), ingress=taken)
+            self._policy("database", args.namespace, naming.selector(DATABASE), ingress=taken)
         self.register_outputs({})
 
     def _to_database(self) -> Rule:
         args = self._args
-        inside = [{"podSelector": {"matchLabels": args.place.selector(DATABASE)}}]
+        inside = [{"podSelector": {"matchLabels": args.naming.selector(DATABASE)}}]
         to = _blocks(args.database_cidrs) if args.database_cidrs else inside
         return {"to": to, "ports": _ports(("TCP", args.database_port))}
 
@@ -107,7 +107,7 @@ class Network(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """Both ways are always ruled: a way without a rule is closed."""
-        place = self._args.place
+        naming = self._args.naming
         spec: Any = {
             "podSelector": {"matchLabels": pods} if pods else {},
             "policyTypes": ["Ingress", "Egress"],
@@ -116,7 +116,7 @@ class Network(pulumi.ComponentResource):
         }
         k8s.networking.v1.NetworkPolicy(
             name,
-            metadata=place.metadata("network", namespace, f"{place.name}-{name}"),
+            metadata=naming.metadata("network", namespace, f"{naming.name}-{name}"),
             spec=spec,
             opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(parent=self)),
         )

@@ -8,14 +8,14 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.components.kubernetes.pod_defaults import CONTROLLER, Place
+from infra.cluster.naming import CONTROLLER, Naming
 
 
 @dataclass(frozen=True)
 class LimitsArgs:
     """`cpu` and `memory` are sums of limits, `pods` those that have not ended."""
 
-    place: Place
+    naming: Naming
     namespace: pulumi.Input[str]
     cpu: str
     memory: str
@@ -27,7 +27,7 @@ class Limits(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: LimitsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Limits", name, None, opts)
-        metadata = args.place.metadata(CONTROLLER, args.namespace, args.place.name)
+        metadata = args.naming.metadata(CONTROLLER, args.namespace, args.naming.name)
         each: Any = {
             "type": "Container",
             "default": {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"},

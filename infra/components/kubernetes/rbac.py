@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
-import yaml
 
-from infra.components.kubernetes.pod_defaults import CONTROLLER, Place, name_of
-
-
-def controller_rules() -> list[Any]:
-    """Those of the Role that the controller ships."""
-    rules: list[Any] = yaml.safe_load((files("controller.backends.kubernetes") / "role.yaml").read_text())["rules"]
-    return rules
+from infra.cluster.naming import CONTROLLER, Naming
+from infra.cluster.rights import controller_rules
+from infra.components.kubernetes.objects import name_of
 
 
 @dataclass(frozen=True)
 class AccessArgs:
     """Where the account is, and where it has rights."""
 
-    place: Place
+    naming: Naming
     namespace: pulumi.Input[str]
     sandbox_namespace: pulumi.Input[str]
 
@@ -38,17 +32,17 @@ class Access(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         account = k8s.core.v1.ServiceAccount(
             "controller-account",
-            metadata=args.place.metadata(CONTROLLER, args.namespace, args.place.name),
+            metadata=args.naming.metadata(CONTROLLER, args.namespace, args.naming.name),
             automount_service_account_token=False,  # the controller's pods ask for it
             opts=child,
         )
-        in_sandboxes = args.place.metadata(CONTROLLER, args.sandbox_namespace, args.place.name)
+        in_sandboxes = args.naming.metadata(CONTROLLER, args.sandbox_namespace, args.naming.name)
         role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=controller_rules(), opts=child)
         # By its id, which a preview does not know before the Role is there: the API server would look the Role up, for
         # whoever has no right to bind any.
         role_name = role.id.apply(lambda known: known.rpartition("/")[2])
         rights: Any = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role_name}
-        who: Any = {"kind": "ServiceAccount", "name": args.place.name, "namespace": args.namespace}
+        who: Any = {"kind": "ServiceAccount", "name": args.naming.name, "namespace": args.namespace}
         k8s.rbac.v1.RoleBinding(
             "controller-role-binding",
             metadata=in_sandboxes,

@@ -1,0 +1,122 @@
+"""How a stack's sandboxes are drained: the policy, the words of a refusal, and the reports of progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
+
+import pulumi
+
+from infra.errors import EndRefused
+from infra.waiting.container_verdict import last_words
+
+REPORT = "drain: "  # how the lines of `python -m controller drain` begin that are for people
+WAITING = f"{REPORT}waiting, "
+DRAINED = f"{REPORT}nothing is left"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the end of a stack waits for what, in seconds."""
+
+    margin: float = 60.0  # beyond the drain's own limit: for its start, and for its last words
+    start: float = 240.0  # for its pod to start: a node may have to pull the image
+    stop: float = 90.0  # for controllers, and for pods that are terminating
+    report: float = 10.0  # between two reports of the same wait
+
+
+@dataclass(frozen=True)
+class Ending:
+    """`seconds`: how long a drain may take, 0 for no drain. `protect`: the database may not go, and so nothing may."""
+
+    stack: str
+    seconds: int
+    protect: bool
+
+    @property
+    def announcement(self) -> str:
+        """The line that begins a drain."""
+        return f"ends every sandbox, and waits for it up to {self.seconds} s"
+
+    def refused(self, why: str) -> EndRefused:
+        """The error that says why the sandboxes could not be ended, and what to do."""
+        key = f"pulumi config set --stack {self.stack} drainSeconds 0"
+        return EndRefused(
+            f"sandboxes may still run, and their network, rights and database stay: {why}; mend that and destroy again"
+            f" (`pulumi up --stack {self.stack}` brings back what is gone already), or leave them to their fate: {key}"
+        )
+
+    def forgotten(self) -> EndRefused:
+        """The error that says that something is gone of which a drain is made, and what to do."""
+        again = f"pulumi up --refresh --run-program --stack {self.stack}"
+        return self.refused(f"what drains is not known any more: {again}")
+
+    def moved(self, before: Mapping[str, str], now: Mapping[str, str]) -> EndRefused:
+        """The error that says which keys were changed since the last `up`, so that they name another place."""
+        words = [
+            f"{key} was {was!r} when `up` last came to its end, and is {now[key]!r}" for key, was in before.items()
+        ]
+        if "name" in before:
+            back = "name the project and the stack as they were (pulumi stack rename)"
+        else:
+            back = " && ".join(f"pulumi config set --stack {self.stack} {key} {was!r}" for key, was in before.items())
+            back = f"destroy with what was: {back}, or `pulumi up --stack {self.stack}` first"
+        return EndRefused(f"nothing was deleted: {'; '.join(words)}; {back}")
+
+
+def runnable_here(line: str, inside: str) -> str:
+    """A drain's line with its commands as they are typed here; `inside` runs one in a controller's container."""
+    return line.replace("`python -m controller ", f"`{inside} python -m controller ")
+
+
+def final_words(lines: Sequence[str]) -> str:
+    """Why a drain left something, each reason once. A drain that was cut off said it only while it waited."""
+    reports = [line for line in lines if line.startswith(REPORT)] or lines
+    final = [line for line in reports if not line.startswith(WAITING)] or reports
+    return " ".join(list(dict.fromkeys(final))[-3:])
+
+
+class DrainProgress:
+    """Reports, again and again, that a drain is still waited for while it reports nothing itself.
+
+    A context manager: a thread of its own reports until the block ends. `what` drains, for `longest` seconds at most.
+    """
+
+    def __init__(
+        self, what: str, longest: float, patience: Patience, tell: Callable[[str], None] = pulumi.log.info
+    ) -> None:
+        self._what, self._longest, self._seconds, self._tell = what, longest, patience.report, tell
+        self._began, self._last = time.monotonic(), ""
+        self._news, self._closed = Event(), False
+        self._thread = Thread(target=copy_context().run, args=(self._run,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._news.set()
+        self._thread.join()
+
+    def heard(self, line: str) -> None:
+        """Notes a line that the drain has written; a report of its own starts the time anew."""
+        self._last = line or self._last
+        if line.startswith(REPORT):
+            self._news.set()
+
+    def _run(self) -> None:
+        while not self._closed:
+            if self._news.wait(self._seconds):
+                self._news.clear()
+                continue
+            wrote = f"it last wrote: {last_words([self._last])}" if self._last else "it has written nothing yet"
+            seconds = time.monotonic() - self._began
+            self._tell(f"waiting for {self._what} to end ({seconds:.0f} s, at most {self._longest:.0f} s): {wrote}")
