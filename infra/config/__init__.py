@@ -1,4 +1,4 @@
-"""A stack's configuration, read and checked once."""
+"""A stack's configuration: every key with its description, read and checked once."""
 
 from __future__ import annotations
 
@@ -8,91 +8,312 @@ from typing import Any
 
 import pulumi
 
-from infra.config import values
+from infra.config import rules, values
+from infra.config.keys import Key, declared_keys, key, key_without_default, required_key, secret_key
 from infra.config.reader import Reader
 from infra.errors import ConfigError
 
-ONLY_DOCKER = ("databasePort", "httpPort", "dockerSocket", "dockerSocketGroup")
-PUSHING = ("registry", "pullRegistry", "registryUsername", "registryPassword")
-ONLY_KUBERNETES = (
-    *PUSHING,
-    "imagePullSecret",
-    "databaseUrl",
-    "databaseCidrs",
-    "storageClass",
-    "storageSize",
-    "kubeContext",
-    "namespace",
-    "sandboxNamespace",
-    "createNamespaces",
-    "createLimits",
-    "replicas",
-    "quotaCpu",
-    "quotaMemory",
-    "quotaPods",
-    "requesterNamespaces",
-    "monitoringNamespace",
-    "apiServerCidrs",
-    "egressCidrs",
-    "jobOptions",
-)
-OF_LIMITS = ("quotaCpu", "quotaMemory", "quotaPods")
-OF_OWN_DATABASE = ("databasePassword", "postgresImage", "storageClass", "storageSize")
 ANYWHERE = ("0.0.0.0/0",)
 ANYWHERE_BY_NAME = (*ANYWHERE, values.RESOLVER)
-LONGEST_NAME = 43  # with "-database-" and a revision's hash it is a label of the database's pod: 63 characters at most
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every key, checked. Secrets are outputs; what may be left out and was, is None or empty."""
+    """Every key, checked. Secrets are outputs. A key that may be left out and was, is None or empty."""
 
     project: str
     stack: str
-    target: str
 
-    registry: str | None
-    pull_registry: str | None
-    registry_username: str | None
-    registry_password: pulumi.Output[str] | None
-    app_image: str | None
-    sandbox_image: str | None
-    postgres_image: str
-    image_pull_secret: str | None
+    target: str = required_key(
+        "target",
+        values.one_of("docker", "kubernetes"),
+        description="Where the stack runs: `docker` (an engine) or `kubernetes` (the cluster of `kubeContext`). It"
+        " cannot change later.",
+    )
+    app_image: str | None = key_without_default(
+        "appImage",
+        values.optional(values.image),
+        of="both",
+        absent=None,
+        shown="built",
+        description="A prebuilt image of the controller, by digest or by a tag that is not `latest`. `python -m"
+        " controller` must run in it as user 10001.",
+    )
+    sandbox_image: str | None = key_without_default(
+        "sandboxImage",
+        values.optional(values.image),
+        of="both",
+        absent=None,
+        shown="built",
+        description="A prebuilt image of sandboxes that name none, by digest or by a tag that is not `latest`.",
+    )
+    postgres_image: str = key(
+        "postgresImage",
+        values.image,
+        of="both",
+        default="postgres:15.14-bookworm",
+        description="Image of the database that the stack makes. It is Postgres 15 or newer, with the official Debian"
+        " image's contract (user 999). Later change only the minor version: a new major version cannot read the old"
+        " volume, needs dump and restore, and is refused (on a cluster, while the old one runs). From a registry with"
+        " a login, on dev: `docker pull` it first; elsewhere `imagePullSecret`.",
+    )
+    database_password: pulumi.Output[str] | None = secret_key(
+        "databasePassword",
+        of="both",
+        shown="generated",
+        description="The owner's, of the database that the stack makes; secret. To change it later:"
+        " [as below](#new-passwords).",
+    )
+    protect_database: bool = key(
+        "protectDatabase",
+        values.boolean,
+        of="both",
+        default=False,
+        description="Refuse to destroy the database's volume, and the app's namespace if the stack made it. Set it if"
+        " the data matters. Before a wanted `destroy`, set it to `false` and run `up`.",
+    )
+    max_running: int = key(
+        "maxRunning",
+        values.whole(0, 1_000_000),
+        of="both",
+        default=100,
+        description="Sandboxes launching or running at once; more wait in the queue. On a cluster keep it within the"
+        " quota and the nodes' room: a claimed sandbox that finds no room in 10 minutes fails (`StartTimeout`).",
+    )
+    drain_seconds: int = key(
+        "drainSeconds",
+        values.whole(0, 604_800),
+        of="both",
+        default=300,
+        description="How long `destroy` waits for sandboxes to end; then it refuses, and says what is left."
+        " `0`: [see below](#kept-changed-ended).",
+    )
 
-    database_url: pulumi.Output[str] | None
-    database_cidrs: tuple[str, ...]
-    database_password: pulumi.Output[str] | None
-    database_port: int
-    storage_class: str | None
-    storage_size: str
-    protect_database: bool
+    database_port: int = key(
+        "databasePort",
+        values.whole(1, 65_535),
+        of="docker",
+        default=5432,
+        description="The port of this machine's loopback on which the database listens.",
+    )
+    http_port: int = key(
+        "httpPort",
+        values.whole(1, 65_535),
+        of="docker",
+        default=3000,
+        description="The port of this machine's loopback for `/healthz`, `/readyz` and `/metrics`.",
+    )
+    docker_socket: str | None = key(
+        "dockerSocket",
+        values.optional(values.text),
+        of="docker",
+        default="/var/run/docker.sock",
+        description="The engine's socket, on its host; the app gets it to start sandboxes. Empty: none, and commands"
+        " run as processes inside the app's own container, and are lost with it.",
+    )
+    docker_socket_group: int | None = key_without_default(
+        "dockerSocketGroup",
+        values.optional(values.whole(0, 2**31)),
+        of="docker",
+        absent=None,
+        shown="the socket's",
+        description="The group that may use the socket, as a number: on Linux the socket's own, elsewhere 0. Required"
+        " if `DOCKER_HOST` names another machine.",
+    )
 
-    http_port: int
-    docker_socket: str | None
-    docker_socket_group: int | None
-
-    kube_context: str | None
-    namespace: str
-    sandbox_namespace: str
-    create_namespaces: bool
-    create_limits: bool | None  # None: if the context's user may
-    replicas: int
-    quota_cpu: str
-    quota_memory: str
-    quota_pods: int
-    requester_namespaces: tuple[str, ...]
-    monitoring_namespace: str | None
-    api_server_cidrs: tuple[str, ...]
-    egress_cidrs: tuple[str, ...]
-
-    max_running: int
-    drain_seconds: int
-    job_options: Mapping[str, Any]
+    registry: str | None = key_without_default(
+        "registry",
+        values.optional(values.registry),
+        of="kubernetes",
+        absent=None,
+        shown="required to build",
+        description="Where images are pushed, without scheme: `registry.example.com/team`. This and the next three are"
+        " refused if both images are prebuilt.",
+    )
+    pull_registry: str | None = key_without_default(
+        "pullRegistry",
+        values.optional(values.registry),
+        of="kubernetes",
+        absent=None,
+        shown="`registry`",
+        description="The cluster's name for `registry`, if it has another.",
+    )
+    registry_username: str | None = key_without_default(
+        "registryUsername",
+        values.optional(values.text),
+        of="kubernetes",
+        absent=None,
+        shown="what `docker login` left",
+        description="The user to push as; together with `registryPassword`.",
+    )
+    registry_password: pulumi.Output[str] | None = secret_key(
+        "registryPassword",
+        of="kubernetes",
+        shown="what `docker login` left",
+        description="The password to push with; secret.",
+    )
+    image_pull_secret: str | None = key_without_default(
+        "imagePullSecret",
+        values.optional(values.subdomain),
+        of="kubernetes",
+        absent=None,
+        shown="none",
+        description="A secret to pull with, that is in both namespaces before `up`:"
+        " [as below](#a-registry-with-a-login).",
+    )
+    kube_context: str | None = key_without_default(
+        "kubeContext",
+        values.optional(values.text),
+        of="kubernetes",
+        absent=None,
+        shown="the kubeconfig's current",
+        description="The context of the cluster. Set it in every stack that matters. It may be renamed: a stack knows"
+        " its cluster by the uid of the namespace `kube-system`, and refuses another one (`up --refresh`, `refresh` and"
+        " `destroy` see that with `--run-program` only).",
+    )
+    namespace: str = key_without_default(
+        "namespace",
+        values.label,
+        of="kubernetes",
+        absent="",
+        shown="`PROJECT-STACK`",
+        description="The app's namespace. Changing it later deletes the old one, with the database.",
+    )
+    sandbox_namespace: str = key_without_default(
+        "sandboxNamespace",
+        values.label,
+        of="kubernetes",
+        absent="",
+        shown="`PROJECT-STACK-sandboxes`",
+        description="The sandboxes' namespace. Changing it later deletes the old one; `drain` first, for its sandboxes"
+        " cannot be followed.",
+    )
+    create_namespaces: bool = key(
+        "createNamespaces",
+        values.boolean,
+        of="kubernetes",
+        default=True,
+        description="Make both namespaces. `false`: both exist before the first `up`, with labels that you set. The"
+        " network policies then cover everything in them. What the context's user needs: [Rights](#rights).",
+    )
+    create_limits: bool | None = key_without_default(
+        "createLimits",
+        values.optional(values.boolean),
+        of="kubernetes",
+        absent=None,
+        shown="if the user may",
+        description="Whether the stack makes LimitRange and ResourceQuota of the sandboxes' namespace: always if it"
+        " makes the namespace or a `quota…` key is set, else if the context's user may, and a warning says if not."
+        " `false`: they are the platform's; `quota…` is refused then.",
+    )
+    replicas: int = key(
+        "replicas", values.whole(0, 100), of="kubernetes", default=2, description="The number of controllers."
+    )
+    database_url: pulumi.Output[str] | None = secret_key(
+        "databaseUrl",
+        values.database,
+        of="kubernetes",
+        shown="a database is made",
+        description="The URL of an existing Postgres 15 or newer, by a login that may create roles and owns the"
+        " database: [as below](#an-existing-database); secret. If you set it later, the stack's own database is"
+        " deleted, with its rows.",
+    )
+    database_cidrs: tuple[str, ...] = key_without_default(
+        "databaseCidrs",
+        values.list_of(values.cidr),
+        of="kubernetes",
+        absent=(),
+        shown="required with `databaseUrl`",
+        description="Where its servers are, for the network policies, which see the address behind a Service or a"
+        " forwarded port.",
+    )
+    storage_class: str | None = key_without_default(
+        "storageClass",
+        values.optional(values.subdomain),
+        of="kubernetes",
+        absent=None,
+        shown="the cluster's",
+        description="The class of the database's volume. It cannot change after the first `up`; a change is refused.",
+    )
+    storage_size: str = key(
+        "storageSize",
+        values.quantity,
+        of="kubernetes",
+        default="10Gi",
+        description="The size of the database's volume. It can grow if the class allows it; anything else is refused.",
+    )
+    quota_cpu: str = key(
+        "quotaCpu",
+        values.quantity,
+        of="kubernetes",
+        default="100",
+        description="CPU limits of all sandboxes together: room for `maxRunning` at the usual 1,000 `cpu_millis`.",
+    )
+    quota_memory: str = key(
+        "quotaMemory",
+        values.quantity,
+        of="kubernetes",
+        default="128Gi",
+        description="Memory limits of all sandboxes together: room for `maxRunning` at the usual 1,024 `memory_mib`.",
+    )
+    quota_pods: int = key(
+        "quotaPods",
+        values.whole(0, 1_000_000),
+        of="kubernetes",
+        default=500,
+        description="Pods of sandboxes that have not ended.",
+    )
+    requester_namespaces: tuple[str, ...] = key_without_default(
+        "requesterNamespaces",
+        values.list_of(values.label),
+        of="kubernetes",
+        absent=(),
+        shown="`[]`",
+        description="Namespaces of applications that insert rows, there before `up`: they reach database and health,"
+        " and have the requester's secret.",
+    )
+    monitoring_namespace: str | None = key_without_default(
+        "monitoringNamespace",
+        values.optional(values.label),
+        of="kubernetes",
+        absent=None,
+        shown="none",
+        description="The namespace that reaches metrics and health.",
+    )
+    api_server_cidrs: tuple[str, ...] = key_without_default(
+        "apiServerCidrs",
+        values.list_of(values.cidr),
+        of="kubernetes",
+        absent=ANYWHERE,
+        shown='`["0.0.0.0/0"]`',
+        description="Where the controller finds the API server, behind its Service, on 443 and 6443. `[]`: you write"
+        " that policy yourself, as on Cilium with the API server on a node of the cluster (`toEntities:"
+        " [kube-apiserver]`).",
+    )
+    egress_cidrs: tuple[str, ...] = key_without_default(
+        "egressCidrs",
+        values.list_of(values.reached),
+        of="kubernetes",
+        absent=ANYWHERE_BY_NAME,
+        shown='`["0.0.0.0/0", "dns"]`',
+        description="What sandboxes with `network = egress` reach, and nothing else. A wide range leaves out the"
+        " internal ranges inside it; to allow one, name it exactly. If pods or nodes have public addresses, name"
+        " narrower ranges. `dns` is the cluster's resolver (pods `k8s-app: kube-dns` of `kube-system`, or"
+        " `169.254.20.10`): it resolves names, and so is a way out to anywhere; leave it out beside narrow ranges.",
+    )
+    job_options: Mapping[str, Any] = key_without_default(
+        "jobOptions",
+        values.options,
+        of="kubernetes",
+        absent={},
+        shown="`{}`",
+        description="What `SANDBOX_JOB_OPTIONS` takes: `runtimeClassName`, `nodeSelector`, `tolerations`,"
+        " `priorityClassName`, `imagePullSecrets`, `queue`.",
+    )
 
     @property
     def name(self) -> str:
-        """What fixed names begin with."""
+        """The text that fixed names begin with."""
         return f"{self.project}-{self.stack}"
 
     @property
@@ -103,56 +324,21 @@ class Config:
     @classmethod
     def read(cls) -> Config:
         """The stack's configuration. Raises ConfigError."""
-        return _read(Reader(pulumi.get_project(), pulumi.get_stack()))
+        return _read(Reader(pulumi.get_project(), pulumi.get_stack(), KEYS.values()))
+
+
+KEYS: Mapping[str, Key] = dict(declared_keys(Config))  # by the field's name
 
 
 def _read(reader: Reader) -> Config:
-    get, name = reader.get, f"{reader.project}-{reader.stack}"
-    target = get("target", values.optional(values.one_of("docker", "kubernetes")), None) or ""
-    if not reader.has("target"):
-        reader.fault("target", "is missing; it takes docker or kubernetes")
-    # Pulumi.yaml holds the defaults: a 0, False or "" here stands in for a value that is refused.
-    config = Config(
-        project=reader.project,
-        stack=reader.stack,
-        target=target,
-        registry=get("registry", values.optional(values.registry), None),
-        pull_registry=get("pullRegistry", values.optional(values.registry), None),
-        registry_username=get("registryUsername", values.optional(values.text), None),
-        registry_password=reader.secret("registryPassword"),
-        app_image=get("appImage", values.optional(values.image), None),
-        sandbox_image=get("sandboxImage", values.optional(values.image), None),
-        postgres_image=get("postgresImage", values.image, ""),
-        image_pull_secret=get("imagePullSecret", values.optional(values.subdomain), None),
-        database_url=reader.secret("databaseUrl", values.database),
-        database_cidrs=get("databaseCidrs", values.list_of(values.cidr), ()),
-        database_password=reader.secret("databasePassword"),
-        database_port=get("databasePort", values.whole(1, 65_535), 0),
-        storage_class=get("storageClass", values.optional(values.subdomain), None),
-        storage_size=get("storageSize", values.quantity, ""),
-        protect_database=get("protectDatabase", values.boolean, False),
-        http_port=get("httpPort", values.whole(1, 65_535), 0),
-        docker_socket=get("dockerSocket", values.optional(values.text), None),
-        docker_socket_group=get("dockerSocketGroup", values.optional(values.whole(0, 2**31)), None),
-        kube_context=get("kubeContext", values.optional(values.text), None),
-        namespace=get("namespace", values.label, name),
-        sandbox_namespace=get("sandboxNamespace", values.label, f"{name}-sandboxes"),
-        create_namespaces=get("createNamespaces", values.boolean, False),
-        create_limits=_create_limits(reader),
-        replicas=get("replicas", values.whole(0, 100), 0),
-        quota_cpu=get("quotaCpu", values.quantity, ""),
-        quota_memory=get("quotaMemory", values.quantity, ""),
-        quota_pods=get("quotaPods", values.whole(0, 1_000_000), 0),
-        requester_namespaces=get("requesterNamespaces", values.list_of(values.label), ()),
-        monitoring_namespace=get("monitoringNamespace", values.optional(values.label), None),
-        api_server_cidrs=get("apiServerCidrs", values.list_of(values.cidr), ANYWHERE),
-        egress_cidrs=get("egressCidrs", values.list_of(values.reached), ANYWHERE_BY_NAME),
-        max_running=get("maxRunning", values.whole(0, 1_000_000), 0),
-        drain_seconds=get("drainSeconds", values.whole(0, 604_800), 0),
-        job_options=get("jobOptions", values.options, {}),
-    )
-    _together(reader, config)
-    reader.unknown()
+    name = f"{reader.project}-{reader.stack}"
+    found = {field: reader.get(key) for field, key in KEYS.items()}
+    found["namespace"] = found["namespace"] or name
+    found["sandbox_namespace"] = found["sandbox_namespace"] or f"{name}-sandboxes"
+    found["create_limits"] = rules.create_limits(reader, found["create_limits"], found["create_namespaces"])
+    config = Config(reader.project, reader.stack, **found)
+    rules.check_together(reader, config, KEYS.values())
+    reader.note_unknown()
     if reader.faults:
         raise ConfigError(
             f"the configuration of stack {reader.stack} cannot be used:\n  "
@@ -160,81 +346,3 @@ def _read(reader: Reader) -> Config:
             + f"\nset a key with: pulumi config set --stack {reader.stack} KEY VALUE"
         )
     return config
-
-
-def _together(reader: Reader, config: Config) -> None:
-    """Notes keys that need or exclude each other."""
-    others = {"docker": ("kubernetes", ONLY_KUBERNETES), "kubernetes": ("docker", ONLY_DOCKER)}
-    if config.target in others:
-        other, keys = others[config.target]
-        for key in filter(reader.has, keys):
-            reader.fault(key, f"is for target {other} alone")
-    match config.target:
-        case "docker":
-            _engine(reader, config)
-        case "kubernetes":
-            _names(reader, config)
-            _registry(reader, config)
-            _database(reader, config)
-
-
-def _create_limits(reader: Reader) -> bool | None:
-    """Limits that are configured, or that are of the stack's own namespace, are not left out silently."""
-    asked = reader.get("createLimits", values.optional(values.boolean), None)
-    if asked is False:
-        for key in filter(reader.has, OF_LIMITS):
-            reader.fault(key, "is for the ResourceQuota, and createLimits is false")
-    if asked is None and (any(map(reader.has, OF_LIMITS)) or reader.get("createNamespaces", values.boolean, False)):
-        return True
-    return asked
-
-
-def _engine(reader: Reader, config: Config) -> None:
-    if 0 < config.database_port == config.http_port:
-        reader.fault("httpPort", "takes another port than databasePort")
-    if config.docker_socket is None and reader.has("dockerSocketGroup"):
-        reader.fault("dockerSocketGroup", "is for dockerSocket, and that is none")
-    if config.docker_socket is not None and not config.docker_socket.startswith("/"):
-        reader.fault("dockerSocket", f"takes an absolute path, or nothing; it is {config.docker_socket!r}")
-
-
-def _names(reader: Reader, config: Config) -> None:
-    if len(config.name) > LONGEST_NAME or not values.LABEL.fullmatch(config.name):
-        takes = f"lower-case letters, digits and -, at most {LONGEST_NAME - len(reader.project) - 1} characters"
-        reader.faults.append(
-            f"the stack's name {reader.stack!r} is no part of a Kubernetes name: choose one of {takes}"
-        )
-    own = {config.namespace, config.sandbox_namespace}
-    if len(own) < 2:
-        reader.fault("sandboxNamespace", "takes another namespace than the app's: sandboxes share none with it")
-    asked = config.requester_namespaces
-    if len(set(asked)) < len(asked) or own & set(asked):
-        reader.fault("requesterNamespaces", "takes each namespace once, and none of the stack's own")
-    if config.monitoring_namespace == config.sandbox_namespace:
-        reader.fault("monitoringNamespace", "takes another namespace than the sandboxes': they reach nothing")
-
-
-def _registry(reader: Reader, config: Config) -> None:
-    for one, other in (("registryUsername", "registryPassword"), ("registryPassword", "registryUsername")):
-        if reader.has(one) and not reader.has(other):
-            reader.fault(other, f"is missing, and {one} is given")
-    if config.builds and not reader.has("registry"):
-        words = "is missing: images are built here, and the cluster pulls them from a registry"
-        reader.fault(
-            "registry", f"{words}; it takes one such as registry.example.com/team (or give appImage and sandboxImage)"
-        )
-    if not config.builds:
-        for key in filter(reader.has, PUSHING):
-            reader.fault(key, "is for images that are built here, and both are prebuilt")
-
-
-def _database(reader: Reader, config: Config) -> None:
-    if not reader.has("databaseUrl"):
-        if config.database_cidrs:
-            reader.fault("databaseCidrs", "is for the server of databaseUrl, and that is not given")
-        return
-    if not config.database_cidrs:
-        words = "is missing: where databaseUrl's server is, for the network policies to let through"
-        reader.fault("databaseCidrs", words)
-    for key in filter(reader.has, OF_OWN_DATABASE):
-        reader.fault(key, "is for the database that is made here, and databaseUrl names another")

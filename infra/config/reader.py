@@ -1,82 +1,86 @@
-"""Reads a stack's keys one after the other, and collects what is wrong with them."""
+"""Reads the values of a stack's keys, and collects what is wrong with them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pulumi
-import yaml
 from pulumi.runtime.config import CONFIG, is_config_secret
 
 from infra.config import values
-
-T = TypeVar("T")
-
-
-def schema_defaults() -> dict[str, str]:
-    """What Pulumi.yaml gives a stack that says nothing, as the engine hands it to the program."""
-    schema = yaml.safe_load((Path(__file__).parents[2] / "Pulumi.yaml").read_text())["config"]
-    return {key: written(one["default"]) for key, one in schema.items() if "default" in one}
-
-
-def written(value: Any) -> str:
-    """A value as the engine hands it to the program."""
-    return value if isinstance(value, str) else json.dumps(value)
+from infra.config.keys import Key, written
 
 
 class Reader:
-    """`faults`: what is wrong, a line each."""
+    """`faults`: what is wrong, one line each; `refused`: the keys whose value is not what they take."""
 
-    def __init__(self, project: str, stack: str) -> None:
+    def __init__(self, project: str, stack: str, keys: Iterable[Key]) -> None:
         self.project, self.stack = project, stack
-        self._defaults = schema_defaults()
+        self._keys: Mapping[str, Key] = {key.name: key for key in keys}
         self.faults: list[str] = []
-        self.known: set[str] = set()
+        self.refused: set[str] = set()
 
     def fault(self, key: str, words: str) -> None:
         """Notes what is wrong with a key."""
         self.faults.append(f"{self.project}:{key} {words}")
 
-    def get(self, key: str, check: Callable[[str], T], default: T, *, secret: bool = False) -> T:
-        """The checked value; the default where there is none or it is wrong."""
-        raw = self._raw(key)
+    def get(self, key: Key) -> Any:
+        """The checked value; the key's own value for an absent one if there is none, or a wrong one."""
+        raw = self._raw(key.name)
+        if key.required and not raw:
+            self.fault(key.name, f"is missing; it {_takes(key)}")
+            return key.absent
         if raw is None:
-            return default
+            return key.absent
         try:
-            return check(raw)
+            found = (values.optional(key.check) if key.secret else key.check)(raw)
         except ValueError as error:
-            self.fault(key, f"{error}" if secret else f"{error}; it is {raw!r}")
-            return default
-
-    def secret(self, key: str, check: Callable[[str], str] = values.text) -> pulumi.Output[str] | None:
-        """The checked value, secret wherever it goes."""
-        found = self.get(key, values.optional(check), None, secret=True)
-        if found is not None and not is_config_secret(f"{self.project}:{key}"):
-            again = f"pulumi config set --stack {self.stack} --secret {key}"
-            self.fault(key, f"stands in clear in the stack's file: take it out there, and set it by {again}")
-        return None if found is None else pulumi.Output.secret(found)
+            self.refused.add(key.name)
+            self.fault(key.name, f"{error}" if key.secret else f"{error}; it is {raw!r}")
+            return key.absent
+        return self._secret(key.name, found) if key.secret else found
 
     def has(self, key: str) -> bool:
         """Whether the stack gives the key a value: one that is not empty, and not the default."""
-        return self._raw(key) not in (None, "", self._defaults.get(key))
+        default = self._keys[key].default
+        return self._raw(key) not in (None, "", None if default is None else written(default))
 
-    def unknown(self) -> None:
-        """Notes keys that nobody asked for."""
+    def given(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that the stack gives a value."""
+        return [key for key in keys if self.has(key)]
+
+    def note_unknown(self) -> None:
+        """Notes keys that nothing reads."""
         for full in CONFIG.get():
             space, _, key = full.partition(":")
-            if space == self.project and key not in self.known:
-                near = get_close_matches(key, self.known, n=1)
+            if space == self.project and key not in self._keys:
+                near = get_close_matches(key, self._keys, n=1)
                 self.fault(key, f"is no key of this project; {f'is {near[0]} meant?' if near else 'see Pulumi.yaml'}")
             elif full in ("docker:host", "docker:context"):
                 self.faults.append(
                     f"{full} would send the provider to an engine that is not asked: set DOCKER_HOST instead"
                 )
 
+    def _secret(self, key: str, found: str | None) -> pulumi.Output[str] | None:
+        """The value, secret wherever it goes; in clear it is a fault."""
+        if found is None:
+            return None
+        if not is_config_secret(f"{self.project}:{key}"):
+            again = f"pulumi config set --stack {self.stack} --secret {key}"
+            self.fault(key, f"stands in clear in the stack's file: take it out there, and set it by {again}")
+        return pulumi.Output.secret(found)
+
     def _raw(self, key: str) -> str | None:
-        self.known.add(key)
         found = pulumi.runtime.get_config(f"{self.project}:{key}")
         return None if found is None else written(found)
+
+
+def _takes(key: Key) -> str:
+    """What a key takes, in the words of its check."""
+    try:
+        key.check("")
+    except ValueError as error:
+        return str(error)
+    return "takes a value"

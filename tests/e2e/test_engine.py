@@ -16,7 +16,7 @@ from infra import program
 from infra.config import Config
 from infra.preflight import Found
 from infra.preflight.cluster import Cluster
-from tests.support.config_keys import SECRETS, every_key
+from tests.support.config_keys import EVERY_KEY, SECRETS
 from tests.support.engines import missing
 from tests.support.fake_ending import fake_ending
 from tests.support.fake_preflight import fake_preflight
@@ -415,7 +415,7 @@ def test_every_key_is_taken_as_the_command_sets_it(
 ) -> None:
     monkeypatch.setattr(program, "preflight", fake_preflight)
     tried = {key for keys in (*STACKS.values(), *KEYS.values()) for key in keys}
-    assert every_key() - {"storageClass", "storageSize"} == tried
+    assert EVERY_KEY - {"storageClass", "storageSize"} == tried
     with untidy():
         for name, keys in KEYS.items():
             (tmp_path / name).mkdir()

@@ -14,9 +14,9 @@ import pulumi
 import pytest
 
 from infra import program
-from infra.config.reader import schema_defaults, written
+from infra.config.keys import written
 from infra.policy.wire import unwrapped
-from tests.support.config_keys import SECRETS
+from tests.support.config_keys import SECRETS, schema_defaults
 from tests.support.fake_preflight import fake_preflight
 from tests.support.provider_answers import answers
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pulumi
 import pytest
 import yaml
 
-from infra.config import Config
+from infra.config import KEYS, Config, document
+from infra.config.document import with_schema, with_table
+from infra.config.keys import Key, written
 from infra.errors import ConfigError
 from tests.infra.conftest import ROOT, Deploy, configure
-from tests.support.config_keys import every_key
+from tests.support.config_keys import EVERY_KEY, schema_defaults
 
 CLUSTER: dict[str, Any] = {"target": "kubernetes", "registry": "r.example"}
 PREBUILT = {"appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}
@@ -126,9 +130,24 @@ def test_no_password_stands_in_an_error(prod: Deploy) -> None:
 
 def test_every_key_of_the_schema_is_read_and_every_key_is_described() -> None:
     schema = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
-    assert {key for key in schema if ":" not in key} <= every_key()
+    assert {key for key in schema if ":" not in key} <= EVERY_KEY
     rows = re.findall(r"^\| (`.*?) \| (?:both|docker|kubernetes) \|", (ROOT / "docs" / "stacks.md").read_text(), re.M)
-    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == every_key()
+    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == EVERY_KEY
+
+
+@pytest.mark.parametrize(("file", "rewritten"), [(document.SCHEMA, with_schema), (document.TABLE, with_table)])
+def test_schema_and_document_say_of_the_keys_what_is_declared(
+    file: Path, rewritten: Callable[[str, Iterable[Key]], str]
+) -> None:
+    text = (ROOT / file).read_text()
+    assert text == rewritten(text, KEYS.values()), "run python -m infra.config.document"
+
+
+def test_the_schema_gives_every_stack_the_declared_defaults_and_requires_nothing_but_the_target() -> None:
+    schema = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
+    given = {key: written(one["default"]) for key, one in schema.items() if "default" in one}
+    assert given == schema_defaults()
+    assert {key for key, one in schema.items() if "type" in one and "default" not in one} == {"target"}
 
 
 def test_a_key_of_the_provider_that_the_program_does_not_read_is_refused() -> None:

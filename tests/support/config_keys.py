@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
+from infra.config import KEYS
+from infra.config.keys import written
 
-from infra.config import Config
+EVERY_KEY = {key.name for key in KEYS.values()}  # each as it is written in a stack's file
+SECRETS = tuple(key.name for key in KEYS.values() if key.secret)
 
-SECRETS = ("databaseUrl", "databasePassword", "registryPassword")
 
-
-def every_key() -> set[str]:
-    """Each as it is written in a stack's file."""
-    fields = Config.__dataclass_fields__.keys() - {"project", "stack"}
-    return {re.sub(r"_(.)", lambda found: found[1].upper(), field) for field in fields}
+def schema_defaults() -> dict[str, str]:
+    """What Pulumi.yaml gives a stack that says nothing, as the engine hands it to the program."""
+    return {key.name: written(key.default) for key in KEYS.values() if key.default is not None}
