@@ -19,7 +19,6 @@ from kubernetes import config as kubeconfig
 
 from controller.backends.labels import LABEL_APP
 from infra.cluster.naming import CONTROLLER, DATABASE, Naming
-from infra.components.kubernetes.pod_defaults import container_security, pod_security
 from infra.config import Config
 from infra.ending.deletions import Deletions
 from infra.ending.docker import DockerEnd
@@ -32,6 +31,19 @@ from tests.infra.conftest import configure
 from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE, need_cluster, need_docker
 
+USER = 10001
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
 ENDING = Ending("it", 20, protect=False)
 
 
@@ -57,8 +69,8 @@ def pod(script: str) -> dict[str, Any]:
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 1,
-        "securityContext": pod_security(10001),
-        "containers": [container | {"securityContext": container_security()}],
+        "securityContext": POD_SECURITY,
+        "containers": [container | {"securityContext": CONTAINER_SECURITY}],
     }
 
 
@@ -293,14 +305,14 @@ def test_what_an_interrupted_up_made_and_did_not_record_goes_and_nobody_elses(
     core, network = client.CoreV1Api(), client.NetworkingV1Api()
     stacks = {"ours": at.naming, "neighbours": replace(at.naming, stack="another")}
     for name, naming in stacks.items():
-        metadata = naming.metadata("network", at.sandbox_namespace, name)
+        metadata = {"name": name, "labels": naming.labels("network")}
         network.create_namespaced_network_policy(
             at.sandbox_namespace,
             {"metadata": metadata, "spec": {"podSelector": {}}},  # type: ignore[arg-type]
         )
         core.create_namespaced_secret(
             at.namespace,
-            {"metadata": naming.metadata("controller", at.namespace, name)},  # type: ignore[arg-type]
+            {"metadata": {"name": name, "labels": naming.labels("controller")}},  # type: ignore[arg-type]
         )
     keys = {"createNamespaces": False, "namespace": at.namespace, "sandboxNamespace": at.sandbox_namespace}
     configure({"target": "kubernetes", "registry": "r.example/it", **keys}, at.naming.stack, ())

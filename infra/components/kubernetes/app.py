@@ -1,4 +1,4 @@
-"""The controller in the cluster: as many as configured, any of which may go at any time."""
+"""The controllers in the cluster: as many as configured, any of which may go at any time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import pulumi_kubernetes as k8s
 
 from infra.cluster.naming import CONTROLLER, Naming
 from infra.components.images import ENTRYPOINT, HTTP_PORT, STOP_SECONDS
-from infra.components.kubernetes.objects import CREATED_IS_ENOUGH, SKIP_AWAIT, name_of, revision_of
+from infra.components.kubernetes.objects import (
+    CREATED_IS_ENOUGH,
+    SKIP_AWAIT,
+    as_json,
+    metadata,
+    name_of,
+    revision_of,
+    selector,
+)
 from infra.components.kubernetes.pod_defaults import (
     CONTROLLER_USER,
     container_security,
@@ -26,7 +34,7 @@ from infra.waiting.readiness import once_ready
 
 @dataclass(frozen=True)
 class ControllerPod:
-    """Of a controller: `settings` are its own, `secret` names the one with its DATABASE_URL."""
+    """A pod of a controller: `settings` are the controller's, `secret` names the one with its DATABASE_URL."""
 
     naming: Naming
     image: pulumi.Input[str]
@@ -35,42 +43,62 @@ class ControllerPod:
     settings: Mapping[str, pulumi.Input[str]]
     image_pull_secret: str | None
 
-    def spec(self, name: str, words: Sequence[str], **more: Any) -> dict[str, Any]:
-        """Of a pod that runs the controller with these words; `more` is its container's."""
-        container = {
-            "name": name,
-            "image": self.image,
-            "command": ENTRYPOINT,
-            "args": list(words),
-            # Here, and in no ConfigMap: `kubectl rollout undo` finds all that an earlier revision needs.
-            "env": [
-                from_secret("DATABASE_URL", self.secret),
-                *({"name": key, "value": value} for key, value in sorted(self.settings.items())),
-            ],
-            "resources": resources("100m", "128Mi", "1", "512Mi"),
-            "securityContext": container_security(),
-            **more,
-        }
-        return {
-            "serviceAccountName": self.account,
-            "automountServiceAccountToken": True,  # it speaks with the API server
-            "enableServiceLinks": False,
-            "imagePullSecrets": pull_secrets(self.image_pull_secret),
-            "securityContext": pod_security(CONTROLLER_USER),
-            "terminationGracePeriodSeconds": STOP_SECONDS,
-            "containers": [container],
-        }
+    def runs(self) -> k8s.core.v1.PodSpecArgs:
+        """The spec of a pod that claims sandboxes."""
+        spread = k8s.core.v1.TopologySpreadConstraintArgs(
+            max_skew=1,
+            topology_key="kubernetes.io/hostname",
+            when_unsatisfiable="ScheduleAnyway",
+            label_selector=selector(self.naming, CONTROLLER),
+        )
+        container = self._container(
+            CONTROLLER,
+            ["run"],
+            ports=[k8s.core.v1.ContainerPortArgs(name="http", container_port=HTTP_PORT)],
+            startup_probe=_probe("/healthz", period_seconds=1, failure_threshold=60),
+            liveness_probe=_probe("/healthz", period_seconds=10, failure_threshold=6),
+            readiness_probe=_probe("/readyz", period_seconds=5, failure_threshold=3),
+        )
+        return self._spec(container, topology_spread_constraints=[spread])
 
     def drains(self, seconds: int) -> pulumi.Output[Any]:
-        """The spec of a pod that ends every sandbox: what it takes to look after them, it takes from the controller."""
-        spec = self.spec("drain", ["drain", "--timeout", str(seconds)])
-        return pulumi.Output.from_input({**spec, "restartPolicy": "Never"})
+        """The spec of a pod that ends every sandbox, as JSON: with the same rights and settings as a controller."""
+        container = self._container("drain", ["drain", "--timeout", str(seconds)])
+        return as_json(self._spec(container, restart_policy="Never"))
+
+    def _container(self, name: str, words: Sequence[str], **more: Any) -> k8s.core.v1.ContainerArgs:
+        return k8s.core.v1.ContainerArgs(
+            name=name,
+            image=self.image,
+            command=ENTRYPOINT,
+            args=list(words),
+            # Here, and in no ConfigMap: `kubectl rollout undo` finds all that an earlier revision needs.
+            env=[
+                from_secret("DATABASE_URL", self.secret),
+                *(k8s.core.v1.EnvVarArgs(name=key, value=value) for key, value in sorted(self.settings.items())),
+            ],
+            resources=resources("100m", "128Mi", "1", "512Mi"),
+            security_context=container_security(),
+            **more,
+        )
+
+    def _spec(self, container: k8s.core.v1.ContainerArgs, **more: Any) -> k8s.core.v1.PodSpecArgs:
+        return k8s.core.v1.PodSpecArgs(
+            service_account_name=self.account,
+            automount_service_account_token=True,  # it speaks with the API server
+            enable_service_links=False,
+            image_pull_secrets=pull_secrets(self.image_pull_secret),
+            security_context=pod_security(CONTROLLER_USER),
+            termination_grace_period_seconds=STOP_SECONDS,
+            containers=[container],
+            **more,
+        )
 
 
 @dataclass(frozen=True)
 class AppArgs:
-    """`secret_digest` tells what the pod's secret holds from what it held; `autoscaled`: somebody else changes
-    `replicas`. All waits for `after`.
+    """`secret_digest` differs for another content of the pod's secret; `autoscaled`: something else changes
+    `replicas`. Everything waits for `after`.
     """
 
     pod: ControllerPod
@@ -83,7 +111,7 @@ class AppArgs:
 
 
 class App(pulumi.ComponentResource):
-    """Controllers that are ready. `host`: where their health and metrics are found."""
+    """Controllers that are ready. `host`: the address of their health and metrics."""
 
     host: pulumi.Output[str]
 
@@ -91,38 +119,43 @@ class App(pulumi.ComponentResource):
         super().__init__("ci-fixer-sandbox:infra:App", name, None, opts)
         naming = args.pod.naming
         child = pulumi.ResourceOptions(parent=self, depends_on=args.after)
-        metadata = naming.metadata(CONTROLLER, args.namespace, naming.name)
-        chosen = {"matchLabels": naming.selector(CONTROLLER)}
-        deployed: Any = {
-            "replicas": args.replicas,
-            "selector": chosen,
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": {
-                "metadata": {
-                    "labels": naming.labels(CONTROLLER),
-                    # Other credentials are the same secret's: pods take them when they start.
-                    "annotations": {f"{naming.project}/credentials": args.secret_digest},
-                },
-                "spec": _spec(args.pod),
-            },
-        }
         controllers = k8s.apps.v1.Deployment(
             "controller",
-            metadata=naming.metadata(CONTROLLER, args.namespace, naming.name, CREATED_IS_ENOUGH),
-            spec=deployed,
+            metadata=metadata(naming, CONTROLLER, args.namespace, naming.name, CREATED_IS_ENOUGH),
+            spec=k8s.apps.v1.DeploymentSpecArgs(
+                replicas=args.replicas,
+                selector=selector(naming, CONTROLLER),
+                strategy=k8s.apps.v1.DeploymentStrategyArgs(
+                    type="RollingUpdate",
+                    rolling_update=k8s.apps.v1.RollingUpdateDeploymentArgs(max_unavailable=0, max_surge=1),
+                ),
+                template=k8s.core.v1.PodTemplateSpecArgs(
+                    metadata=k8s.meta.v1.ObjectMetaArgs(
+                        labels=naming.labels(CONTROLLER),
+                        # Other credentials are the same secret's: pods take them when they start.
+                        annotations={f"{naming.project}/credentials": args.secret_digest},
+                    ),
+                    spec=args.pod.runs(),
+                ),
+            ),
             opts=pulumi.ResourceOptions.merge(
                 child, pulumi.ResourceOptions(ignore_changes=["spec.replicas"] if args.autoscaled else None)
             ),
         )
         ready = once_ready("controller", revision_of(controllers), args.waits.ready, child)
-        budget: Any = {"maxUnavailable": 1, "selector": chosen}
-        k8s.policy.v1.PodDisruptionBudget("controller-budget", metadata=metadata, spec=budget, opts=child)
-        port = {"name": "http", "port": HTTP_PORT, "targetPort": HTTP_PORT}
-        exposed: Any = {"selector": naming.selector(CONTROLLER), "ports": [port]}
+        k8s.policy.v1.PodDisruptionBudget(
+            "controller-budget",
+            metadata=metadata(naming, CONTROLLER, args.namespace, naming.name),
+            spec=k8s.policy.v1.PodDisruptionBudgetSpecArgs(max_unavailable=1, selector=selector(naming, CONTROLLER)),
+            opts=child,
+        )
         service = k8s.core.v1.Service(
             "controller-service",
-            metadata=naming.metadata(CONTROLLER, args.namespace, naming.name, SKIP_AWAIT),
-            spec=exposed,
+            metadata=metadata(naming, CONTROLLER, args.namespace, naming.name, SKIP_AWAIT),
+            spec=k8s.core.v1.ServiceSpecArgs(
+                selector=naming.selector(CONTROLLER),
+                ports=[k8s.core.v1.ServicePortArgs(name="http", port=HTTP_PORT, target_port=HTTP_PORT)],
+            ),
             opts=child,
         )
         named = pulumi.Output.all(name_of(service), args.namespace, ready.id)
@@ -130,22 +163,10 @@ class App(pulumi.ComponentResource):
         self.register_outputs({"host": self.host})
 
 
-def _spec(pod: ControllerPod) -> dict[str, Any]:
-    health, ready = (
-        {"httpGet": {"path": path, "port": HTTP_PORT}, "timeoutSeconds": 8} for path in ("/healthz", "/readyz")
+def _probe(path: str, *, period_seconds: int, failure_threshold: int) -> k8s.core.v1.ProbeArgs:
+    return k8s.core.v1.ProbeArgs(
+        http_get=k8s.core.v1.HTTPGetActionArgs(path=path, port=HTTP_PORT),
+        timeout_seconds=8,
+        period_seconds=period_seconds,
+        failure_threshold=failure_threshold,
     )
-    spread = {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": pod.naming.selector(CONTROLLER)},
-    }
-    spec = pod.spec(
-        CONTROLLER,
-        ["run"],
-        ports=[{"name": "http", "containerPort": HTTP_PORT}],
-        startupProbe={**health, "periodSeconds": 1, "failureThreshold": 60},
-        livenessProbe={**health, "periodSeconds": 10, "failureThreshold": 6},
-        readinessProbe={**ready, "periodSeconds": 5, "failureThreshold": 3},
-    )
-    return {**spec, "topologySpreadConstraints": [spread]}

@@ -10,7 +10,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.cluster.naming import CONTROLLER, Naming
-from infra.components.kubernetes.objects import name_of
+from infra.components.kubernetes.objects import metadata, name_of
 
 URL = "DATABASE_URL"
 
@@ -58,7 +58,7 @@ class Credentials(pulumi.ComponentResource):
         where = args.namespace if namespace is None else namespace
         made = k8s.core.v1.Secret(
             resource,
-            metadata=args.naming.metadata(component, where, name),
+            metadata=metadata(args.naming, component, where, name),
             string_data=content,
             opts=pulumi.ResourceOptions(
                 parent=self, depends_on=args.after, additional_secret_outputs=["stringData", "data"]

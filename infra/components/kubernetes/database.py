@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.cluster.naming import DATABASE, Naming
 from infra.components.database_urls import DATABASE_NAME, OWNER, PORT, READY
-from infra.components.kubernetes.objects import CREATED_IS_ENOUGH, SKIP_AWAIT, name_of, revision_of
+from infra.components.kubernetes.objects import CREATED_IS_ENOUGH, SKIP_AWAIT, metadata, name_of, revision_of, selector
 from infra.components.kubernetes.pod_defaults import (
     container_security,
     from_secret,
@@ -56,18 +55,19 @@ class Database(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         secret = k8s.core.v1.Secret(
             "database-password",
-            metadata=args.naming.metadata(DATABASE, args.namespace),
+            metadata=metadata(args.naming, DATABASE, args.namespace),
             string_data={"POSTGRES_PASSWORD": args.password},
             opts=pulumi.ResourceOptions(parent=self, additional_secret_outputs=["stringData", "data"]),
         )
-        kept: Any = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": args.storage_size}}}
-        if args.storage_class is not None:
-            kept["storageClassName"] = args.storage_class
         claim = k8s.core.v1.PersistentVolumeClaim(
             "database-volume",
             # Not awaited: many classes bind at the first pod alone, and the wait for the pod says what is wrong.
-            metadata=args.naming.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
-            spec=kept,
+            metadata=metadata(args.naming, DATABASE, args.namespace, fixed, SKIP_AWAIT),
+            spec=k8s.core.v1.PersistentVolumeClaimSpecArgs(
+                access_modes=["ReadWriteOnce"],
+                resources=k8s.core.v1.VolumeResourceRequirementsArgs(requests={"storage": args.storage_size}),
+                storage_class_name=args.storage_class,
+            ),
             opts=pulumi.ResourceOptions.merge(
                 None if args.protect else bound_to(args.freed),
                 pulumi.ResourceOptions(
@@ -78,31 +78,35 @@ class Database(pulumi.ComponentResource):
             ),
         )
         self.volume = claim.metadata.apply(lambda metadata: str(metadata.uid))
-        stateful: Any = {
-            "serviceName": fixed,
-            "replicas": 1,
-            "podManagementPolicy": "Parallel",  # a pod that never became ready is replaced too (kubernetes#67250)
-            "selector": {"matchLabels": args.naming.selector(DATABASE)},
-            "template": {
-                "metadata": {"labels": args.naming.labels(DATABASE)},
-                "spec": self._pod(name_of(secret), name_of(claim)),
-            },
-        }
         pods = k8s.apps.v1.StatefulSet(
             "database",
             # Of another claim: it was stopped for that, and has to be made whole again.
-            metadata=args.naming.metadata(
-                DATABASE, args.namespace, fixed, {**CREATED_IS_ENOUGH, f"{args.naming.project}/volume": self.volume}
+            metadata=metadata(
+                args.naming,
+                DATABASE,
+                args.namespace,
+                fixed,
+                {**CREATED_IS_ENOUGH, f"{args.naming.project}/volume": self.volume},
             ),
-            spec=stateful,
+            spec=k8s.apps.v1.StatefulSetSpecArgs(
+                service_name=fixed,
+                replicas=1,
+                pod_management_policy="Parallel",  # a pod that never became ready is replaced too (kubernetes#67250)
+                selector=selector(args.naming, DATABASE),
+                template=k8s.core.v1.PodTemplateSpecArgs(
+                    metadata=k8s.meta.v1.ObjectMetaArgs(labels=args.naming.labels(DATABASE)),
+                    spec=self._pod(name_of(secret), name_of(claim)),
+                ),
+            ),
             opts=child,
         )
-        port = {"name": "postgres", "port": PORT, "targetPort": PORT}
-        exposed: Any = {"selector": args.naming.selector(DATABASE), "ports": [port]}
         service = k8s.core.v1.Service(
             "database-service",
-            metadata=args.naming.metadata(DATABASE, args.namespace, fixed, SKIP_AWAIT),
-            spec=exposed,
+            metadata=metadata(args.naming, DATABASE, args.namespace, fixed, SKIP_AWAIT),
+            spec=k8s.core.v1.ServiceSpecArgs(
+                selector=args.naming.selector(DATABASE),
+                ports=[k8s.core.v1.ServicePortArgs(name="postgres", port=PORT, target_port=PORT)],
+            ),
             opts=child,
         )
         ready = once_ready("database", revision_of(pods), args.waits.ready, child)
@@ -111,43 +115,61 @@ class Database(pulumi.ComponentResource):
         )
         self.register_outputs({"host": self.host})
 
-    def _pod(self, secret: pulumi.Output[str], claim: pulumi.Output[str]) -> dict[str, Any]:
-        probe = {"exec": {"command": READY}, "timeoutSeconds": 5}
-        container = {
-            "name": "postgres",
-            "image": self._args.image,
-            "env": [
-                {"name": "POSTGRES_USER", "value": OWNER},
-                {"name": "POSTGRES_DB", "value": DATABASE_NAME},
-                {"name": "PGDATA", "value": DATA},
+    def _pod(self, secret: pulumi.Output[str], claim: pulumi.Output[str]) -> k8s.core.v1.PodSpecArgs:
+        stop = ["pg_ctl", "stop", "--mode", "fast", "--pgdata", DATA]
+        container = k8s.core.v1.ContainerArgs(
+            name="postgres",
+            image=self._args.image,
+            env=[
+                k8s.core.v1.EnvVarArgs(name="POSTGRES_USER", value=OWNER),
+                k8s.core.v1.EnvVarArgs(name="POSTGRES_DB", value=DATABASE_NAME),
+                k8s.core.v1.EnvVarArgs(name="PGDATA", value=DATA),
                 from_secret("POSTGRES_PASSWORD", secret),
             ],
-            "ports": [{"name": "postgres", "containerPort": PORT}],
-            "startupProbe": {**probe, "periodSeconds": 2, "failureThreshold": 900},  # a crash recovery takes long
-            "readinessProbe": {**probe, "periodSeconds": 5},
-            "livenessProbe": {**probe, "periodSeconds": 20, "failureThreshold": 6},
+            ports=[k8s.core.v1.ContainerPortArgs(name="postgres", container_port=PORT)],
+            startup_probe=_probe(period_seconds=2, failure_threshold=900),  # a crash recovery takes long
+            readiness_probe=_probe(period_seconds=5),
+            liveness_probe=_probe(period_seconds=20, failure_threshold=6),
             # SIGTERM alone would wait for every client to leave.
-            "lifecycle": {"preStop": {"exec": {"command": ["pg_ctl", "stop", "--mode", "fast", "--pgdata", DATA]}}},
-            "resources": resources("250m", "512Mi", "2", "2Gi"),
-            "securityContext": container_security(),
-            "volumeMounts": [
-                {"name": "data", "mountPath": VOLUME},
-                {"name": "run", "mountPath": "/var/run/postgresql"},
-                {"name": "tmp", "mountPath": "/tmp"},
-                {"name": "shm", "mountPath": "/dev/shm"},
+            lifecycle=k8s.core.v1.LifecycleArgs(
+                pre_stop=k8s.core.v1.LifecycleHandlerArgs(exec_=k8s.core.v1.ExecActionArgs(command=stop))
+            ),
+            resources=resources("250m", "512Mi", "2", "2Gi"),
+            security_context=container_security(),
+            volume_mounts=[
+                k8s.core.v1.VolumeMountArgs(name="data", mount_path=VOLUME),
+                k8s.core.v1.VolumeMountArgs(name="run", mount_path="/var/run/postgresql"),
+                k8s.core.v1.VolumeMountArgs(name="tmp", mount_path="/tmp"),
+                k8s.core.v1.VolumeMountArgs(name="shm", mount_path="/dev/shm"),
             ],
-        }
-        return {
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "imagePullSecrets": pull_secrets(self._args.image_pull_secret),
-            "securityContext": pod_security(USER),
-            "terminationGracePeriodSeconds": 60,
-            "containers": [container],
-            "volumes": [
-                {"name": "data", "persistentVolumeClaim": {"claimName": claim}},
-                {"name": "run", "emptyDir": {"sizeLimit": "16Mi"}},
-                {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
-                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
+        )
+        kept = k8s.core.v1.PersistentVolumeClaimVolumeSourceArgs(claim_name=claim)
+        return k8s.core.v1.PodSpecArgs(
+            automount_service_account_token=False,
+            enable_service_links=False,
+            image_pull_secrets=pull_secrets(self._args.image_pull_secret),
+            security_context=pod_security(USER),
+            termination_grace_period_seconds=60,
+            containers=[container],
+            volumes=[
+                k8s.core.v1.VolumeArgs(name="data", persistent_volume_claim=kept),
+                _empty_dir("run", "16Mi"),
+                _empty_dir("tmp", "64Mi"),
+                _empty_dir("shm", "256Mi", medium="Memory"),
             ],
-        }
+        )
+
+
+def _probe(*, period_seconds: int, failure_threshold: int | None = None) -> k8s.core.v1.ProbeArgs:
+    return k8s.core.v1.ProbeArgs(
+        exec_=k8s.core.v1.ExecActionArgs(command=READY),
+        timeout_seconds=5,
+        period_seconds=period_seconds,
+        failure_threshold=failure_threshold,
+    )
+
+
+def _empty_dir(name: str, size: str, medium: str | None = None) -> k8s.core.v1.VolumeArgs:
+    return k8s.core.v1.VolumeArgs(
+        name=name, empty_dir=k8s.core.v1.EmptyDirVolumeSourceArgs(medium=medium, size_limit=size)
+    )

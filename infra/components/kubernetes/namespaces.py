@@ -55,7 +55,9 @@ class Namespaces(pulumi.ComponentResource):
             return pulumi.Output.from_input(name)
         made = k8s.core.v1.Namespace(
             resource,
-            metadata={"name": name, "labels": {**self._args.naming.labels(CONTROLLER), **RESTRICTED}},
+            metadata=k8s.meta.v1.ObjectMetaArgs(
+                name=name, labels={**self._args.naming.labels(CONTROLLER), **RESTRICTED}
+            ),
             opts=pulumi.ResourceOptions.merge(
                 None if protect else bound_to(self._watched),
                 pulumi.ResourceOptions(parent=self, protect=protect, hooks=self._unless_left(name)),

@@ -1,17 +1,38 @@
-"""What objects of a cluster have in common: annotations for the provider, and what is read of a created one."""
+"""What objects of a cluster have in common: metadata, annotations for the provider, what is read of a created one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import pulumi
+from pulumi._types import input_type_to_dict, is_input_type
+from pulumi_kubernetes.meta.v1 import LabelSelectorArgs, ObjectMetaArgs
+
+from infra.cluster.naming import Naming
 
 REVISION = ("namespace", "name", "uid", "generation")  # of a workload's metadata: they change with what it is to be
 REPLACE_UNREADY = {"pulumi.com/replaceUnready": "true"}  # an annotation: one that failed is replaced
 SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}  # an annotation: to be created is enough
 # An annotation: to be created is enough, and yet a delete waits for the pods to end, which SKIP_AWAIT would not.
 CREATED_IS_ENOUGH = {"pulumi.com/waitFor": "jsonpath={.metadata.uid}"}
+
+
+def metadata(
+    naming: Naming,
+    component: str,
+    namespace: pulumi.Input[str],
+    name: str | None = None,
+    annotations: Mapping[str, pulumi.Input[str]] | None = None,
+) -> ObjectMetaArgs:
+    """An object's metadata. Without a name Pulumi generates one, and another one for each replacement."""
+    return ObjectMetaArgs(name=name, namespace=namespace, labels=naming.labels(component), annotations=annotations)
+
+
+def selector(naming: Naming, component: str) -> LabelSelectorArgs:
+    """What selects a component's pods."""
+    return LabelSelectorArgs(match_labels=naming.selector(component))
 
 
 def name_of(created: Any) -> pulumi.Output[str]:
@@ -28,3 +49,18 @@ def revision_of(created: Any) -> dict[str, Any]:
 
 def _field(key: str, metadata: Any) -> Any:
     return getattr(metadata, key)
+
+
+def as_json(args: Any) -> pulumi.Output[Any]:
+    """Typed arguments as the API server takes them, for an object that is not created by the provider."""
+    return pulumi.Output.from_input(_plain(args))
+
+
+def _plain(value: Any) -> Any:
+    if is_input_type(type(value)):
+        return _plain(input_type_to_dict(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+import pulumi
+from pulumi_kubernetes.core.v1 import (
+    CapabilitiesArgs,
+    EnvVarArgs,
+    EnvVarSourceArgs,
+    LocalObjectReferenceArgs,
+    PodSecurityContextArgs,
+    ResourceRequirementsArgs,
+    SeccompProfileArgs,
+    SecretKeySelectorArgs,
+    SecurityContextArgs,
+)
 
 CONTROLLER_USER = 10001  # of images/app
 
 
-def pod_security(user: int) -> dict[str, Any]:
+def pod_security(user: int) -> PodSecurityContextArgs:
     """A pod's security context."""
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": user,
-        "runAsGroup": user,
-        "fsGroup": user,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
+    return PodSecurityContextArgs(
+        run_as_non_root=True,
+        run_as_user=user,
+        run_as_group=user,
+        fs_group=user,
+        seccomp_profile=SeccompProfileArgs(type="RuntimeDefault"),
+    )
 
 
-def container_security() -> dict[str, Any]:
+def container_security() -> SecurityContextArgs:
     """A container's security context."""
-    return {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
+    return SecurityContextArgs(
+        allow_privilege_escalation=False,
+        capabilities=CapabilitiesArgs(drop=["ALL"]),
+        read_only_root_filesystem=True,
+    )
 
 
-def resources(cpu: str, memory: str, most_cpu: str, most_memory: str) -> dict[str, Any]:
-    """Requests and limits."""
-    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": most_cpu, "memory": most_memory}}
+def resources(cpu: str, memory: str, most_cpu: str, most_memory: str) -> ResourceRequirementsArgs:
+    """A container's requests and limits."""
+    return ResourceRequirementsArgs(
+        requests={"cpu": cpu, "memory": memory}, limits={"cpu": most_cpu, "memory": most_memory}
+    )
 
 
-def pull_secrets(name: str | None) -> Sequence[Mapping[str, str]]:
-    """What images are pulled with."""
-    return [{"name": name}] if name else []
+def pull_secrets(name: str | None) -> Sequence[LocalObjectReferenceArgs]:
+    """The secrets that images are pulled with."""
+    return [LocalObjectReferenceArgs(name=name)] if name else []
 
 
-def from_secret(variable: str, secret: Any) -> dict[str, Any]:
-    """A container's variable whose value a secret has under the same name."""
-    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": variable}}}
+def from_secret(variable: str, secret: pulumi.Input[str]) -> EnvVarArgs:
+    """A container's variable, whose value is in the secret under the same name."""
+    return EnvVarArgs(
+        name=variable,
+        value_from=EnvVarSourceArgs(secret_key_ref=SecretKeySelectorArgs(name=secret, key=variable)),
+    )

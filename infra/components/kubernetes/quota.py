@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.cluster.naming import CONTROLLER, Naming
+from infra.components.kubernetes.objects import metadata
 
 
 @dataclass(frozen=True)
 class LimitsArgs:
-    """`cpu` and `memory` are sums of limits, `pods` those that have not ended."""
+    """`cpu` and `memory` are sums of limits; `pods` counts those that have not ended."""
 
     naming: Naming
     namespace: pulumi.Input[str]
@@ -27,22 +27,27 @@ class Limits(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: LimitsArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Limits", name, None, opts)
-        metadata = args.naming.metadata(CONTROLLER, args.namespace, args.naming.name)
-        each: Any = {
-            "type": "Container",
-            "default": {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"},
-            "defaultRequest": {"cpu": "500m", "memory": "512Mi", "ephemeral-storage": "512Mi"},
-        }
+        named = metadata(args.naming, CONTROLLER, args.namespace, args.naming.name)
         defaults = k8s.core.v1.LimitRange(
             "sandbox-defaults",
-            metadata=metadata,
-            spec={"limits": [each]},
+            metadata=named,
+            spec=k8s.core.v1.LimitRangeSpecArgs(
+                limits=[
+                    k8s.core.v1.LimitRangeItemArgs(
+                        type="Container",
+                        default={"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"},
+                        default_request={"cpu": "500m", "memory": "512Mi", "ephemeral-storage": "512Mi"},
+                    )
+                ]
+            ),
             opts=pulumi.ResourceOptions(parent=self),
         )
         k8s.core.v1.ResourceQuota(
             "sandbox-quota",
-            metadata=metadata,
-            spec={"hard": {"limits.cpu": args.cpu, "limits.memory": args.memory, "pods": str(args.pods)}},
+            metadata=named,
+            spec=k8s.core.v1.ResourceQuotaSpecArgs(
+                hard={"limits.cpu": args.cpu, "limits.memory": args.memory, "pods": str(args.pods)}
+            ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[defaults]),
         )
         self.register_outputs({})

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.cluster.naming import CONTROLLER, Naming
-from infra.cluster.rights import controller_rules
-from infra.components.kubernetes.objects import name_of
+from infra.cluster.rights import RBAC, controller_rules
+from infra.components.kubernetes.objects import metadata, name_of
 
 
 @dataclass(frozen=True)
@@ -32,22 +31,24 @@ class Access(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         account = k8s.core.v1.ServiceAccount(
             "controller-account",
-            metadata=args.naming.metadata(CONTROLLER, args.namespace, args.naming.name),
+            metadata=metadata(args.naming, CONTROLLER, args.namespace, args.naming.name),
             automount_service_account_token=False,  # the controller's pods ask for it
             opts=child,
         )
-        in_sandboxes = args.naming.metadata(CONTROLLER, args.sandbox_namespace, args.naming.name)
-        role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=controller_rules(), opts=child)
+        in_sandboxes = metadata(args.naming, CONTROLLER, args.sandbox_namespace, args.naming.name)
+        rules = [
+            k8s.rbac.v1.PolicyRuleArgs(api_groups=rule["apiGroups"], resources=rule["resources"], verbs=rule["verbs"])
+            for rule in controller_rules()
+        ]
+        role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=rules, opts=child)
         # By its id, which a preview does not know before the Role is there: the API server would look the Role up, for
         # whoever has no right to bind any.
         role_name = role.id.apply(lambda known: known.rpartition("/")[2])
-        rights: Any = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role_name}
-        who: Any = {"kind": "ServiceAccount", "name": args.naming.name, "namespace": args.namespace}
         k8s.rbac.v1.RoleBinding(
             "controller-role-binding",
             metadata=in_sandboxes,
-            role_ref=rights,
-            subjects=[who],
+            role_ref=k8s.rbac.v1.RoleRefArgs(api_group=RBAC, kind="Role", name=role_name),
+            subjects=[k8s.rbac.v1.SubjectArgs(kind="ServiceAccount", name=args.naming.name, namespace=args.namespace)],
             opts=child,
         )
         self.account = name_of(account)
