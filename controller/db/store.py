@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -19,25 +20,14 @@ from controller.db import sql
 from controller.db.faults import STALE, Locked, Strained, in_words
 from controller.db.group_commit import Batch
 from controller.db.stalled import Aside, Overdue
-from controller.db.writes import Bind, Ended, Mark, PutBack
+from controller.db.writes import Bind, Ended, MakeDue, MarkCleaned, MarkRunning, PutBack, SetWaiting, Write
 from controller.errors import DatabaseUnavailableError
 from controller.protocol.model import Key, Launch, Outcome, Reason, Row, State
-from controller.protocol.text import storable, tail
 
 log = logging.getLogger(__name__)
 
 STRAINED_TRIES = 4
 RENEW_SECONDS = 1.0  # between renewals of the whole pool
-DOING = {
-    "put_back": "that it waits for its image cannot be written",
-    "make_due": "that its pull is over cannot be written",
-    "bind": "its run cannot be bound",
-    "start": "its start cannot be written",
-    "wait": "what it waits for cannot be written",
-    "record": "the outcome cannot be written",
-    "again": "the end of its attempt cannot be written",
-    "clean": "its removal cannot be written",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +50,15 @@ class Store:
         self._renewed = 0.0  # monotonic seconds
         self.engine = ""
         self._keepers: set[str] = set()  # what keeps rows from being forgotten, told once
-        self.put_back = Batch(self._put_back, self._locked)
-        self.make_due = Batch(self._make_due, self._locked)
-        self.bind = Batch(self._bind, self._locked)
-        self.start = Batch(self._start, self._locked)
-        self.wait = Batch(self._wait, self._locked)
-        self.record = Batch(self._record, self._locked)
-        self.again = Batch(self._again, self._locked)
-        self.clean = Batch(self._clean, self._locked)
+        self._doing: dict[str, str] = {}  # what the statements do, for the errors of those that fail
+        self.put_back: Batch[PutBack] = self._batch("put_back", "that it waits for its image cannot be written")
+        self.make_due: Batch[MakeDue] = self._batch("make_due", "that its pull is over cannot be written")
+        self.bind: Batch[Bind] = self._batch("bind", "its run cannot be bound")
+        self.start: Batch[MarkRunning] = self._batch("start", "its start cannot be written")
+        self.wait: Batch[SetWaiting] = self._batch("wait", "what it waits for cannot be written")
+        self.record: Batch[Ended] = self._batch("record", "the outcome cannot be written")
+        self.again: Batch[Ended] = self._batch("again", "the end of its attempt cannot be written")
+        self.clean: Batch[MarkCleaned] = self._batch("clean", "its removal cannot be written")
 
     async def claim(self, most: int, max_running: int, lease: float) -> list[Claimed]:
         """The next rows that may run. Raises DatabaseUnavailableError where the reply was lost: see `take_over`."""
@@ -155,61 +146,17 @@ class Store:
                 await self.record(Ended(Key(found["id"], found["attempt"]), found["run_uid"], refused))
         return readable
 
-    async def _put_back(self, items: Sequence[PutBack]) -> set[UUID]:
-        params = _keys([item.key for item in items]) | {"epochs": [item.epoch for item in items]}
-        params |= {"waiting": [_short(item.waiting) for item in items], "delays": [item.delay for item in items]}
-        return await self._ids("put_back", params, patient=False)
+    def _batch(self, name: LiteralString, doing: str) -> Batch[Any]:
+        """Gathers the writes of the statement `name`; `doing` says what it means if it fails."""
+        self._doing[name] = doing
+        return Batch(partial(self._write, name), self._locked)
 
-    async def _make_due(self, items: Sequence[Mark]) -> set[UUID]:
-        return await self._ids("make_due", _keys([item.key for item in items]), patient=False)
-
-    async def _bind(self, items: Sequence[Bind]) -> set[UUID]:
-        params = _keys([item.key for item in items])
-        params |= {"epochs": [item.epoch for item in items], "run_uids": [item.run_uid for item in items]}
-        return await self._ids("bind", params, patient=False)
-
-    async def _start(self, items: Sequence[Mark]) -> set[UUID]:
-        params = _keys([item.key for item in items]) | {"run_uids": [item.text for item in items]}
-        return await self._ids("start", params, patient=False)
-
-    async def _wait(self, items: Sequence[Mark]) -> set[UUID]:
-        waiting = [_short(item.text) for item in items]
-        return await self._ids("wait", _keys([item.key for item in items]) | {"waiting": waiting}, patient=False)
-
-    async def _clean(self, items: Sequence[Mark]) -> set[UUID]:
-        return await self._ids("clean", {"ids": [item.id for item in items]}, patient=False)
-
-    async def _record(self, items: Sequence[Ended]) -> set[UUID]:
-        epochs = {"epochs": [item.epoch for item in items]}
-        return await self._ids("record", self._ended(items) | epochs, patient=False)
-
-    async def _again(self, items: Sequence[Ended]) -> set[UUID]:
-        params = {"counted": [item.counted for item in items], "delays": [item.delay for item in items]}
-        params |= {"epochs": [item.epoch for item in items], "afresh": [item.afresh for item in items]}
-        return await self._ids("again", self._ended(items) | params, patient=False)
+    async def _write(self, name: str, items: Sequence[Write]) -> set[UUID]:
+        rows = [item.values(self._output_bytes) for item in items]
+        return await self._ids(name, {column: [row[column] for row in rows] for column in rows[0]}, patient=False)
 
     async def _locked(self, ids: Sequence[UUID]) -> set[UUID]:
         return await self._ids("locked", {"ids": list(ids)})
-
-    def _ended(self, items: Sequence[Ended]) -> dict[str, Any]:
-        outcomes = [item.outcome for item in items]
-        outputs = [tail(item.output.tail, self._output_bytes) if item.output else (None, False) for item in items]
-        return _keys([item.key for item in items]) | {
-            "run_uids": [item.run_uid for item in items],
-            "states": [str(outcome.state) for outcome in outcomes],
-            "exit_codes": [outcome.exit_code for outcome in outcomes],
-            "reasons": [str(outcome.reason) for outcome in outcomes],
-            "messages": [_short(outcome.message, 2000) for outcome in outcomes],
-            "outputs": [text for text, _ in outputs],
-            "truncated": [
-                cut or item.lost or bool(item.output and item.output.truncated)
-                for item, (_, cut) in zip(items, outputs, strict=True)
-            ],
-            "started": [item.seen and item.seen.started_at for item in items],
-            "ended": [item.seen and item.seen.ended_at for item in items],
-            "nodes": [item.seen and _short(item.seen.node) for item in items],
-            "digests": [item.seen and _short(item.seen.image_digest) for item in items],
-        }
 
     async def _ids(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> set[UUID]:
         return {found["id"] for found in await self.ask(name, params, patient=patient)}
@@ -231,7 +178,7 @@ class Store:
 
     async def _once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
         statement: LiteralString = self._sql[name]
-        with in_words(DOING.get(name, f"the statement {name} cannot be done")):
+        with in_words(self._doing.get(name, f"the statement {name} cannot be done")):
             async with self._pool.connection() as connection:
                 try:
                     cursor = await connection.execute(statement, params)
@@ -249,14 +196,6 @@ class Store:
             if time.monotonic() - self._renewed > RENEW_SECONDS:
                 self._renewed = time.monotonic()
                 await self._pool.drain()
-
-
-def _short(text: str | None, length: int = 1000) -> str | None:
-    return storable(text)[:length] or None if text else None
-
-
-def _keys(keys: Sequence[Key]) -> dict[str, Any]:
-    return {"ids": [key.sandbox_id for key in keys], "attempts": [key.attempt for key in keys]}
 
 
 def _row(found: DictRow) -> Row:

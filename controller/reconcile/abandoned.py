@@ -12,7 +12,7 @@ from typing import assert_never
 from controller.db.group_commit import Batch
 from controller.db.registry import Attendant
 from controller.db.store import Store
-from controller.db.writes import Ended, Mark, ended_by
+from controller.db.writes import Ended, MarkCleaned, ended_by
 from controller.errors import SandboxError
 from controller.logs import about
 from controller.metrics import Metrics
@@ -58,7 +58,7 @@ class Abandoned:
                 case Retry():
                     return "queued again" if await self._write(self._store.again, row, action) else None
                 case Clean():
-                    return "cleaned" if await self._store.clean(Mark(row.key)) else None
+                    return "cleaned" if await self._store.clean(MarkCleaned(row.key)) else None
                 case Wait() | Drop():
                     return None
         except SandboxError as error:

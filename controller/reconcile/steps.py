@@ -10,7 +10,7 @@ from typing import assert_never
 
 from controller.backends.base import Backend
 from controller.db.store import Store
-from controller.db.writes import Bind, Mark, PutBack, ended_by
+from controller.db.writes import Bind, MakeDue, MarkCleaned, MarkRunning, PutBack, ended_by
 from controller.errors import (
     ImagePullingError,
     RequestRejectedError,
@@ -107,7 +107,7 @@ class Steps:
         task.add_done_callback(self._making_due.discard)
 
     async def _make_due(self, key: Key) -> None:
-        if await self._store.make_due(Mark(key)):
+        if await self._store.make_due(MakeDue(key)):
             self._lives.freed()
 
     async def _bind(self, live: Live, run: ObservedRun) -> None:
@@ -139,7 +139,7 @@ class Steps:
 
     async def _start(self, live: Live, run: ObservedRun) -> None:
         row = live.row
-        if not await self._store.start(Mark(row.key, run.run_uid)):
+        if not await self._store.start(MarkRunning(row.key, run.run_uid)):
             return await self._refresh(live)
         row.state, row.started_age = State.RUNNING, live.read_at - time.monotonic()
         live.waiting = None
@@ -217,7 +217,7 @@ class Steps:
 
     async def _clean(self, live: Live) -> None:
         await self._delete(live)
-        await self._store.clean(Mark(live.row.key))
+        await self._store.clean(MarkCleaned(live.row.key))
         self._lives.drop(live)
 
     async def _refresh(self, live: Live) -> None:

@@ -8,7 +8,7 @@ import time
 from uuid import UUID
 
 from controller.db.store import Store
-from controller.db.writes import Mark
+from controller.db.writes import SetWaiting
 from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
 from controller.logs import about
 from controller.metrics import Metrics
@@ -121,6 +121,6 @@ class Carrier:
         if live.waiting is None or live.waiting == live.told or live.row.state is not State.LAUNCHING:
             return False
         told = live.waiting
-        await self._store.wait(Mark(live.row.key, told))
+        await self._store.wait(SetWaiting(live.row.key, told))
         live.told = told
         return True

@@ -14,7 +14,7 @@ from psycopg.sql import SQL, Identifier, Literal
 
 from controller.db.migrate import check_schema, migrate
 from controller.db.pool import connect as connect_ours
-from controller.db.writes import Bind, Ended, Mark
+from controller.db.writes import Bind, Ended, MarkCleaned, MarkRunning
 from controller.errors import SchemaError
 from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State
 from controller.requester.client import Client
@@ -73,11 +73,11 @@ def carry_one(url: str) -> UUID:
             key: Key = got.row.key
             assert await store.renew([got.row], 60) == {key.sandbox_id}
             assert await store.bind(Bind(key, 1, "u"))
-            assert await store.start(Mark(key, "u"))
+            assert await store.start(MarkRunning(key, "u"))
             outcome = Outcome(State.FAILED, Reason.OOM_KILLED, "€")
             seen = ObservedRun(key, "u", Phase.ENDED, outcome, started_at=at(1), ended_at=None)
             assert await store.record(Ended(key, "u", outcome, seen, Output(OUTPUT.encode(), False)))
-            assert await store.clean(Mark(key))
+            assert await store.clean(MarkCleaned(key))
             assert [each.id for each in await store.standing()] == []
             return key.sandbox_id
 

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from controller.db.store import Claimed, Store
-from controller.db.writes import Bind, Ended, Mark
+from controller.db.writes import Bind, Ended, MarkCleaned, MarkRunning, SetWaiting
 from controller.errors import DatabaseUnavailableError, WriteRejectedError
 from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State, exit_outcome
 from tests.support.database import (
@@ -92,11 +92,11 @@ def test_bind_needs_attempt_epoch_state_no_cancel_and_no_other_run(database: str
 def test_start_needs_attempt_run_and_launching(database: str, owner: Connection) -> None:
     async def work(store: Store) -> None:
         [key] = await bound(store)
-        assert not await store.start(Mark(replace(key, attempt=2), "u"))
-        assert not await store.start(Mark(key, "v"))
+        assert not await store.start(MarkRunning(replace(key, attempt=2), "u"))
+        assert not await store.start(MarkRunning(key, "v"))
         assert row(owner, key.sandbox_id)["state"] == "launching"
-        assert await store.start(Mark(key, "u"))
-        assert not await store.start(Mark(key, "u"))
+        assert await store.start(MarkRunning(key, "u"))
+        assert not await store.start(MarkRunning(key, "u"))
         found = row(owner, key.sandbox_id)
         assert (found["state"], found["lease_until"]) == ("running", None)
         assert found["started_at"] is not None
@@ -110,7 +110,8 @@ def test_start_needs_attempt_run_and_launching(database: str, owner: Connection)
 def test_an_unbound_row_does_not_start(database: str, owner: Connection) -> None:
     async def work(store: Store) -> None:
         [got] = await claimed(store)
-        assert not await store.start(Mark(got.row.key, None))
+        assert not await store.start(MarkRunning(got.row.key, "u"))
+        assert ask(owner, "start", ids=[got.row.id], attempts=[1], run_uids=[None]) == []
 
     insert(owner)
     with_queue(database, work)
@@ -163,7 +164,7 @@ def test_a_queued_row_is_not_recorded(database: str, owner: Connection) -> None:
 def test_again_counts_a_run_and_starts_the_deadline_anew(database: str, owner: Connection) -> None:
     async def work(store: Store) -> None:
         [key] = await bound(store)
-        assert await store.start(Mark(key, "u"))
+        assert await store.start(MarkRunning(key, "u"))
         claimed_at = row(owner, key.sandbox_id)["claimed_at"]
         seen = ObservedRun(key, "u", Phase.ENDED, BAD, started_at=at(1), ended_at=at(2), node="n", image_digest="d")
         assert await store.again(Ended(key, "u", BAD, seen, Output(b"out", True), counted=True, delay=3600))
@@ -237,11 +238,11 @@ def test_what_is_being_cancelled_is_not_queued_again(database: str, owner: Conne
 def test_only_what_has_ended_is_cleaned_and_once(database: str, owner: Connection) -> None:
     async def work(store: Store) -> None:
         [key] = await bound(store)
-        assert not await store.clean(Mark(key))
+        assert not await store.clean(MarkCleaned(key))
         assert await store.record(Ended(key, "u", BAD))
         assert [each.id for each in await store.standing()] == [key.sandbox_id]
-        assert await store.clean(Mark(key))
-        assert not await store.clean(Mark(key))
+        assert await store.clean(MarkCleaned(key))
+        assert not await store.clean(MarkCleaned(key))
         assert steps(owner, key.sandbox_id) == ["claimed", "bound", "failed", "cleaned"]
         assert await store.standing() == []
 
@@ -252,12 +253,12 @@ def test_only_what_has_ended_is_cleaned_and_once(database: str, owner: Connectio
 def test_a_wait_is_told_once_and_only_while_it_launches(database: str, owner: Connection) -> None:
     async def work(store: Store) -> None:
         [key] = await bound(store)
-        for text in ("no room", "no room", "pulls\0 \ud800", "x" * 5000, "", None):
-            await store.wait(Mark(key, text))
+        for text in ("no room", "no room", "pulls\0 \ud800", "x" * 5000, "", ""):
+            await store.wait(SetWaiting(key, text))
         waits = owner.execute("select detail from sandbox_events where step = 'waiting' order by id").fetchall()
         assert [each["detail"] for each in waits] == ["no room", "pulls\ufffd ?", "x" * 1000, None]
         assert await store.record(Ended(key, "u", BAD))
-        assert not await store.wait(Mark(key, "late"))
+        assert not await store.wait(SetWaiting(key, "late"))
 
     insert(owner)
     with_queue(database, work)
@@ -332,7 +333,7 @@ def test_a_row_whose_controller_is_gone_is_adopted_once(database: str, owner: Co
     async def work(store: Store) -> None:
         keys = await bound(store, 4)
         for key in keys[:3]:
-            assert await store.start(Mark(key, "u"))
+            assert await store.start(MarkRunning(key, "u"))
         assert not any(each.orphaned for each in await store.standing())  # `a` is connected
         owner.execute("update sandboxes set claimed_by = 'gone'")
         rows = await store.standing()
@@ -555,9 +556,9 @@ def test_a_storm_of_killed_connections_loses_and_doubles_nothing(database: str, 
             key = each.row.key
             async with few:
                 assert await write(store.bind(Bind(key, 1, "u")))
-                await write(store.start(Mark(key, "u")))
+                await write(store.start(MarkRunning(key, "u")))
                 await write(store.record(Ended(key, "u", BAD, output=Output(b"x", False))))
-                await write(store.clean(Mark(key)))
+                await write(store.clean(MarkCleaned(key)))
 
         await asyncio.gather(*map(life, got))
         counts = one(

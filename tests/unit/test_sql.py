@@ -16,7 +16,7 @@ FILES = ("queue.sql", "controllers.sql", "installation.sql", "client.sql")
 
 def used(module: str) -> set[str]:
     source = (ROOT.parent / module).read_text()
-    return set(re.findall(r"""(?:_once|ask|_ids)\(\s*"(\w+)\"""", source))
+    return set(re.findall(r"""(?:_once|ask|_ids|_batch)\(\s*"(\w+)\"""", source))
 
 
 @pytest.mark.parametrize("file", FILES)
