@@ -13,9 +13,10 @@ from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
 from controller.backends.base import Backend
+from controller.db.installation import identify
 from controller.db.listener import listen
 from controller.db.migrate import check_schema, retain
-from controller.db.pool import open_pool, refuse_shared_sessions
+from controller.db.pool import Pool, refuse_shared_sessions
 from controller.db.registry import Registry
 from controller.db.store import Store
 from controller.drain import drain as drain_with
@@ -37,7 +38,8 @@ READS_SECONDS = 1.0  # between looks at a database that only reads
 
 
 async def serve(settings: Settings, backend: Backend) -> None:
-    """Runs a controller on this backend until SIGTERM or SIGINT."""
+    """Runs a controller on this backend until SIGTERM or SIGINT. Raises DatabaseExchangedError if its database becomes
+    another installation's."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -55,10 +57,12 @@ async def serve(settings: Settings, backend: Backend) -> None:
         server, port = await http.serve(settings.http_port)
         log.info("%s runs sandboxes on %s, http on port %d", store.me, store.engine, port)
         listener = asyncio.create_task(listen(settings.database_url, "sandbox_wake", controller.wake))
+        store.exchanged.add_done_callback(lambda _: stop.set())
         try:
             await controller.run(stop)
-        finally:
+            store.refuse_exchanged()
             log.info("stopped: what runs goes on, and the next controller finds it")
+        finally:
             await cancel([listener])
             await server.cleanup()
 
@@ -89,12 +93,12 @@ async def give_up(settings: Settings, engine: str) -> Counter[str]:
     where a controller of that engine is connected, or nothing is left there."""
     await check_schema(settings.database_url)
     me = _name()
-    async with open_pool(settings.database_url, me) as pool:
+    installation, _ = await identify(settings.database_url)  # the rows of a copy are the original's to settle
+    async with Pool(settings.database_url, me, installation) as pool:
         store = Store(pool, me, settings.sandbox_output_bytes)
         registry = Registry(store)
         if not await registry.visible():
             raise SettingsError(RENAMED)
-        await registry.identify()  # the rows of a copy are the original's to settle
         attending = await registry.attending()
         for each in attending:
             if each.engine == engine and each.connected:
@@ -116,12 +120,12 @@ async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[
         await check_schema(settings.database_url)
         await refuse_shared_sessions(settings.database_url)
         me = _name()
-        async with open_pool(settings.database_url, me) as pool:
+        installation, renewed = await identify(settings.database_url)
+        if renewed:
+            log.warning("this database is a copy: its installation has an id of its own now, %s", installation)
+        async with Pool(settings.database_url, me, installation) as pool:
             store = Store(pool, me, settings.sandbox_output_bytes)
             registry = Registry(store)
-            installation, renewed = await registry.identify()
-            if renewed:
-                log.warning("this database is a copy: its installation has an id of its own now, %s", installation)
             store.engine = await backend.open(installation)
             pace = pace_of(settings, backend)
             presence = Presence(registry, backend, me, store.engine, grace=pace.abandon, patience=pace.patience)

@@ -30,6 +30,10 @@ class DatabaseReadOnlyError(DatabaseUnavailableError):
     """The database only reads."""
 
 
+class DatabaseExchangedError(DatabaseUnavailableError):
+    """DATABASE_URL leads to the database of another installation now: this controller has to end."""
+
+
 class WriteRejectedError(SandboxError):
     """The database refuses this very statement until a right, a rule or the data changes.
 

@@ -28,6 +28,7 @@ class Write(Protocol):
 
 
 W = TypeVar("W", bound=Write)
+Pair = tuple[W, asyncio.Future[bool]]  # a write, and where its answer goes
 
 
 class Batch(Generic[W]):
@@ -45,9 +46,9 @@ class Batch(Generic[W]):
         size: int = 8 << 20,
     ) -> None:
         self._write, self._locked = write, locked
-        self._apart: set[asyncio.Task[None]] = set()
+        self._deferred: set[asyncio.Task[None]] = set()
         self._most, self._size = most, size
-        self._waiting: list[tuple[W, asyncio.Future[bool]]] = []
+        self._waiting: list[Pair[W]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, item: W) -> bool:
@@ -56,7 +57,7 @@ class Batch(Generic[W]):
         self._add((item, future))
         return await future
 
-    def _add(self, pair: tuple[W, asyncio.Future[bool]]) -> None:
+    def _add(self, pair: Pair[W]) -> None:
         self._waiting.append(pair)
         if self._task is None:
             self._task = asyncio.create_task(self._flush())
@@ -68,7 +69,7 @@ class Batch(Generic[W]):
         finally:
             self._task = None
 
-    def _take(self) -> list[tuple[W, asyncio.Future[bool]]]:
+    def _take(self) -> list[Pair[W]]:
         """As many as fit, each sandbox at most once: a statement takes only one of two writes to a row."""
         count = size = 0
         ids: set[UUID] = set()
@@ -81,7 +82,7 @@ class Batch(Generic[W]):
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         return sorted(taken, key=lambda pair: pair[0].id)
 
-    async def _settle(self, pairs: list[tuple[W, asyncio.Future[bool]]]) -> None:
+    async def _settle(self, pairs: list[Pair[W]]) -> None:
         try:
             done = await self._write([item for item, _ in pairs])
         except Locked:
@@ -92,9 +93,9 @@ class Batch(Generic[W]):
                 await self._settle(pairs[:half])
                 await self._settle(pairs[half:])
             elif isinstance(error, Strained):
-                self._aside(self._wait_for_room(pairs[0]))
-            elif not pairs[0][1].done():
-                pairs[0][1].set_exception(error)
+                self._defer(pairs[0], asyncio.sleep(STRAINED_SECONDS))
+            else:
+                _fail(pairs, error)
             return
         except BaseException:
             for _, future in pairs:
@@ -104,39 +105,42 @@ class Batch(Generic[W]):
             if not future.done():
                 future.set_result(item.id in done)
 
-    async def _around_locks(self, pairs: list[tuple[W, asyncio.Future[bool]]]) -> None:
+    async def _around_locks(self, pairs: list[Pair[W]]) -> None:
         try:
             held = await self._locked([item.id for item, _ in pairs])
         except Exception as error:
-            for _, future in pairs:
-                if not future.done():
-                    future.set_exception(error)
+            _fail(pairs, error)
             return
         for pair in pairs:
             if pair[0].id in held:
                 log.warning("sandbox %s is held by another transaction, waiting for it", pair[0].id)
-                self._aside(self._wait_apart(pair))
+                self._defer(pair, self._unlocked(pair[0].id))
         if free := [pair for pair in pairs if pair[0].id not in held]:
             await self._settle(free)
 
-    def _aside(self, waiting: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(waiting)
-        self._apart.add(task)
-        task.add_done_callback(self._apart.discard)
+    def _defer(self, pair: Pair[W], waiting: Coroutine[None, None, None]) -> None:
+        """Writes this one later, when `waiting` is over."""
+        task = asyncio.create_task(self._rejoin(pair, waiting))
+        self._deferred.add(task)
+        task.add_done_callback(self._deferred.discard)
 
-    async def _wait_for_room(self, pair: tuple[W, asyncio.Future[bool]]) -> None:
+    async def _rejoin(self, pair: Pair[W], waiting: Coroutine[None, None, None]) -> None:
         try:
-            await asyncio.sleep(STRAINED_SECONDS)
+            await waiting
+        except Exception as error:
+            _fail([pair], error)
         except BaseException:
             pair[1].cancel()
             raise
-        self._add(pair)
+        else:
+            self._add(pair)
 
-    async def _wait_apart(self, pair: tuple[W, asyncio.Future[bool]]) -> None:
-        try:
-            while await self._locked([pair[0].id]):  # noqa: ASYNC110 (its holder tells nobody when it lets go)
-                await asyncio.sleep(LOCKED_SECONDS)
-        except BaseException:
-            pair[1].cancel()
-            raise
-        self._add(pair)
+    async def _unlocked(self, sandbox_id: UUID) -> None:
+        while await self._locked([sandbox_id]):  # noqa: ASYNC110 (its holder tells nobody when it lets go)
+            await asyncio.sleep(LOCKED_SECONDS)
+
+
+def _fail(pairs: Sequence[Pair[W]], error: Exception) -> None:
+    for _, future in pairs:
+        if not future.done():
+            future.set_exception(error)

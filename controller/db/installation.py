@@ -1,23 +1,38 @@
-"""Whose an installation's id is, where its database was copied or moved: what `migrate` settles, as the owner."""
+"""The installation's id, and whose it is if its database was copied or moved: what `migrate` settles, as the owner."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from typing import Literal
+from uuid import UUID
 
 import psycopg
 
 from controller.db import sql
-from controller.db.faults import meaning
-from controller.db.pool import connect
+from controller.db.faults import in_words, meaning
+from controller.db.pool import connect, connect_async
 from controller.errors import DatabaseUnavailableError, SchemaError
 
+RENEWED = "this database is a copy with nothing under way: it is an installation of its own now"
 FOREIGN = (
     "this database bears the installation id of another one, and sandboxes are under way in it: if the original lives "
     "on, run `python -m controller migrate --copy` (what runs is the original's, and ends here); if the original is "
     "gone, run `python -m controller migrate --moved` (they are this one's)"
 )
 Whose = Literal["copy", "moved"]
+
+
+async def identify(url: str) -> tuple[UUID, bool]:
+    """Returns the id of this database's installation, and whether it is a new one.
+
+    Raises DatabaseUnavailableError, WriteRejectedError, or SchemaError if only a person can tell whose it is.
+    """
+    async with await connect_async(url, "sandbox-check") as connection:
+        with in_words("the installation of the database cannot be read"):
+            [found] = await (await connection.execute(sql.statements("installation.sql")["identify"])).fetchall()
+    if found["standing"] == "foreign":
+        raise SchemaError(FOREIGN)
+    return found["id"], found["standing"] == "renewed"
 
 
 def settle_identity(url: str, whose: Whose | None) -> str | None:
@@ -38,12 +53,8 @@ def settle_identity(url: str, whose: Whose | None) -> str | None:
                         raise SchemaError(f"the controller {connected[0]['name']} is connected: stop it, then run this")
                     (copied,) = connection.execute(statements["copied"])
                     return f"this database is an installation of its own; {copied['touched']} rows were the original's"
-                (found,) = connection.execute(sql.statements("controllers.sql")["identify"])
+                (found,) = connection.execute(statements["identify"])
         except psycopg.Error as error:
             told = meaning(error, "the installation's id cannot be settled")
             raise told if isinstance(told, DatabaseUnavailableError) else SchemaError(str(told)) from error
-    return {
-        "own": None,
-        "renewed": "this database is a copy with nothing under way: it is an installation of its own now",
-        "foreign": FOREIGN,
-    }[found["standing"]]
+    return {"own": None, "renewed": RENEWED, "foreign": FOREIGN}[found["standing"]]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 from psycopg import AsyncConnection, Connection, pq
@@ -16,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 from controller.db import sql
 from controller.db.faults import in_words, line
 from controller.db.url import check_url
-from controller.errors import DatabaseUnavailableError, SchemaError, SettingsError
+from controller.errors import DatabaseExchangedError, DatabaseUnavailableError, SchemaError, SettingsError
 
 DEFAULTS: dict[str, Any] = {  # a URL's own parameters come before these
     "connect_timeout": 10,
@@ -38,6 +39,12 @@ PARTS = {  # of a URL, by what the driver and an English server say
     r"refused|timeout|timed out|No such file|unreachable|No route": "host and port",
 }
 SETTING_UP = "a session cannot be set up"
+EXCHANGED = (
+    "DATABASE_URL leads to another database now: this controller works for installation {ours}, and installation "
+    "{found} was found there; nothing was written there, and this controller ends, so that its next start works for "
+    "what it finds; what runs for {ours} stays on its engine, and only a controller of that installation records it: "
+    "lead DATABASE_URL back to its database, or remove from the engine what carries that id"
+)
 SESSION = sql.statements("session.sql")
 
 
@@ -95,25 +102,40 @@ async def check_own_sessions(one: AsyncConnection[DictRow], other: AsyncConnecti
         )
 
 
-def open_pool(
-    url: str, name: str = "sandbox-controller", size: int = 6
-) -> AsyncConnectionPool[AsyncConnection[DictRow]]:
-    """A closed pool on that database, its connections under this name; open it with `async with`."""
-    return AsyncConnectionPool(
-        _conninfo(url, name),
-        connection_class=AsyncConnection[DictRow],
-        kwargs={"autocommit": True, "row_factory": dict_row},
-        min_size=1,
-        max_size=size,
-        timeout=5,
-        reconnect_timeout=3,  # then anew with the next statement: its pause would else double through an outage
-        configure=_configure,
-        open=False,
-    )
+class Pool(AsyncConnectionPool[AsyncConnection[DictRow]]):
+    """A controller's sessions on one database, `size` at most, under its name. Open it with `async with`.
 
+    Each new session is first asked whose its database is. If it is another installation's than the one given, the
+    session is refused, and from then on so is every statement: see `refuse_exchanged`.
+    """
 
-async def _configure(connection: AsyncConnection[DictRow]) -> None:
-    await connection.execute(SESSION["session"] + SESSION["controller"])
+    def __init__(self, url: str, name: str, installation: UUID | None = None, size: int = 6) -> None:
+        super().__init__(
+            _conninfo(url, name),
+            connection_class=AsyncConnection[DictRow],
+            kwargs={"autocommit": True, "row_factory": dict_row},
+            min_size=1,
+            max_size=size,
+            timeout=5,
+            reconnect_timeout=3,  # then anew with the next statement: its pause would else double through an outage
+            configure=self._set_up,
+            open=False,
+        )
+        self._installation = installation
+        self.exchanged: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # whose database was found
+
+    def refuse_exchanged(self) -> None:
+        """Raises DatabaseExchangedError if any session was another installation's."""
+        if self.exchanged.done():
+            raise DatabaseExchangedError(EXCHANGED.format(ours=self._installation, found=self.exchanged.result()))
+
+    async def _set_up(self, connection: AsyncConnection[DictRow]) -> None:
+        with in_words(SETTING_UP):
+            cursor = await connection.execute(SESSION["installation"] + SESSION["session"] + SESSION["controller"])
+            found = [each["id"] for each in await cursor.fetchall()]
+        if self._installation is not None and found != [self._installation] and not self.exchanged.done():
+            self.exchanged.set_result(", ".join(map(str, found)) or "none")
+        self.refuse_exchanged()
 
 
 def _conninfo(url: str, name: str) -> str:

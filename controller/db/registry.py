@@ -1,14 +1,11 @@
-"""Who looks after which engine, and whose database this is: the statements of controllers.sql."""
+"""Who looks after which engine: the statements of controllers.sql."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from uuid import UUID
 
-from controller.db.installation import FOREIGN
 from controller.db.store import Store
-from controller.errors import SchemaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +25,6 @@ class Registry:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-
-    async def identify(self) -> tuple[UUID, bool]:
-        """This database's own id, and whether it is a new one. Raises SchemaError if only a person can tell."""
-        (found,) = await self._store.ask("identify", {})
-        if found["standing"] == "foreign":
-            raise SchemaError(FOREIGN)
-        return found["id"], found["standing"] == "renewed"
 
     async def register(self) -> bool:
         """This controller looks after its engine; returns whether it was not registered."""

@@ -14,14 +14,13 @@ from uuid import UUID
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
-from psycopg_pool import AsyncConnectionPool
 
 from controller.db import sql
 from controller.db.faults import STALE, Locked, Strained, in_words
 from controller.db.group_commit import Batch
-from controller.db.stalled import Aside, Overdue
+from controller.db.pool import Pool
 from controller.db.writes import Bind, Ended, MakeDue, MarkCleaned, MarkRunning, PutBack, SetWaiting, Write
-from controller.errors import DatabaseUnavailableError
+from controller.errors import DatabaseExchangedError, DatabaseUnavailableError
 from controller.protocol.model import Key, Launch, Outcome, Reason, Row, State
 
 log = logging.getLogger(__name__)
@@ -40,12 +39,32 @@ class Claimed:
     waited: str | None = None  # what it waited for until now
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Why rows are set aside that claims pass over; the columns of the statement `aside`."""
+
+    why: str
+    n: int
+    claimed: bool  # any row was, lately
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A row that should have been claimed by now; the columns of the statement `overdue`."""
+
+    id: UUID
+    seconds: float  # since its insert
+    blockers: str | None  # processes of the database that this controller's statements wait for
+
+
 class Store:
     """The controller's statements on one pool. Every statement can be repeated, and is until the database takes or
-    refuses it: what passes by itself is waited out. Raises WriteRejectedError."""
+    refuses it: what passes by itself is waited out. Raises WriteRejectedError, and DatabaseExchangedError once the
+    database is another installation's."""
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[DictRow]], me: str, output_bytes: int) -> None:
+    def __init__(self, pool: Pool, me: str, output_bytes: int) -> None:
         self._pool, self.me, self._output_bytes = pool, me, output_bytes
+        self.exchanged, self.refuse_exchanged = pool.exchanged, pool.refuse_exchanged
         self._sql = sql.statements("queue.sql") | sql.statements("controllers.sql")
         self._renewed = 0.0  # monotonic seconds
         self.engine = ""
@@ -170,7 +189,8 @@ class Store:
                 return await self._once(name, params)
             except DatabaseUnavailableError as error:
                 tries += isinstance(error, Strained)
-                if not patient and (isinstance(error, Locked) or tries == STRAINED_TRIES):
+                over = not patient and (isinstance(error, Locked) or tries == STRAINED_TRIES)
+                if over or isinstance(error, DatabaseExchangedError):
                     raise
                 log.warning("%s, trying again", error)
             await asyncio.sleep(pause)
@@ -178,6 +198,7 @@ class Store:
 
     async def _once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
         statement: LiteralString = self._sql[name]
+        self.refuse_exchanged()
         with in_words(self._doing.get(name, f"the statement {name} cannot be done")):
             async with self._pool.connection() as connection:
                 try:

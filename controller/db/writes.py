@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +30,8 @@ class Write:
 
     def values(self, output_bytes: int) -> dict[str, Any]:
         """This row's element of each array of the statement. `output_bytes`: how much of an output is kept."""
-        return {"ids": self.key.sandbox_id, "attempts": self.key.attempt}
+        own = {f"{field.name}s": getattr(self, field.name) for field in fields(self)[1:]}
+        return {"ids": self.key.sandbox_id, "attempts": self.key.attempt} | own
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,6 @@ class Bind(Write):
 
     epoch: int
     run_uid: str
-
-    def values(self, output_bytes: int) -> dict[str, Any]:
-        return Write.values(self, output_bytes) | {"epochs": self.epoch, "run_uids": self.run_uid}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +51,7 @@ class PutBack(Write):
     delay: float
 
     def values(self, output_bytes: int) -> dict[str, Any]:
-        own = {"epochs": self.epoch, "waiting": shortened(self.reason), "delays": self.delay}
-        return Write.values(self, output_bytes) | own
+        return Write.values(self, output_bytes) | {"reasons": shortened(self.reason)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,7 @@ class SetWaiting(Write):
     reason: str
 
     def values(self, output_bytes: int) -> dict[str, Any]:
-        return Write.values(self, output_bytes) | {"waiting": shortened(self.reason)}
+        return Write.values(self, output_bytes) | {"reasons": shortened(self.reason)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +74,6 @@ class MarkRunning(Write):
     """Says that the bound run was seen running."""
 
     run_uid: str
-
-    def values(self, output_bytes: int) -> dict[str, Any]:
-        return Write.values(self, output_bytes) | {"run_uids": self.run_uid}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +102,9 @@ class Ended(Write):
     def values(self, output_bytes: int) -> dict[str, Any]:
         outcome, seen, output = self.outcome, self.seen, self.output
         text, cut = tail(output.tail, output_bytes) if output else (None, False)
-        return Write.values(self, output_bytes) | {
+        return {
+            "ids": self.key.sandbox_id,
+            "attempts": self.key.attempt,
             "run_uids": self.run_uid,
             "states": str(outcome.state),
             "exit_codes": outcome.exit_code,

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from controller.app import assemble
-from controller.db.pool import open_pool
+from controller.db.pool import Pool
 from controller.db.store import Store
 from controller.db.writes import Bind, Ended, MarkCleaned, MarkRunning
 from controller.protocol.model import Key, Outcome, Output, Reason, State
@@ -70,7 +70,7 @@ async def _replayed(server: str, rows: int) -> float:
     with fresh(server) as url:
         async with await psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=dict_row) as connection:
             await connection.execute(FILL, [rows])
-        async with open_pool(url) as pool:
+        async with Pool(url, "bare") as pool:
             store = Store(pool, "bare", 1 << 20)
             store.engine = "bare"
             begin = time.monotonic()

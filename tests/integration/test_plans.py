@@ -14,7 +14,7 @@ import pytest
 from psycopg.sql import SQL, Identifier, Literal
 
 from controller.db import sql
-from controller.db.pool import open_pool
+from controller.db.pool import Pool
 from tests.conftest import in_database
 from tests.support.database import ENGINE, QUEUE, Connection, claim, connect, one
 
@@ -234,7 +234,7 @@ def test_a_claim_is_quick_while_the_queue_is_long(filled: str) -> None:
 
 def test_no_statement_of_a_controller_is_compiled(filled: str) -> None:
     async def setting() -> str:
-        async with open_pool(filled) as pool, pool.connection() as connection:
+        async with Pool(filled, "a") as pool, pool.connection() as connection:
             found = await (await connection.execute("show jit")).fetchone()
             return str(found and found["jit"])
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from controller.db.pool import check_own_sessions, connect_async, open_pool, refuse_shared_sessions
+from controller.db.pool import Pool, check_own_sessions, connect_async, refuse_shared_sessions
 from controller.db.registry import Registry
 from controller.db.store import Store
 from controller.errors import SettingsError
@@ -21,7 +21,7 @@ ME, ENGINE = "host/1-abc", "memory:one"
 @asynccontextmanager
 async def presence(url: str, name: str, me: str = ME) -> AsyncIterator[tuple[Presence, Registry]]:
     """That of the controller `me`, whose connections reach the server under `name`."""
-    async with open_pool(url, name, size=1) as pool:
+    async with Pool(url, name, size=1) as pool:
         store = Store(pool, me, 1024)
         store.engine = ENGINE
         registry = Registry(store)

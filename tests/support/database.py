@@ -15,7 +15,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.sql import SQL, Identifier, Placeholder
 
 from controller.db import sql
-from controller.db.pool import open_pool
+from controller.db.pool import Pool
 from controller.db.store import Store
 
 Connection = psycopg.Connection[DictRow]
@@ -109,7 +109,7 @@ def steps(connection: Connection, sandbox_id: UUID) -> list[str]:
 @asynccontextmanager
 async def opened(url: str, me: str = "a", size: int = 6, output_bytes: int = 1 << 20) -> AsyncIterator[Store]:
     """A controller's queue on its own pool."""
-    async with open_pool(url, me, size) as pool:
+    async with Pool(url, me, size=size) as pool:
         store = Store(pool, me, output_bytes)
         store.engine = ENGINE
         yield store

@@ -13,8 +13,7 @@ class Proxy:
     """Forwards connections; what it silences stays open, and nothing comes through any more."""
 
     def __init__(self, url: str) -> None:
-        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-        self._host, self._port = given.get("host", "localhost"), given.get("port", "5432")
+        given = self._lead_to(url)
         self._login = given["user"] + (f":{given['password']}" if given.get("password") else "")
         self._dbname = given["dbname"]
         self._open: list[tuple[asyncio.Event, asyncio.StreamWriter, asyncio.StreamWriter]] = []
@@ -54,6 +53,16 @@ class Proxy:
             client.close()
             server.close()
         self._open.clear()
+
+    def lead_to(self, url: str) -> None:
+        """Closes every connection; new ones lead to that server, with the database and login of before."""
+        self._lead_to(url)
+        self.cut()
+
+    def _lead_to(self, url: str) -> dict[str, str]:
+        given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+        self._host, self._port = given.get("host", "localhost"), given.get("port", "5432")
+        return given
 
     async def refuse(self) -> None:
         """Takes no more connections, and closes those that are open."""

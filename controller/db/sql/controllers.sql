@@ -1,8 +1,4 @@
--- The statements about controllers and engines: who looks after what, and whose database this is.
-
--- identify --
--- This database's own id, and whether it is 'own', 'renewed' or 'foreign' (see sandbox_identify).
-select id, standing from sandbox_identify();
+-- The statements about controllers and engines: who looks after what.
 
 -- register --
 -- This controller looks after this engine. `new`: it was not registered.

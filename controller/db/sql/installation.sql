@@ -1,4 +1,8 @@
--- The statements of `migrate` about whose this database is; the owner's.
+-- The statements about whose this database is. A controller asks the first; the others are `migrate`'s, the owner's.
+
+-- identify --
+-- This database's own id, and whether it is 'own', 'renewed' or 'foreign' (see sandbox_identify).
+select id, standing from sandbox_identify();
 
 -- connected --
 -- The controllers that are connected to this database.

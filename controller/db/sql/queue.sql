@@ -106,7 +106,7 @@ update sandboxes s set lease_until = sandbox_now() from mine m where s.id = m.id
 -- launching -> launching: says why it does not run yet.
 with told as (
     update sandboxes s set waiting = w.waiting
-    from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(waiting)s::text[]) as w (id, attempt, waiting)
+    from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(reasons)s::text[]) as w (id, attempt, waiting)
     where s.id = w.id and s.attempt = w.attempt and s.state = 'launching' and s.waiting is distinct from w.waiting
     returning s.id, s.attempt, s.waiting
 ), noted as (
@@ -121,7 +121,7 @@ with back as (
     update sandboxes s
     set state = 'queued', claimed_by = null, lease_until = null, engine = null, waiting = w.waiting,
         retry_at = sandbox_now() + make_interval(secs => w.delay)
-    from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(epochs)s::bigint[], %(waiting)s::text[], %(delays)s::float8[])
+    from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(epochs)s::bigint[], %(reasons)s::text[], %(delays)s::float8[])
          as w (id, attempt, epoch, waiting, delay)
     where s.id = w.id and s.attempt = w.attempt and s.epoch = w.epoch and s.state = 'launching' and s.run_uid is null
       and s.cancel_requested_at is null

@@ -24,6 +24,10 @@ where name in ('idle_session_timeout', 'transaction_timeout', 'restrict_nonsyste
 -- deadlock_timeout: a requester never meets a deadlock of ours.
 set enable_seqscan = off; set statement_timeout = '30s'; set lock_timeout = '500ms';
 
+-- installation --
+-- Whose database this session is on: the first thing that a controller asks.
+select id from public.sandbox_installation;
+
 -- mark --
 -- Whatever has this mark afterwards is this session.
 select set_config('sandbox.session', %(mark)s, false);
