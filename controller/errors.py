@@ -53,7 +53,11 @@ class BackendClosedError(BackendUnavailableError):
     """The backend is not open: open() comes before every other verb, and none after close()."""
 
 
-class TransientEngineError(SandboxError):
+class EngineError(SandboxError):
+    """The engine did not do what it was asked."""
+
+
+class TransientEngineError(EngineError):
     """The engine has no room, no time or gave no answer: look, then try again."""
 
 

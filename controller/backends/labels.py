@@ -23,15 +23,15 @@ def labels(key: Key, installation: str) -> dict[str, str]:
     return installation_labels(installation) | own
 
 
-def selecting(installation: str, key: Key | None = None) -> list[str]:
+def selectors(installation: str, key: Key | None = None) -> list[str]:
     """What selects all of that installation's objects, or one attempt's: `name=value` each."""
     wanted = labels(key, installation) if key else installation_labels(installation)
     return [f"{name}={value}" for name, value in wanted.items()]
 
 
-def filters(installation: str, key: Key | None = None, **more: list[str]) -> str:
+def docker_filters(installation: str, key: Key | None = None, **more: list[str]) -> str:
     """The `filters` parameter of a Docker engine that selects this installation's objects, or one attempt's."""
-    return json.dumps({"label": selecting(installation, key), **more})
+    return json.dumps({"label": selectors(installation, key), **more})
 
 
 def key_of(found: Mapping[str, Any] | None, installation: str) -> Key | None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pulumi
 
-from controller.backends.docker.api import SLOW, STREAM, Engine, EngineError
-from controller.errors import TransientEngineError
+from controller.backends.docker.api import SLOW, STREAM, Engine
+from controller.backends.http_json import ResponseError
+from controller.errors import EngineError
 from infra.ending.drain import REPORT, DrainProgress, Ending, Patience, final_words, runnable_here
 from infra.engine import connected_engine
 from infra.hooks import value_if_known
@@ -71,7 +72,7 @@ class DockerEnd:
                     said, code = await self._run(engine, body, longest)
             except TimeoutError as error:
                 raise self._ending.refused(f"the container {self._drainer} does not end") from error
-            except TransientEngineError as error:
+            except EngineError as error:
                 raise self._ending.refused(f"the container {self._drainer} did not do it ({error})") from error
             if code:
                 raise self._ending.refused(final_words(said) or f"`drain` ended with {code}, and said nothing")
@@ -114,7 +115,7 @@ async def _remove(engine: Engine, container: str) -> None:
             return await _send(
                 engine, "DELETE", f"containers/{container}", params={"force": "1", "v": "1"}, timeout=SLOW
             )
-        except EngineError as error:
+        except ResponseError as error:
             if error.status != 409 or time.monotonic() > give_up:
                 raise
         await asyncio.sleep(POLL_SECONDS)  # another removal is under way
@@ -124,7 +125,7 @@ async def _send(engine: Engine, method: str, path: str, **more: Any) -> None:
     """Sends a request; nothing happens if its object is gone."""
     try:
         await engine.send(method, path, **more)
-    except EngineError as error:
+    except ResponseError as error:
         if error.status != 404:
             raise
 

@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from controller.backends.docker.api import Engine, EngineError
+from controller.backends.docker.api import Engine
 from controller.backends.docker.login import config_file
-from controller.errors import TransientEngineError
+from controller.backends.http_json import ResponseError
+from controller.errors import EngineError
 from infra.config import Config
 from infra.engine import LOOPBACK, connected_engine, engine_host
 from infra.errors import PreflightError
@@ -99,7 +100,7 @@ async def _asked(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
     except TimeoutError as error:
         words = f"the Docker engine gave no answer in {SECONDS} s: start it, or set DOCKER_HOST"
         raise PreflightError(words) from error
-    except TransientEngineError as error:
+    except EngineError as error:
         gone = "a stack whose engine is gone for good is forgotten by `pulumi stack rm --force`"
         raise PreflightError(f"images are built and run by a Docker engine: {error}; {gone}") from error
 
@@ -121,7 +122,7 @@ async def _there(engine: Engine, path: str) -> Any:
     """What it shows of one object, None where that is not there."""
     try:
         return await engine.json("GET", path)
-    except EngineError as error:
+    except ResponseError as error:
         if error.status == 404:
             return None
         raise

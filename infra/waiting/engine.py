@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from controller.backends.docker.api import Engine, EngineError
+from controller.backends.docker.api import Engine
 from controller.backends.docker.logs import ContainerLogTail
-from controller.errors import TransientEngineError
+from controller.backends.http_json import ResponseError
+from controller.errors import EngineError
 from infra.engine import connected_engine
 from infra.waiting.container_verdict import SeenContainer, ended_well, healthy
 from infra.waiting.readiness import GONE, Unready, until_ready
@@ -43,7 +44,7 @@ class EngineWaits:
                 state = (await engine.json("GET", f"containers/{made['id']}/json"))["State"]
                 if state["Status"] == "exited" and state["ExitCode"]:
                     await engine.send("POST", f"containers/{made['id']}/start")
-            except TransientEngineError:
+            except EngineError:
                 pass  # the next look says why
             await self._until(engine, made, ended_well)
 
@@ -53,11 +54,11 @@ class EngineWaits:
         async def look() -> Unready | None:
             try:
                 return judged(await _seen(engine, made["id"]))
-            except EngineError as error:
+            except ResponseError as error:
                 if error.status == 404:
                     return Unready("gone", GONE, patience=0)
                 return Unready("no answer", str(error), patience=SILENT_SECONDS)
-            except TransientEngineError as error:
+            except EngineError as error:
                 return Unready("no answer", str(error), patience=SILENT_SECONDS)
 
         await until_ready(f"container {made['name']}", look, LONGEST_SECONDS)

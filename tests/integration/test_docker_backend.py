@@ -15,8 +15,7 @@ from uuid import uuid4
 import pytest
 from aiohttp import web
 
-from controller.backends.docker import backend as docker_module
-from controller.backends.docker import container
+from controller.backends.docker import container, objects
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.labels import labels
 from controller.errors import (
@@ -641,7 +640,7 @@ def test_the_state_file_is_sent_once_even_where_the_answer_is_lost(
                 yield container.empty_state()
                 cut()
 
-            monkeypatch.setattr(docker_module, "_once", lambda _: body())
+            monkeypatch.setattr(objects, "_once", lambda _: body())
             with pytest.raises(TransientEngineError):
                 await backend.create(engine.launch("true"), look=False)
             assert len(sent) == 1

@@ -18,8 +18,8 @@ from uuid import UUID
 
 from controller import app, logs
 from controller.backends.base import Backend
-from controller.backends.docker import backend as docker
 from controller.backends.docker import container
+from controller.backends.docker.backend import DockerBackend
 from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.process.backend import ProcessBackend
 from controller.db.store import Store
@@ -84,7 +84,7 @@ def make_backend(kind: str, place: Path) -> Backend:
         case "process":
             return ProcessBackend(place)
         case "docker":
-            return docker.DockerBackend(SHELL_IMAGE, list_seconds=0.5)
+            return DockerBackend(SHELL_IMAGE, list_seconds=0.5)
         case "kubernetes":
             return KubernetesBackend(os.environ["SANDBOX_NAMESPACE"], IMAGE, list_seconds=1.0, kubeconfig=str(place))
         case "memory":
@@ -101,7 +101,7 @@ def with_marker_directory(place: Path) -> Any:
         made["HostConfig"]["Binds"] = [f"{place}:/marks"]
         return made
 
-    return patch.object(docker, "create_body", body)
+    return patch.object(container, "create_body", body)
 
 
 def run(kind: str, place: Path, failpoint: Failpoint | None = None) -> None:

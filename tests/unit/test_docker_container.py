@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.backends.docker import container, volumes
-from controller.backends.docker.api import EngineError
-from controller.backends.docker.images import pull_error
+from controller.backends.docker.errors import pull_error
 from controller.backends.docker.logs import FULL_LOG_BYTES, PART_BYTES, RECORD_BYTES, ContainerLogTail
 from controller.backends.guest.evidence import STATE_FILE_WORDS, Evidence
 from controller.backends.guest.layout import keeper_text, wrapper_text
-from controller.backends.labels import filters, labels
+from controller.backends.http_json import ResponseError
+from controller.backends.labels import docker_filters, labels
 from controller.errors import RequestRejectedError, TransientEngineError
 from controller.protocol.model import Key, Launch, Outcome, Phase, Reason, State
 
@@ -178,11 +178,11 @@ def test_foreign_labels_never_break_a_listing(foreign: dict[str, str], name: str
 
 
 def test_filters_select_ours_alone() -> None:
-    assert json.loads(filters(INSTALLATION, type=["container"])) == {
+    assert json.loads(docker_filters(INSTALLATION, type=["container"])) == {
         "label": ["app=ci-fixer-sandbox", f"installation={INSTALLATION}"],
         "type": ["container"],
     }
-    assert f"sandboxId={KEY.sandbox_id}" in json.loads(filters(INSTALLATION, KEY))["label"]
+    assert f"sandboxId={KEY.sandbox_id}" in json.loads(docker_filters(INSTALLATION, KEY))["label"]
 
 
 def test_the_state_file_is_made_empty_and_read_back() -> None:
@@ -410,7 +410,7 @@ def test_a_log_that_may_have_dropped_its_beginning_is_truncated() -> None:
 def test_pulls_that_fail_for_good_are_told_from_those_that_may_yet_work(
     status: int, words: str, reason: Reason | None
 ) -> None:
-    error = pull_error("x:1", EngineError(status, words))
+    error = pull_error("x:1", ResponseError("the Docker engine", status, words))
     assert words in str(error)
     if reason is None:
         assert isinstance(error, TransientEngineError)

@@ -7,35 +7,27 @@ import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 import aiodocker
 import aiohttp
 from yarl import URL
 
-from controller.backends.json_lines import Json, decoded
-from controller.errors import BackendUnavailableError, TransientEngineError
+from controller.backends.http_json import Json, JsonClient, ResponseError
+from controller.errors import BackendUnavailableError, EngineError, TransientEngineError
 
 QUICK = aiohttp.ClientTimeout(total=15)
 SLOW = aiohttp.ClientTimeout(total=90)  # starts and removals wait for disk and kernel
 STREAM = aiohttp.ClientTimeout(total=None, connect=15)
 WHO = "the Docker engine"
 UNCONFIGURED = "no Docker engine is found: start one, or set DOCKER_HOST to where it listens"
-CLOSED = "the connection to the Docker engine was closed"
+CLOSED = f"the connection to {WHO} was closed"
 UNREACHED = aiohttp.ClientConnectorError
 
 
-class EngineError(TransientEngineError):
-    """The engine answered with an error; whoever knows better catches it by its status."""
+class Engine(JsonClient):
+    """One Docker engine. `url` None: DOCKER_HOST, or its socket."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"the Docker engine says: {message}")
-        self.status = status
-        self.words = message
-
-
-class Engine:
-    """One Docker engine. A request raises EngineError if it is refused, and TransientEngineError without an answer."""
+    who = WHO
 
     def __init__(self, url: str | None) -> None:
         self._url = url
@@ -68,26 +60,16 @@ class Engine:
                 method, url, json=body, data=data, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 if response.status >= 300 and response.status != 304:
-                    raise EngineError(response.status, _words(await response.read()))
+                    raise ResponseError(WHO, response.status, _message(await response.read()))
                 yield response
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             raise TransientEngineError(self._trouble(error)) from error
-
-    async def json(self, method: str, path: str, **more: Any) -> Any:
-        """The engine's answer to a request, decoded."""
-        async with self.request(method, path, **more) as response:
-            return decoded(await response.read(), WHO)
-
-    async def send(self, method: str, path: str, **more: Any) -> None:
-        """A request whose answer says nothing beyond its success."""
-        async with self.request(method, path, **more) as response:
-            await response.read()
 
     async def info(self) -> Json:
         """What the engine says of itself. Raises BackendUnavailableError."""
         try:
             found: Json = await self.json("GET", "info")
-        except TransientEngineError as error:
+        except EngineError as error:
             raise BackendUnavailableError(str(error)) from error
         return found
 
@@ -107,7 +89,7 @@ class Engine:
             raise TransientEngineError(words) from error
 
     def _trouble(self, error: Exception) -> str:
-        where = "the Docker engine" if self._url is None else f"the Docker engine at {self._url}"
+        where = WHO if self._url is None else f"{WHO} at {self._url}"
         if isinstance(error, TimeoutError):
             return f"{where} gave no answer in time"
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
@@ -116,7 +98,7 @@ class Engine:
         return f"{where} does not answer: {error or type(error).__name__}{advice}"
 
 
-def _words(raw: bytes) -> str:
+def _message(raw: bytes) -> str:
     """What the engine says in an error's body."""
     text = raw.decode("utf-8", "replace").strip()
     try:

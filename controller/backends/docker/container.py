@@ -14,7 +14,7 @@ from controller.backends import labels
 from controller.backends.docker import volumes as docker_volumes
 from controller.backends.guest.evidence import Evidence, is_number, killed_outcome, outcome_without_evidence
 from controller.backends.guest.layout import keeper_text, wrapper_text
-from controller.backends.json_lines import Json
+from controller.backends.http_json import Json
 from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase
 
 MIB = 1 << 20

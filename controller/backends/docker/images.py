@@ -9,13 +9,12 @@ from urllib.parse import quote
 
 import aiohttp
 
-from controller.backends.docker.api import WHO, Engine, EngineError
+from controller.backends.docker.api import WHO, Engine
+from controller.backends.docker.errors import pull_error
 from controller.backends.docker.login import LoginError, registry_auth, registry_of
 from controller.backends.docker.pulls import Pulls
-from controller.backends.json_lines import Json, Lines
-from controller.backends.pull_errors import is_permanent_pull_error
-from controller.errors import RequestRejectedError, SandboxError, TransientEngineError
-from controller.protocol.model import Launch, Reason
+from controller.backends.http_json import Json, ResponseError
+from controller.protocol.model import Launch
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class Images:
         """
         try:
             found: Json = await self._engine.json("GET", f"images/{quote(image, safe='')}/json")
-        except EngineError as error:
+        except ResponseError as error:
             if error.status in (301, 404) and not _is_id(image):  # 301: no name at all, as the pull will say
                 raise self._pulls.away(image, launch.key, launch.tenant) from error
             raise pull_error(image, error) from error
@@ -61,27 +60,18 @@ class Images:
             async with self._engine.request(
                 "POST", "images/create", params=params, headers=headers, timeout=PULL
             ) as response:
-                lines = Lines(response, WHO)
+                lines = self._engine.lines(response)
                 while (said := await lines.read(PULL_SECONDS)) is not None:
                     heard()
                     _check(said)
-        except EngineError as error:
-            raise pull_error(image, EngineError(error.status, error.words + trouble)) from error
+        except ResponseError as error:
+            raise pull_error(image, error, trouble) from error
 
 
 def _check(said: list[Json]) -> None:
     for each in said:
         if "error" in each:
-            raise EngineError(500, str(each["error"]))
-
-
-def pull_error(image: str, error: EngineError) -> SandboxError:
-    """What a failed pull means: refused for good, or worth another try."""
-    if error.status == 400:
-        return RequestRejectedError(Reason.INVALID_REQUEST, f"image {image!r}: {error.words}")
-    if error.status in (401, 403, 404) or is_permanent_pull_error(error.words, image):
-        return RequestRejectedError(Reason.IMAGE_PULL_FAILED, f"image {image!r}: {error.words}")
-    return TransientEngineError(f"the image {image} cannot be had now: {error.words}")
+            raise ResponseError(WHO, 500, str(each["error"]))
 
 
 def _is_id(image: str) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from controller.backends.docker.api import Engine, EngineError
-from controller.backends.labels import filters, installation_labels
+from controller.backends.docker.api import Engine
+from controller.backends.http_json import ResponseError, verb
+from controller.backends.labels import docker_filters, installation_labels
 
 LABEL = "controller"
 
@@ -20,20 +21,23 @@ class DockerMarks:
             "and restart its Docker engine"
         )
 
+    @verb
     async def names(self) -> set[str]:
-        found = await self._engine.json("GET", "volumes", params={"filters": filters(self._installation)})
+        found = await self._engine.json("GET", "volumes", params={"filters": docker_filters(self._installation)})
         labels = [volume.get("Labels") or {} for volume in found.get("Volumes") or []]
         return {each[LABEL] for each in labels if LABEL in each}
 
+    @verb
     async def leave(self, controller: str) -> None:
         labels = installation_labels(self._installation) | {LABEL: controller}
         body = {"Name": self._volume(controller), "Labels": labels}
         await self._engine.json("POST", "volumes/create", body=body)
 
+    @verb
     async def remove(self, controller: str) -> None:
         try:
             await self._engine.send("DELETE", f"volumes/{self._volume(controller)}")
-        except EngineError as error:
+        except ResponseError as error:
             if error.status != 404:
                 raise
 

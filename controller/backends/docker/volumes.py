@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import uuid4
 
-from controller.backends import labels
-from controller.backends.docker.api import SLOW, Engine, EngineError
-from controller.backends.json_lines import Json
-from controller.errors import TransientEngineError
+from controller.backends.docker.api import SLOW, Engine
+from controller.backends.http_json import Json, ResponseError
+from controller.backends.labels import docker_filters
+from controller.errors import EngineError
 
 log = logging.getLogger(__name__)
 
@@ -92,20 +92,20 @@ class Volumes:
         for name in names:
             try:
                 await self._engine.send("DELETE", f"volumes/{name}", timeout=SLOW)
-            except EngineError as error:
+            except ResponseError as error:
                 if error.status not in (404, 409):
                     raise
 
     async def sweep(self, installation: str) -> None:
         """Removes this installation's volumes that have had no container at two looks: what a crash left, or
         somebody who removed a container by hand."""
-        wanted = labels.filters(installation, dangling=["true"])
+        wanted = docker_filters(installation, dangling=["true"])
         try:
             said = await self._engine.json("GET", "volumes", params={"filters": wanted})
             found = (each for each in said.get("Volumes") or () if "sandboxId" in (each.get("Labels") or {}))
             idle = {str(each["Name"]) for each in found}  # a controller's mark is no sandbox's
             await self.remove(idle & self._idle)
-        except TransientEngineError as error:
+        except EngineError as error:
             log.warning("volumes without a container are left for the next look: %s", error)
         else:
             self._idle = idle
@@ -118,7 +118,7 @@ class Volumes:
                     archive += chunk
                     if has_files(archive, whole=False) or len(archive) > LOOKED_AT_BYTES:
                         return True
-        except EngineError as error:
+        except ResponseError as error:
             if error.status in (400, 404):  # no directory
                 return None
             raise

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -21,7 +20,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 from kubernetes.aio.config.incluster_config import SERVICE_HOST_ENV_NAME, SERVICE_TOKEN_FILENAME
 
-from controller.backends.json_lines import Json, decoded
+from controller.backends.http_json import Json, JsonClient, ResponseError
 from controller.errors import TransientEngineError
 
 WHO = "the Kubernetes API"
@@ -31,7 +30,7 @@ PAGE = "200"  # objects of a page of a list: as JSON, one may have 200 kB
 CONNECTIONS = 200  # more than calls are ever under way at once: a watch must not wait for them
 CLOSING_SECONDS = 0.1  # TLS connections are gone a moment after they were closed
 MOST_PAUSE = 60.0  # seconds that a Retry-After is heeded
-CLOSED = "the connection to the Kubernetes API was closed"
+CLOSED = f"the connection to {WHO} was closed"
 UNCONFIGURED = "no Kubernetes cluster is configured: set KUBECONFIG, or run in a pod with a service account"
 JSON = "application/json"
 MERGE = "application/merge-patch+json"
@@ -42,21 +41,13 @@ NO_FORM = (TypeError, AttributeError, KeyError, IndexError)  # what the library 
 NO_CLUSTER = (ConfigException, OSError, ValueError, yaml.YAMLError, *NO_FORM)
 
 
-class ApiError(TransientEngineError):
-    """The API answered with an error; whoever knows better catches it by its status."""
-
-    def __init__(self, status: int, words: str, pause: float = 0.0) -> None:
-        super().__init__(f"{WHO} says: {words}")
-        self.status, self.words, self.pause = status, words, pause
-
-
-class Api:
+class Api(JsonClient):
     """Jobs and pods of one namespace.
-
-    Every request raises ApiError if it is refused, and TransientEngineError if no answer comes.
 
     In a pod its service account is used, elsewhere what KUBECONFIG (or ~/.kube/config) names as current.
     """
+
+    who = WHO
 
     def __init__(self, namespace: str, kubeconfig: str | None = None) -> None:
         self.namespace, self._kubeconfig = namespace, kubeconfig
@@ -67,7 +58,7 @@ class Api:
         self._client: ApiClient | None = None
         self._closed = False
         self._connecting = asyncio.Lock()
-        self._busy: tuple[ApiError, float] | None = None  # what it said, and until when it wants to be left alone
+        self._busy: tuple[ResponseError, float] | None = None  # what it said, and until when it wants to be left alone
 
     async def close(self) -> None:
         """Ends all connections, for good."""
@@ -103,11 +94,11 @@ class Api:
             answer = await client.call_api(verb, full_url, all_headers, body, _request_timeout=timeout)
             async with answer.response as response:
                 if response.status >= 300:
-                    error = _error(response, await response.read())
+                    error = ResponseError(WHO, response.status, _message(response.status, await response.read()))
                     if error.status == 401:
                         await self._forget(client)
-                    if error.pause:
-                        self._busy = error, time.monotonic() + error.pause
+                    if pause := _pause(response.headers.get("Retry-After", "")):
+                        self._busy = error, time.monotonic() + pause
                     raise error
                 yield response
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
@@ -117,27 +108,7 @@ class Api:
         """Raises what the API said last, for as long as it asked to be left alone (Retry-After)."""
         if self._busy is not None and time.monotonic() < self._busy[1]:
             error = self._busy[0]
-            raise ApiError(error.status, error.words)
-
-    async def json(self, method: str, path: str, **more: Any) -> Any:
-        """The answer to a request, decoded."""
-        async with self.request(method, path, **more) as response:
-            return decoded(await response.read(), WHO)
-
-    async def send(self, method: str, path: str, **more: Any) -> None:
-        """A request whose answer says nothing beyond its success."""
-        async with self.request(method, path, **more) as response:
-            await response.read()
-
-    async def find(self, path: str) -> Json | None:
-        """One object, None where there is none."""
-        try:
-            found: Json = await self.json("GET", path)
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
-        return found
+            raise ResponseError(WHO, error.status, error.message)
 
     async def pages(
         self, kind: str, query: Mapping[str, str], accept: str = JSON
@@ -216,15 +187,18 @@ def _authority(configuration: Configuration) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()[:16]
 
 
-def _error(response: aiohttp.ClientResponse, raw: bytes) -> ApiError:
-    """What the API says in an error's body, and for how long it wants to be left alone."""
+def _message(status: int, raw: bytes) -> str:
+    """What the API says in an error's body."""
     text = raw.decode("utf-8", "replace").strip()
-    words = text or f"error {response.status} without a word"
+    message = text or f"error {status} without a word"
     with suppress(ValueError, AttributeError):  # no JSON, or no object
-        words = str(json.loads(text).get("message") or words)
-    after = response.headers.get("Retry-After", "")
-    pause = min(float(after), MOST_PAUSE) if after.isascii() and after.isdigit() else 0.0
-    return ApiError(response.status, words.strip()[:2000], pause)
+        message = str(json.loads(text).get("message") or message)
+    return message.strip()[:2000]
+
+
+def _pause(retry_after: str) -> float:
+    """For how many seconds the API wants to be left alone."""
+    return min(float(retry_after), MOST_PAUSE) if retry_after.isascii() and retry_after.isdigit() else 0.0
 
 
 def _trouble(error: Exception, host: str) -> str:

@@ -14,17 +14,19 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from controller.backends.json_lines import Json
+from controller.backends.http_json import Json, ResponseError, transient_errors, verb
 from controller.backends.kubernetes import manifest, pod_status
-from controller.backends.kubernetes.api import Api, ApiError
+from controller.backends.kubernetes.api import Api
+from controller.backends.kubernetes.errors import creation_error, is_no_room, why_no_pod
 from controller.backends.kubernetes.logs import Logs
-from controller.backends.kubernetes.objects import Objects, creation_error, is_finished, why_no_pod
+from controller.backends.kubernetes.objects import Objects, is_finished
 from controller.backends.kubernetes.options import JobOptions
 from controller.backends.kubernetes.pod_cache import JobRecord, PodCache, PodRecord, job_record, pod_record
 from controller.backends.kubernetes.watch import Event, Events, Feed
 from controller.errors import (
     BackendClosedError,
     BackendUnavailableError,
+    EngineError,
     RequestRejectedError,
     RunNotFoundError,
     TransientEngineError,
@@ -77,7 +79,7 @@ class KubernetesBackend:
         except RequestRejectedError as error:
             words = f"the namespace {self._api.namespace} refuses every Job, or SANDBOX_JOB_OPTIONS is wrong: {error}"
             raise BackendUnavailableError(words) from error
-        except TransientEngineError as error:
+        except EngineError as error:
             raise BackendUnavailableError(str(error)) from error
         self._objects = objects
         return f"kubernetes:{identity}"
@@ -87,50 +89,54 @@ class KubernetesBackend:
             raise BackendClosedError
         try:
             await self._find_one("jobs", self._objects)
-        except TransientEngineError as error:
+        except EngineError as error:
             raise BackendUnavailableError(str(error)) from error
 
+    @verb
     async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         if look and (job := await self._objects.job(launch.key)) is not None:
             return await self._adopt(launch.key, job)
         try:
             await self._api.send("POST", "jobs", body=self._manifest(launch, self._objects))
-        except ApiError as error:
+        except ResponseError as error:
             if error.status == 409 and (job := await self._objects.job(launch.key)) is not None:
                 return await self._adopt(launch.key, job)
             raise creation_error(error, self._api.namespace) from error
         return None  # its pod comes with what is observed
 
+    @verb
     async def release(self, key: Key, run_uid: str) -> None:
         run = await self._run(key, run_uid)
         if run is None:
             raise RunNotFoundError(f"the cluster has no pod {run_uid} of {key.name}")
         try:
             await self._objects.ungate(run.name, run_uid)
-        except ApiError as error:
+        except ResponseError as error:
             if error.status in (404, 409) and await self._objects.pod(run.name, run_uid) is None:
-                raise RunNotFoundError(error.words) from error
+                raise RunNotFoundError(error.message) from error
             raise
 
     async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
-        while True:
-            feeds = [Feed(self._api, kind, self._objects.selector()) for kind in ("jobs", "pods")]
-            yield await self._list(feeds)
-            events = Events(feeds)
-            try:
-                relist_at = time.monotonic() + self._list_seconds
-                while events.whole:
-                    left = relist_at - time.monotonic()
-                    if left <= 0:
-                        yield await self._list(feeds)
-                        relist_at = time.monotonic() + self._list_seconds
-                    elif (event := await events.next(left)) is not None:
-                        seen = await self._seen(event)
-                        if seen is not None:
-                            yield seen
-            finally:
-                await events.stop()
+        with transient_errors():
+            while True:
+                feeds = [Feed(self._api, kind, self._objects.selector()) for kind in ("jobs", "pods")]
+                yield await self._list(feeds)
+                events = Events(feeds)
+                try:
+                    relist_at = time.monotonic() + self._list_seconds
+                    while events.whole:
+                        left = relist_at - time.monotonic()
+                        if left <= 0:
+                            yield await self._list(feeds)
+                            relist_at = time.monotonic() + self._list_seconds
+                        elif (event := await events.next(left)) is not None:
+                            seen = await self._seen(event)
+                            if seen is not None:
+                                yield seen
+                finally:
+                    await events.stop()
 
+    @verb
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
         run = await self._run(key, run_uid)
         try:
@@ -143,12 +149,14 @@ class KubernetesBackend:
                 raise
             return saved
 
+    @verb
     async def kill(self, key: Key, run_uid: str) -> None:
         run = await self._run(key, run_uid)
         pod = await self._objects.pod(run.name, run_uid) if run is not None else None
         if pod is not None and pod_status.observed_run(pod, key).phase not in pod_status.OVER:
             await self._objects.end(pod)
 
+    @verb
     async def delete(self, key: Key, run_uid: str | None) -> None:
         if run_uid is not None:
             self._logs.drop(run_uid)
@@ -173,8 +181,8 @@ class KubernetesBackend:
         """Whether the API lets us make Jobs and see pods; nothing is made. A full quota is no fault."""
         try:
             await self._api.send("POST", "jobs", query={"dryRun": "All"}, body=self._manifest(PROBE, objects))
-        except ApiError as error:
-            if error.status not in (409, 429) and "exceeded quota" not in error.words:
+        except ResponseError as error:
+            if not is_no_room(error):
                 raise creation_error(error, self._api.namespace) from error
         for kind in ("jobs", "pods"):
             await self._find_one(kind, objects)

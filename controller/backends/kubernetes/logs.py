@@ -8,21 +8,21 @@ from collections.abc import Mapping
 
 import aiohttp
 
-from controller.backends.kubernetes.api import Api, ApiError
+from controller.backends.http_json import ResponseError
+from controller.backends.kubernetes.api import Api
+from controller.backends.kubernetes.errors import is_no_log
 from controller.backends.kubernetes.manifest import CONTAINER
-from controller.errors import RunNotFoundError, TransientEngineError
+from controller.errors import EngineError, RunNotFoundError
 from controller.protocol.model import Output
 
 AT_ONCE = 8  # logs read at a time
 SAVING_SECONDS = 15.0  # that an outcome waits for a log that is being saved
 SAVED_BYTES = 64 << 20  # of logs saved before their pods went, over all
 READ = aiohttp.ClientTimeout(total=120, sock_read=15)
-NO_ADDRESS = "no preferred addresses found"  # of the pod's node: nobody is there to ask
 SAID = re.compile(  # a kubelet's own words, which it sends with status 200 in the place of a log that is gone
     r"(failed to try resolving symlinks in path|failed to open log file|unable to retrieve container logs for) .*"
 )
 SAID_BYTES = 2000
-NO_LOG = (400, 404)  # statuses: no such pod, no such container, its log removed
 
 
 class PodLogTail:
@@ -75,9 +75,9 @@ class Logs:
             async with self._turns, self._api.request("GET", f"pods/{name}/log", query=query, timeout=READ) as response:
                 async for chunk in response.content.iter_any():
                     tail.feed(chunk)
-        except ApiError as error:
-            if error.status in NO_LOG or NO_ADDRESS in error.words:
-                raise RunNotFoundError(error.words) from error
+        except ResponseError as error:
+            if is_no_log(error):
+                raise RunNotFoundError(error.message) from error
             raise
         if tail.is_excuse():
             raise RunNotFoundError("its node no longer has its log")
@@ -91,7 +91,7 @@ class Logs:
     async def _save(self, run_uid: str, name: str, first: str) -> None:
         try:
             output = await self.read(name, first, self._limit)
-        except (TransientEngineError, RunNotFoundError):
+        except (EngineError, RunNotFoundError):
             return
         self._saved[run_uid] = Output(output.tail, True)  # the run wrote on
         while sum(len(one.tail) for one in self._saved.values()) > SAVED_BYTES:

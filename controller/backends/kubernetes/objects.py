@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
 from datetime import UTC, datetime
 from typing import Any
 
-from controller.backends.json_lines import Json
+from controller.backends.http_json import Json, ResponseError
 from controller.backends.kubernetes import manifest, pod_status
-from controller.backends.kubernetes.api import MERGE, STRATEGIC, Api, ApiError
+from controller.backends.kubernetes.api import MERGE, STRATEGIC, Api
 from controller.backends.kubernetes.pod_cache import PodRecord, pod_record
-from controller.backends.labels import key_of, selecting
-from controller.errors import RequestRejectedError, SandboxError, TransientEngineError
+from controller.backends.labels import key_of, selectors
+from controller.errors import RequestRejectedError
 from controller.protocol.model import Key, Reason
 
-# Words of a 403 that stays; any other may pass: a quota, a right not granted yet, an API server that is starting.
-DENIED = re.compile(r"denied the request|denied request|violates PodSecurity")
 STUCK_SECONDS = 120.0  # past its deadline of deletion, after which a pod's node is taken not to answer any more
 
 
@@ -28,7 +25,7 @@ class Objects:
 
     def selector(self, key: Key | None = None) -> str:
         """The labels that select all of this installation's objects, or one attempt's."""
-        return ",".join(selecting(self.installation, key))
+        return ",".join(selectors(self.installation, key))
 
     async def job(self, key: Key) -> Json | None:
         """The Job of that name. Raises RequestRejectedError where it is somebody else's."""
@@ -107,7 +104,7 @@ class Objects:
         """Sends it; false where that object is gone, or another bears its name by now."""
         try:
             await self._api.send(method, path, **more)
-        except ApiError as error:
+        except ResponseError as error:
             if error.status in (404, 409):
                 return False
             raise
@@ -118,25 +115,3 @@ def is_finished(job: Json) -> bool:
     """Whether this Job makes no pod any more."""
     conditions = (job.get("status") or {}).get("conditions") or ()
     return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
-
-
-def creation_error(error: ApiError, namespace: str) -> SandboxError:
-    """What a refused creation of a Job means: the request can never be run, or not now."""
-    if error.status in (400, 413, 422):
-        return RequestRejectedError(Reason.INVALID_REQUEST, error.words)
-    if error.status == 404:
-        return TransientEngineError(f"the namespace {namespace} does not exist, or has no batch/v1: {error.words}")
-    if error.status == 403 and DENIED.search(error.words):
-        return RequestRejectedError(Reason.INVALID_REQUEST, error.words)
-    return error
-
-
-def why_no_pod(job: Json) -> str:
-    """Why a Job may have made no pod, in a sentence."""
-    name = job["metadata"]["name"]
-    if job["spec"].get("suspend"):
-        return f"its Job {name} is suspended: the queue that holds it has not admitted it yet"
-    return (
-        f"its Job {name} has no pod yet: a full quota, a limit range or a policy may refuse it; "
-        f"`kubectl describe job {name}` tells"
-    )

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from controller.backends.json_lines import Json
+from controller.backends.http_json import Json
 from controller.backends.kubernetes import pod_status
 from controller.backends.kubernetes.manifest import RECORDED
 from controller.backends.labels import key_of

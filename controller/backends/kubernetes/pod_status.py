@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from controller.backends.guest.evidence import Evidence, is_number, killed_outcome, outcome_without_evidence
-from controller.backends.json_lines import Json
+from controller.backends.http_json import Json
 from controller.backends.kubernetes.manifest import CONTAINER, END_NOW, GATE
 from controller.backends.pull_errors import is_permanent_pull_error
 from controller.protocol.model import Key, ObservedRun, Outcome, Phase, Reason, State, exit_outcome

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from controller.backends.json_lines import Json, Lines
-from controller.backends.kubernetes.api import JSON, WHO, Api, ApiError
-from controller.errors import TransientEngineError
+from controller.backends.http_json import Json, ResponseError
+from controller.backends.kubernetes.api import JSON, Api
+from controller.errors import EngineError, TransientEngineError
 
 WATCH_SECONDS = 300  # the server ends a watch after this; it goes on from where it was
 SILENCE_SECONDS = 90.0  # a bookmark comes each minute: a watch that says nothing for longer is dead
@@ -52,7 +52,7 @@ class Feed:
             began = time.monotonic()
             try:
                 whole = await self._watch(events)
-            except ApiError as error:
+            except ResponseError as error:
                 if error.status != 410:
                     raise
                 whole = False
@@ -69,7 +69,7 @@ class Feed:
             "timeoutSeconds": str(WATCH_SECONDS),
         }
         async with self._api.request("GET", self._kind, query=query, accept=self._accept, timeout=STREAM) as response:
-            lines = Lines(response, WHO)
+            lines = self._api.lines(response)
             while (said := await lines.read(SILENCE_SECONDS)) is not None:
                 if not said:
                     return False
@@ -101,14 +101,10 @@ class Events:
 
     @property
     def whole(self) -> bool:
-        """Whether every change is told. Raises TransientEngineError where a feed met an error."""
+        """Whether every change is told. Raises EngineError where a feed met an error."""
         for task in self._tasks:
             if task.done() and (error := task.exception()) is not None:
-                raise (
-                    error
-                    if isinstance(error, TransientEngineError)
-                    else TransientEngineError(f"a watch broke off: {error!r}")
-                )
+                raise error if isinstance(error, EngineError) else TransientEngineError(f"a watch broke off: {error!r}")
         return not any(task.done() for task in self._tasks)
 
     async def stop(self) -> None:

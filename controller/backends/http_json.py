@@ -1,0 +1,123 @@
+"""HTTP with an engine: JSON answers, answers of one JSON object a line that go on, and error statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import aiohttp
+
+from controller.errors import EngineError, TransientEngineError
+
+LINE_BYTES = 4 << 20  # one object of a watch, one event
+Json = Mapping[str, Any]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ResponseError(EngineError):
+    """The engine answered with an error status.
+
+    Whether that may pass depends on the request: `docker/errors.py` and `kubernetes/errors.py` decide.
+    `message`: the engine's own words.
+    """
+
+    def __init__(self, who: str, status: int, message: str) -> None:
+        super().__init__(f"{who} says: {message}")
+        self.status, self.message = status, message
+
+
+@contextmanager
+def transient_errors() -> Iterator[None]:
+    """Raises TransientEngineError for an error status that nothing in the block gave a meaning: it may pass."""
+    try:
+        yield
+    except ResponseError as error:
+        raise TransientEngineError(str(error)) from error
+
+
+def verb(call: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """A backend's verb that keeps the contract of `base.Backend`: its errors go through `transient_errors`."""
+
+    @wraps(call)
+    async def kept(*args: P.args, **kwargs: P.kwargs) -> T:
+        with transient_errors():
+            return await call(*args, **kwargs)
+
+    return kept
+
+
+class JsonClient(ABC):
+    """What can be asked of an engine over HTTP. `who`: its name in messages.
+
+    Every request raises ResponseError if the answer is an error status, and TransientEngineError if no answer comes.
+    """
+
+    who: str
+
+    @abstractmethod
+    def request(self, *args: Any, **kwargs: Any) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Sends one request; its answer is read inside the block."""
+
+    async def json(self, method: str, path: str, **more: Any) -> Any:
+        """The answer to a request, decoded."""
+        async with self.request(method, path, **more) as response:
+            return _decoded(await response.read(), self.who)
+
+    async def send(self, method: str, path: str, **more: Any) -> None:
+        """Sends a request whose answer says nothing beyond its success."""
+        async with self.request(method, path, **more) as response:
+            await response.read()
+
+    async def find(self, path: str) -> Json | None:
+        """One object, or None if it does not exist."""
+        try:
+            found: Json = await self.json("GET", path)
+        except ResponseError as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    def lines(self, response: aiohttp.ClientResponse) -> Lines:
+        """The JSON objects of an answer that goes on."""
+        return Lines(response, self.who)
+
+
+class Lines:
+    """The JSON objects, one a line, of an answer of `who` that goes on."""
+
+    def __init__(self, response: aiohttp.ClientResponse, who: str) -> None:
+        self._content, self._who = response.content, who
+        self._rest = b""
+
+    async def read(self, seconds: float) -> list[Any] | None:
+        """Those that have come, waiting at most so long for some; None at the end of the answer."""
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    chunk = await self._content.readany()
+                    if not chunk:
+                        return None
+                    *whole, self._rest = (self._rest + chunk).split(b"\n")
+                    if len(self._rest) > LINE_BYTES:
+                        raise TransientEngineError(f"{self._who} sends a line without end")
+                    said = [_decoded(line, self._who) for line in whole if line.strip()]
+                    if said:
+                        return said
+        except TimeoutError:
+            return []
+
+
+def _decoded(raw: bytes, who: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise TransientEngineError(
+            f"the answer of {who} is no JSON: something else listens there, or it broke off"
+        ) from error
