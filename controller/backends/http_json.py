@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
+from datetime import datetime
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -112,6 +113,12 @@ class Lines:
                         return said
         except TimeoutError:
             return []
+
+
+def parse_time(text: str | None, *, never: int) -> datetime | None:
+    """A time as an engine writes it, or None if there is none; `never`: the year that it writes for that."""
+    moment = datetime.fromisoformat(text) if text else None
+    return moment if moment is not None and moment.year > never else None
 
 
 def _decoded(raw: bytes, who: str) -> Any:

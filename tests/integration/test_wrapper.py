@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from controller.backends.docker.container import STATE_DIR, STATE_FILE, empty_state
-from controller.backends.guest.layout import keeper_text, wrapper_text
+from controller.backends.docker.container import empty_state
+from controller.backends.guest.layout import STATE_DIR, STATE_FILE, keeper_text, wrapper_text
 from tests.support.engines import missing, need_docker
 
 ASH, DASH = "busybox:stable", "debian:bookworm-slim"

@@ -13,15 +13,11 @@ from typing import Any
 from controller.backends import labels
 from controller.backends.docker import volumes as docker_volumes
 from controller.backends.guest.evidence import Evidence, is_number, killed_outcome, outcome_without_evidence
-from controller.backends.guest.layout import keeper_text, wrapper_text
-from controller.backends.http_json import Json
+from controller.backends.guest.layout import STATE_DIR, STATE_FILE, USER, WORK_DIR, entrypoint, environment
+from controller.backends.http_json import Json, parse_time
 from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase
 
 MIB = 1 << 20
-USER = 1000
-WORK_DIR = "/work"
-STATE_DIR = "/.sandbox"  # a volume of its own: it outlives restarts, and of the run only the file can be written
-STATE_FILE = f"{STATE_DIR}/state"
 STATE_BYTES = 4096  # of the file are read
 ARCHIVE_BYTES = 16384  # of its tar archive: room for the headers too
 VOLUME_MIB = 64  # of each volume that an image declares and leaves empty
@@ -47,8 +43,7 @@ def create_body(
 ) -> dict[str, Any]:
     """The body of `POST /containers/create`; `volumes`: where the image declares some, `kept`: those with files."""
     own = labels.labels(launch.key, installation)
-    limits = [str(number) for number in (launch.timeout_seconds, launch.disk_mib, launch.memory_mib)]
-    seconds, disk, memory = limits
+    seconds, disk, memory = (str(number) for number in (launch.timeout_seconds, launch.disk_mib, launch.memory_mib))
     # An image's own mode of the directory wins over the one given here, its owner does not.
     own_tmpfs = f"rw,exec,nosuid,nodev,uid={USER},gid={USER}"
     sizes = {path: memory if path == "/dev/shm" else VOLUME_MIB for path in {*volumes} - {*kept}} | {"/tmp": disk}
@@ -60,8 +55,8 @@ def create_body(
         "User": f"{USER}:{USER}",
         "WorkingDir": WORK_DIR,
         "Hostname": launch.key.name,  # known beforehand, so that it can be made to resolve
-        "Env": [f"{name}={value}" for name, value in {"HOME": WORK_DIR, **launch.env}.items()],
-        "Entrypoint": ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, *limits, keeper_text()],
+        "Env": [f"{name}={value}" for name, value in environment(launch).items()],
+        "Entrypoint": entrypoint(launch, keeper_memory_mib=launch.memory_mib),
         "Cmd": [launch.command],
         "Labels": {**own, "timeoutSeconds": seconds, "diskMib": disk, "memoryMib": memory},
         "Healthcheck": {"Test": ["NONE"]},  # the image's would run beside the command
@@ -140,9 +135,7 @@ def state_text(archive: bytes) -> str:
 
 
 def _time(text: str | None) -> datetime | None:
-    """A time of the engine's; the year 1 is its word for never."""
-    moment = datetime.fromisoformat(text) if text else None
-    return moment if moment is not None and moment.year > 1 else None
+    return parse_time(text, never=1)
 
 
 def goes_unstarted(inspect: Json) -> bool:

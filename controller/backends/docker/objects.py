@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Collection
 from controller.backends.docker import container
 from controller.backends.docker.api import SLOW, Engine
 from controller.backends.docker.volumes import Volumes, named
+from controller.backends.guest.layout import STATE_DIR, STATE_FILE
 from controller.backends.http_json import Json, ResponseError
 from controller.backends.labels import docker_filters
 from controller.protocol.model import Key
@@ -54,7 +55,7 @@ class Containers:
         await self._engine.send(
             "PUT",
             f"containers/{run_uid}/archive",
-            params={"path": container.STATE_DIR},
+            params={"path": STATE_DIR},
             data=_once(container.empty_state()),
             timeout=SLOW,
         )
@@ -62,7 +63,7 @@ class Containers:
     async def has_state(self, run_uid: str) -> bool:
         """Whether the container's state file exists."""
         try:
-            await self._engine.send("HEAD", f"containers/{run_uid}/archive", params={"path": container.STATE_FILE})
+            await self._engine.send("HEAD", f"containers/{run_uid}/archive", params={"path": STATE_FILE})
         except ResponseError as error:
             if error.status == 404:
                 return False
@@ -71,7 +72,7 @@ class Containers:
 
     async def state(self, run_uid: str) -> str | None:
         """The beginning of an exited container's state file, or None if it has none."""
-        where, params = f"containers/{run_uid}/archive", {"path": container.STATE_FILE}
+        where, params = f"containers/{run_uid}/archive", {"path": STATE_FILE}
         try:
             async with self._engine.request("GET", where, params=params) as response:
                 archive = b""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.backends.guest.layout import keeper_text, wrapper_text
+from controller.backends.guest.layout import STATE_DIR, USER, WORK_DIR, entrypoint, environment
 from controller.backends.kubernetes.options import JobOptions
 from controller.backends.labels import LABEL_APP, labels
 from controller.protocol.model import KILL_MARGIN, Key, Launch
@@ -12,10 +12,6 @@ from controller.protocol.model import KILL_MARGIN, Key, Launch
 GATE = "ci-fixer-sandbox/bound"  # on every pod until its run is bound: no scheduler takes it before
 RECORDED = "ci-fixer-sandbox/recorded-at"  # on a Job whose outcome is in the table: seconds since 1970
 CONTAINER = "sandbox"
-USER = 1000
-WORK_DIR = "/work"
-STATE_DIR = "/.sandbox"  # outlives the container: a kubelet may start it again, whatever the restart policy says
-STATE_FILE = f"{STATE_DIR}/state"
 STATE_MIB = 1
 MESSAGE_FILE = "/dev/termination-log"  # the kubelet makes one for each container, and tells what it held in the end
 LOG_MIB = 64  # what the kubelet's usual rotation lets a log grow to; it counts as ephemeral storage
@@ -92,16 +88,14 @@ def _pod(launch: Launch, image: str, options: JobOptions, start_deadline: float)
 
 
 def _container(launch: Launch, image: str) -> dict[str, Any]:
-    words = ["/bin/sh", "-c", wrapper_text(), "sandbox", STATE_FILE, str(launch.timeout_seconds)]
-    words += [str(launch.disk_mib), "", keeper_text()]  # the cluster itself watches over memory and disk
     disk = launch.disk_mib + STATE_MIB + LOG_MIB  # of work and temporary files together
     return {
         "name": CONTAINER,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
-        "command": [_literal(word) for word in words],
+        "command": [_literal(word) for word in entrypoint(launch, keeper_memory_mib=None)],
         "args": [_literal(launch.command), _literal(first_line(launch.key)), MESSAGE_FILE],
-        "env": [{"name": name, "value": _literal(value)} for name, value in {"HOME": WORK_DIR, **launch.env}.items()],
+        "env": [{"name": name, "value": _literal(value)} for name, value in environment(launch).items()],
         "workingDir": WORK_DIR,
         "terminationMessagePath": MESSAGE_FILE,
         "terminationMessagePolicy": "File",

@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from controller.backends.guest.evidence import Evidence, is_number, killed_outcome, outcome_without_evidence
-from controller.backends.http_json import Json
+from controller.backends.guest.layout import timeout_of
+from controller.backends.http_json import Json, parse_time
 from controller.backends.kubernetes.manifest import CONTAINER, END_NOW, GATE
 from controller.backends.pull_errors import is_permanent_pull_error
 from controller.protocol.model import Key, ObservedRun, Outcome, Phase, Reason, State, exit_outcome
@@ -152,7 +153,9 @@ def _told(pod: Json, ended: Json) -> Outcome | None:
     """How a container ended by what the wrapper wrote down, and the kernel's kill for memory."""
     spec = _spec(pod)
     evidence, oom = Evidence.parse(ended.get("message") or ""), ended.get("reason") == "OOMKilled"
-    return evidence.outcome(timeout_seconds=_timeout(spec), memory_mib=_memory_mib(spec), oom=oom)
+    return evidence.outcome(
+        timeout_seconds=timeout_of(spec.get("command") or ()), memory_mib=_memory_mib(spec), oom=oom
+    )
 
 
 def _outcome(pod: Json, ended: Json) -> Outcome:
@@ -215,12 +218,6 @@ def _condition(pod: Json, kind: str, wanted: str = "False") -> Json:
     return next((one for one in found if one.get("type") == kind and one.get("status") == wanted), {})
 
 
-def _timeout(container: Json) -> int:
-    """In seconds: the wrapper's second word, as the Job's manifest puts it."""
-    command = container.get("command") or []
-    return int(command[5]) if len(command) > 5 and is_number(command[5]) else 0
-
-
 def _memory_mib(container: Json) -> int:
     limit = str(((container.get("resources") or {}).get("limits") or {}).get("memory", ""))
     unit, number = limit[-2:], limit[:-2]
@@ -228,6 +225,4 @@ def _memory_mib(container: Json) -> int:
 
 
 def _time(text: str | None) -> datetime | None:
-    """A time of the cluster's; 1970 is its word for never."""
-    moment = datetime.fromisoformat(text) if text else None
-    return moment if moment is not None and moment.year > 1970 else None
+    return parse_time(text, never=1970)
