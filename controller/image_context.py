@@ -1,4 +1,4 @@
-"""What images are built from: the same files, bytes and modes, whatever a checkout's umask, line ends and litter."""
+"""Build contexts of images: the same files, bytes and modes, whatever a checkout's umask, line ends and litter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# Of each image: a directory of the checkout, and what of it goes into the context under the same name.
+# By image: a directory of the checkout, and the patterns of its files that go into the context under the same names.
 SOURCES = {
     "app": (
         ("images/app", ("Dockerfile",)),
@@ -21,12 +21,14 @@ FILE, DIRECTORY = 0o644, 0o755
 
 
 def stage(image: str, checkout: Path) -> Path:
-    """A directory that holds what the image is built from, and nothing else. Raises OSError where the checkout lacks a
-    file, or one cannot be read or written."""
+    """Prepares the directory that the image is built from, and returns it.
+
+    Raises OSError if the checkout lacks a file, or one cannot be read or written.
+    """
     wanted, context = _contents(image, checkout), checkout / PLACE / image
     directories = {context / parent for path in wanted for parent in path.parents}
     for path in sorted(context.rglob("*"), reverse=True):
-        with suppress(FileNotFoundError):  # another build has just done it
+        with suppress(FileNotFoundError):  # a concurrent build has done it
             if path.is_dir() and not path.is_symlink():
                 if path not in directories:
                     path.rmdir()
@@ -34,7 +36,7 @@ def stage(image: str, checkout: Path) -> Path:
                 path.unlink()
     for directory in sorted(directories):
         directory.mkdir(parents=True, exist_ok=True)
-        if stat.S_IMODE(directory.stat().st_mode) != DIRECTORY:  # another user's may be right as it is
+        if stat.S_IMODE(directory.stat().st_mode) != DIRECTORY:  # one of another user can be right already
             directory.chmod(DIRECTORY)
     for path, content in wanted.items():
         _write(context / path, content, context.parent)
@@ -42,8 +44,10 @@ def stage(image: str, checkout: Path) -> Path:
 
 
 def _contents(image: str, checkout: Path) -> dict[Path, bytes]:
-    """Hidden files are an editor's or a tool's. Every file is text: with the line ends of the repository it is the same
-    as in any other checkout."""
+    """The context's files, without hidden ones, which belong to editors and tools.
+
+    Every file is text, and gets the line ends of the repository, so that all checkouts give the same bytes.
+    """
     found: dict[Path, bytes] = {}
     for directory, patterns in SOURCES[image]:
         base = checkout / directory
@@ -58,7 +62,7 @@ def _contents(image: str, checkout: Path) -> dict[Path, bytes]:
 
 
 def _write(path: Path, content: bytes, beside: Path) -> None:
-    """Where it is not so already, and at once: another build may be reading the context."""
+    """Writes a file atomically, unless it is right already: a concurrent build may be reading it."""
     if (
         path.is_file()
         and not path.is_symlink()

@@ -1,6 +1,6 @@
-"""The process's own streams: what is said to people on standard error, and what is handed on on standard output.
+"""The process's standard streams: messages for people on standard error, results on standard output.
 
-Whatever a stream cannot show is written out as escapes, and one that nobody reads any more stops nothing.
+Characters that a stream cannot show are escaped, and a stream without a reader is no error.
 """
 
 from __future__ import annotations
@@ -17,58 +17,56 @@ from controller.protocol.text import encodable, harmless, visible
 
 
 def prepare() -> None:
-    """Makes all three streams usable, however they were closed or encoded."""
+    """Makes all three streams usable, even if they were closed or have another encoding."""
     null = os.open(os.devnull, os.O_RDWR)
-    while null <= 2:  # a closed one's number would go to the next file or connection that is opened
+    while null <= 2:  # the next file or connection would get a closed stream's number
         null = os.dup(null)
     os.close(null)
-    sys.stdin = sys.stdin or _on(0, "r")
-    sys.stdout = sys.stdout or _on(1, "w")
-    sys.stderr = sys.stderr or _on(2, "w")
+    sys.stdin = sys.stdin or _open(0, "r")
+    sys.stdout = sys.stdout or _open(1, "w")
+    sys.stderr = sys.stderr or _open(2, "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(*lines: str) -> None:
-    """Tells people these lines."""
+    """Writes these lines to standard error."""
     text = "".join(f"{encodable(visible(line), sys.stderr.encoding)}\n" for line in lines)
     try:
-        sys.stderr.write(text)  # at once, so that another thread's stay whole too
+        sys.stderr.write(text)  # in one call, so that lines of other threads stay whole
         sys.stderr.flush()
     except OSError:
-        _let_go(sys.stderr)
+        _discard_rest(sys.stderr)
 
 
 def show(*lines: str) -> None:
-    """Puts these lines out. Raises SandboxError where there is no room for them."""
-    _put_out("".join(f"{encodable(line, sys.stdout.encoding)}\n" for line in lines))
+    """Writes these lines to standard output. Raises SandboxError if they cannot be written."""
+    _write("".join(f"{encodable(line, sys.stdout.encoding)}\n" for line in lines))
 
 
-def hand_on(output: str, *, raw: bool) -> None:
-    """Puts a command's output out: byte for byte, but on a terminal without what could steer it, unless `raw`.
-
-    A terminal's next line begins on one of its own. Raises SandboxError where there is no room for it.
-    """
+def write_output(output: str, *, raw: bool) -> None:
+    """Writes a command's output to standard output, byte for byte; on a terminal, control characters are escaped unless
+    `raw`, and the output ends with a line end. Raises SandboxError if it cannot be written."""
     terminal = sys.stdout.isatty()
     if terminal and not raw:
-        _put_out(encodable(harmless(output), sys.stdout.encoding))
+        _write(encodable(harmless(output), sys.stdout.encoding))
     else:
-        _put_out(output.encode())
+        _write(output.encode())
     if terminal and output and not output.endswith("\n"):
         say("")
 
 
 def finish() -> None:
-    """Leaves nothing to be flushed that could fail when nobody is told any more."""
+    """Flushes both streams, so that nothing can fail at the interpreter's exit, where no error is reported."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            _let_go(stream)
+            _discard_rest(stream)
 
 
-def _put_out(what: str | bytes) -> None:
+def _write(what: str | bytes) -> None:
     try:
         if isinstance(what, str):
             sys.stdout.write(what)
@@ -76,9 +74,9 @@ def _put_out(what: str | bytes) -> None:
             sys.stdout.buffer.write(what)
         sys.stdout.flush()
     except OSError as error:
-        nobody = error.errno == errno.EPIPE or (error.errno == errno.EIO and _is_device(sys.stdout))
-        _let_go(sys.stdout)
-        if nobody:  # whoever read it has had enough, or the terminal is gone
+        unread = error.errno == errno.EPIPE or (error.errno == errno.EIO and _is_device(sys.stdout))
+        _discard_rest(sys.stdout)
+        if unread:  # the reader has closed it, or the terminal is gone
             return
         raise SandboxError(f"standard output cannot be written to: {error.strerror}") from error
 
@@ -87,12 +85,12 @@ def _is_device(stream: TextIO) -> bool:
     return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
 
 
-def _let_go(stream: TextIO) -> None:
-    """Lets the rest of it go nowhere: what is still to be flushed would fail at the end once more."""
+def _discard_rest(stream: TextIO) -> None:
+    """Redirects the stream to nowhere: flushing its rest at the exit would fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
-def _on(descriptor: int, mode: Literal["r", "w"]) -> TextIO:
+def _open(descriptor: int, mode: Literal["r", "w"]) -> TextIO:
     return open(descriptor, mode, encoding="utf-8", closefd=False)

@@ -35,7 +35,7 @@ class ResponseError(EngineError):
 
 @contextmanager
 def transient_errors() -> Iterator[None]:
-    """Raises TransientEngineError for an error status that nothing in the block gave a meaning: it may pass."""
+    """Raises TransientEngineError for an error status that nothing in the block handled: it may pass."""
     try:
         yield
     except ResponseError as error:
@@ -43,7 +43,7 @@ def transient_errors() -> Iterator[None]:
 
 
 def verb(call: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """A backend's verb that keeps the contract of `base.Backend`: its errors go through `transient_errors`."""
+    """Decorates a backend's verb, so that it raises the errors of `base.Backend` and no ResponseError."""
 
     @wraps(call)
     async def kept(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -54,7 +54,7 @@ def verb(call: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]
 
 
 class JsonClient(ABC):
-    """What can be asked of an engine over HTTP. `who`: its name in messages.
+    """An HTTP client of an engine. `who`: the engine's name in messages.
 
     Every request raises ResponseError if the answer is an error status, and TransientEngineError if no answer comes.
     """
@@ -91,14 +91,14 @@ class JsonClient(ABC):
 
 
 class Lines:
-    """The JSON objects, one a line, of an answer of `who` that goes on."""
+    """Reads an answer of one JSON object per line, which may go on for ever. `who` sends it."""
 
     def __init__(self, response: aiohttp.ClientResponse, who: str) -> None:
         self._content, self._who = response.content, who
         self._rest = b""
 
     async def read(self, seconds: float) -> list[Any] | None:
-        """Those that have come, waiting at most so long for some; None at the end of the answer."""
+        """Waits up to so many seconds for objects; returns those that came, and None at the end of the answer."""
         try:
             async with asyncio.timeout(seconds):
                 while True:
@@ -107,10 +107,10 @@ class Lines:
                         return None
                     *whole, self._rest = (self._rest + chunk).split(b"\n")
                     if len(self._rest) > LINE_BYTES:
-                        raise TransientEngineError(f"{self._who} sends a line without end")
-                    said = [_decoded(line, self._who) for line in whole if line.strip()]
-                    if said:
-                        return said
+                        raise TransientEngineError(f"{self._who} sends a line that does not end")
+                    objects = [_decoded(line, self._who) for line in whole if line.strip()]
+                    if objects:
+                        return objects
         except TimeoutError:
             return []
 
@@ -126,5 +126,5 @@ def _decoded(raw: bytes, who: str) -> Any:
         return json.loads(raw)
     except ValueError as error:
         raise TransientEngineError(
-            f"the answer of {who} is no JSON: something else listens there, or it broke off"
+            f"the answer of {who} is not JSON: something else listens there, or it was cut off"
         ) from error

@@ -1,4 +1,4 @@
-"""What engines say of an image that they cannot pull: whether another try may be of use."""
+"""Classifies the errors of image pulls, which every engine hands on in a registry's or a runtime's own words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PERMANENT = re.compile(
 QUOTED = re.compile(r'"[^"]*"')
 
 
-def is_permanent_pull_error(words: str, image: str) -> bool:
-    """Whether an engine's words about a pull of that image mean: no such image, or no right to it."""
-    said = QUOTED.sub("", words).replace(image, "")  # an image's own name may hold any of the words
-    return PERMANENT.search(said) is not None and RATE_LIMITED.search(said) is None
+def is_permanent_pull_error(message: str, image: str) -> bool:
+    """Whether the message means that the image does not exist or is not accessible, so that a retry is useless."""
+    bare = QUOTED.sub("", message).replace(image, "")  # an image's own name may contain any of the words
+    return PERMANENT.search(bare) is not None and RATE_LIMITED.search(bare) is None

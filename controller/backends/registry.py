@@ -1,4 +1,4 @@
-"""The backend that the settings name."""
+"""Creates the backend that the settings name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ DOCKER_HOST = re.compile(r"unix:///.+|(tcp|https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z
 
 
 def create_backend(settings: Settings) -> Backend:
-    """Each engine's module, and its library, is imported only where it is used. Raises SettingsError."""
+    """Creates it; connects to nothing yet. Raises SettingsError.
+
+    An engine's module and its client library are imported only if the settings name that engine.
+    """
     options = job_options(settings.sandbox_job_options)
     match settings.sandbox_backend:
         case "docker":

@@ -1,4 +1,4 @@
-"""The supervisor by its name in 0.1: a controller whose files were replaced under it starts its runs by that."""
+"""The supervisor under its name in 0.1, which a controller of 0.1 uses if its files are replaced while it runs."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def submit(options: argparse.Namespace) -> int:
             except SandboxError as error:
                 raise SandboxError(f"{error}; {look(sandbox_id)}") from error
             interrupts.over()
-            terminal.hand_on(output, raw=options.raw)
+            terminal.write_output(output, raw=options.raw)
     except RequestRefused as error:
         terminal.say(f"submit: the database refuses this request: {error}")
         return REFUSED

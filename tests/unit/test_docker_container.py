@@ -351,12 +351,12 @@ def test_phases() -> None:
 def test_only_what_is_on_its_way_out_without_a_start_can_never_have_run() -> None:
     for status in ("removing", "dead"):
         started = inspect(status)
-        assert not container.goes_unstarted(started)
+        assert not container.is_removed_unstarted(started)
         started["State"]["StartedAt"] = "0001-01-01T00:00:00Z"
-        assert container.goes_unstarted(started)
+        assert container.is_removed_unstarted(started)
     unstarted = inspect("created")
     unstarted["State"]["StartedAt"] = "0001-01-01T00:00:00Z"
-    assert not container.goes_unstarted(unstarted)
+    assert not container.is_removed_unstarted(unstarted)
 
 
 def frame(line: bytes) -> bytes:

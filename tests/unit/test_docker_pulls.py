@@ -35,7 +35,7 @@ class Engine:
 
     async def ask(self, image: str, tenant: str = "default", key: Key | None = None) -> ImagePullingError:
         """Asks for an image; what the attempt is told."""
-        error = self.pulls.away(image, key or Key(uuid4(), 1), tenant)
+        error = self.pulls.request(image, key or Key(uuid4(), 1), tenant)
         await asyncio.sleep(0)
         assert isinstance(error, ImagePullingError)
         return error
@@ -78,7 +78,7 @@ def test_a_failed_pull_is_told_to_those_who_waited_and_to_nobody_else() -> None:
         key = Key(uuid4(), 1)
         await engine.ask("x.io/a:1", key=key)
         await engine.end("x.io/a:1", RequestRejectedError(Reason.IMAGE_PULL_FAILED, "no such image"))
-        failure = engine.pulls.away("x.io/a:1", key, "default")
+        failure = engine.pulls.request("x.io/a:1", key, "default")
         assert isinstance(failure, RequestRejectedError)
         await engine.ask("x.io/a:1")  # another try, for another
         await engine.end("x.io/a:1", TransientEngineError("connection refused"))
@@ -92,7 +92,7 @@ def test_a_pull_that_may_yet_work_is_tried_again_later() -> None:
         key = Key(uuid4(), 1)
         await engine.ask("x.io/a:1", key=key)
         await engine.end("x.io/a:1", TransientEngineError("connection refused"))
-        again = engine.pulls.away("x.io/a:1", key, "default")
+        again = engine.pulls.request("x.io/a:1", key, "default")
         assert isinstance(again, ImagePullingError)
         assert (str(again), again.over) == ("connection refused", None)
 
@@ -152,8 +152,8 @@ def test_a_silent_pull_gives_up_its_place_first_and_then_itself(monkeypatch: pyt
         assert silent.over is not None
         async with asyncio.timeout(5):
             await silent.over
-        failure = engine.pulls.away("silent.io/0", key, "default")
-        assert "gives no sign of progress" in str(failure)
+        failure = engine.pulls.request("silent.io/0", key, "default")
+        assert "makes no progress" in str(failure)
 
     check(test)
 

@@ -24,19 +24,19 @@ def fed(text: str, limit: int = 1024) -> PodLogTail:
 
 @pytest.mark.parametrize("words", GONE)
 def test_the_nodes_words_for_a_log_that_is_gone_are_no_output(words: str) -> None:
-    assert fed(words).is_excuse()
+    assert fed(words).is_kubelet_error()
 
 
 @pytest.mark.parametrize("words", GONE)
 def test_the_same_words_of_a_command_are_its_output(words: str) -> None:
     tail = fed(f"{FIRST}\n{words}")
-    assert not tail.is_excuse()
+    assert not tail.is_kubelet_error()
     assert tail.output().tail == words.encode()
 
 
 @pytest.mark.parametrize("text", ["", "the end of a rotated log\n", f"hello\n{GONE[0]}\n"])
 def test_a_log_without_its_beginning_is_told_as_truncated(text: str) -> None:
     tail = fed(text)
-    assert not tail.is_excuse()
+    assert not tail.is_kubelet_error()
     assert tail.output().tail == text.encode()
     assert tail.output().truncated

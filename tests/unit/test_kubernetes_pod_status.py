@@ -65,8 +65,8 @@ GONE_NODE, TAINTED = "PodGC: node no longer exists", "Taint manager: deleting du
 SEEN = {
     # before its start
     "gated": INERT,
-    "foreign_gate_left": waits("held by example.com/checked", None),
-    "kueue_gate_left": waits("held by kueue.x-k8s.io/admission", None),
+    "foreign_gate_left": waits("waits for the scheduling gates example.com/checked", None),
+    "kueue_gate_left": waits("waits for the scheduling gates kueue.x-k8s.io/admission", None),
     "unschedulable": waits(NO_ROOM, Reason.UNSCHEDULABLE),
     "bound_to_a_node_that_never_started_it": STARTING,
     "image_absent_err_image_pull": waits(NO_IMAGE, PULL, permanent=True),
@@ -129,7 +129,7 @@ SEEN = {
     "node_gone_while_running_deleted": ended(Reason.NODE_LOST, None, GONE_NODE),
     "node_gone_after_taint": ended(Reason.NODE_LOST, None, GONE_NODE),
     "node_gone_after_dead_node_taint": ended(Reason.NODE_LOST, None, GONE_NODE),
-    "made_up_container_status_unknown": ended(Reason.NODE_LOST, None, "not known"),
+    "made_up_container_status_unknown": ended(Reason.NODE_LOST, None, "is unknown"),
 }
 # What a pod means that vanished with this as the last look; of one that was over, nothing else.
 GONE = {

@@ -223,7 +223,7 @@ def test_an_empty_docker_host_counts_as_not_set(monkeypatch: pytest.MonkeyPatch)
         ({"nodeSelector": {"a b": "c"}}, "must be a label's key"),
         ({"nodeSelector": {"a/b/c": "c"}}, "must be a label's key"),
         ({"nodeSelector": {"a": "c d"}}, "nodeSelector.a = 'c d': must be a label's value"),
-        ({"tolerations": [{"keys": "x"}]}, "keys is nothing of a toleration; there are key, "),
+        ({"tolerations": [{"keys": "x"}]}, "keys is no field of a toleration; there are key, "),
         ({"tolerations": [{"tolerationSeconds": "5"}]}, "tolerationSeconds must be a number"),
         ({"tolerations": [{"key": ["x"]}]}, "key must be a text"),
     ],

@@ -1,4 +1,4 @@
-"""The HTTP side of a Docker engine: one way to send, one place that says what went wrong."""
+"""The HTTP client of a Docker engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from controller.backends.http_json import Json, JsonClient, ResponseError
 from controller.errors import BackendUnavailableError, EngineError, TransientEngineError
 
 QUICK = aiohttp.ClientTimeout(total=15)
-SLOW = aiohttp.ClientTimeout(total=90)  # starts and removals wait for disk and kernel
+SLOW = aiohttp.ClientTimeout(total=90)  # for starts and removals, which wait for disk and kernel
 STREAM = aiohttp.ClientTimeout(total=None, connect=15)
 WHO = "the Docker engine"
 UNCONFIGURED = "no Docker engine is found: start one, or set DOCKER_HOST to where it listens"
@@ -35,7 +35,7 @@ class Engine(JsonClient):
         self._closed = False
 
     async def close(self) -> None:
-        """Ends all connections, for good."""
+        """Closes all connections. No request is possible afterwards."""
         self._closed = True
         if self._docker is not None:
             await self._docker.close()
@@ -66,7 +66,7 @@ class Engine(JsonClient):
             raise TransientEngineError(self._trouble(error)) from error
 
     async def info(self) -> Json:
-        """What the engine says of itself. Raises BackendUnavailableError."""
+        """The engine's description of itself. Raises BackendUnavailableError if it does not answer."""
         try:
             found: Json = await self.json("GET", "info")
         except EngineError as error:
@@ -74,14 +74,14 @@ class Engine(JsonClient):
         return found
 
     def _connected(self) -> tuple[aiohttp.ClientSession, str]:
-        """The session with the engine, and what its URLs begin with."""
+        """The HTTP session with the engine, and the base of its URLs."""
         if self._closed:
             raise TransientEngineError(CLOSED)
         try:
             if self._docker is None:
                 self._docker = aiodocker.Docker(self._url)
             return self._docker.session, str(URL(self._docker.docker_host))
-        except (AssertionError, ValueError, aiodocker.DockerError) as error:  # as it says that it found no socket
+        except (AssertionError, ValueError, aiodocker.DockerError) as error:  # raised if it finds no socket
             raise TransientEngineError(f"{UNCONFIGURED} ({error})" if str(error) else UNCONFIGURED) from error
         except OSError as error:
             where = os.environ.get("DOCKER_CERT_PATH")
@@ -91,7 +91,7 @@ class Engine(JsonClient):
     def _trouble(self, error: Exception) -> str:
         where = WHO if self._url is None else f"{WHO} at {self._url}"
         if isinstance(error, TimeoutError):
-            return f"{where} gave no answer in time"
+            return f"{where} did not answer in time"
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
             return f"no right to use {where} ({error}): join the group that owns its socket"
         advice = "; start it, or set DOCKER_HOST to where it listens" if isinstance(error, UNREACHED) else ""
@@ -99,9 +99,9 @@ class Engine(JsonClient):
 
 
 def _message(raw: bytes) -> str:
-    """What the engine says in an error's body."""
+    """The message in an error's body."""
     text = raw.decode("utf-8", "replace").strip()
     try:
         return str(json.loads(text)["message"]).strip()
     except (ValueError, KeyError, TypeError):
-        return text or "an error without a word"
+        return text or "an error without a message"

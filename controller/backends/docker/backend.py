@@ -85,7 +85,7 @@ class DockerBackend:
     @verb
     async def release(self, key: Key, run_uid: str) -> None:
         inspect = await self._containers.run(key, run_uid)
-        if inspect is None or container.goes_unstarted(inspect):
+        if inspect is None or container.is_removed_unstarted(inspect):
             raise RunNotFoundError(f"the Docker engine has no container {run_uid} that it could start")
         if inspect["State"]["Status"] != "created":
             return  # were it started at this very moment by another: its state file lets the command start once
@@ -94,7 +94,7 @@ class DockerBackend:
         except ResponseError as error:
             if error.status in (404, 409):  # 409: it is marked for removal, and so is never started
                 left = await self._containers.inspect(run_uid)
-                if left is None or container.goes_unstarted(left):
+                if left is None or container.is_removed_unstarted(left):
                     raise RunNotFoundError(error.message) from error
             raise start_error(error) from error
 

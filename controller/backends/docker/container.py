@@ -1,4 +1,4 @@
-"""What is asked of a Docker engine, and what its answers mean. Pure: sends nothing."""
+"""The container of an attempt: the body of its creation, and its state from an inspection. Pure: sends nothing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from controller.backends.http_json import Json, parse_time
 from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase
 
 MIB = 1 << 20
-STATE_BYTES = 4096  # of the file are read
-ARCHIVE_BYTES = 16384  # of its tar archive: room for the headers too
+STATE_BYTES = 4096  # read of the state file
+ARCHIVE_BYTES = 16384  # read of its tar archive, headers included
 VOLUME_MIB = 64  # of each volume that an image declares and leaves empty
 MEMORY_MARGIN_MIB = 64  # and an eighth of disk_mib: what the kernel needs for many small files
 PIDS = 512
@@ -35,7 +35,7 @@ PHASES = {
     "restarting": Phase.RUNNING,
     "exited": Phase.ENDED,
 }
-LEAVING = ("removing", "dead")  # as good as gone: an engine starts none of them
+REMOVED_STATES = ("removing", "dead")  # an engine never starts such a container
 
 
 def create_body(
@@ -54,13 +54,13 @@ def create_body(
         "Image": image,
         "User": f"{USER}:{USER}",
         "WorkingDir": WORK_DIR,
-        "Hostname": launch.key.name,  # known beforehand, so that it can be made to resolve
+        "Hostname": launch.key.name,  # known beforehand, so that it can be given an address
         "Env": [f"{name}={value}" for name, value in environment(launch).items()],
         "Entrypoint": entrypoint(launch, keeper_memory_mib=launch.memory_mib),
         "Cmd": [launch.command],
         "Labels": {**own, "timeoutSeconds": seconds, "diskMib": disk, "memoryMib": memory},
         "Healthcheck": {"Test": ["NONE"]},  # the image's would run beside the command
-        "StopSignal": "SIGKILL",  # PID 1 heeds no other
+        "StopSignal": "SIGKILL",  # PID 1 ignores every other
         "HostConfig": {
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"],
@@ -97,12 +97,12 @@ def _memory_bytes(launch: Launch) -> int:
 
 
 def declared(volumes: Iterable[str] | None) -> list[str]:
-    """Where the image wants volumes, which would have no bound: small file systems in memory, or read-only."""
+    """Where the image declares volumes. They would be unbounded, so they become small tmpfs mounts, or read-only."""
     return docker_volumes.declared(volumes or (), {STATE_DIR, WORK_DIR, "/tmp"})
 
 
 def key_of(found: Json | None, name: str, installation: str) -> Key | None:
-    """Whose container this is, or None where it is none of ours; its name must say the same as its labels."""
+    """The attempt that a container belongs to, or None if it is not ours; its name must agree with its labels."""
     key = labels.key_of(found, installation)
     return key if key is not None and name.removeprefix("/") == key.name else None
 
@@ -138,15 +138,15 @@ def _time(text: str | None) -> datetime | None:
     return parse_time(text, never=1)
 
 
-def goes_unstarted(inspect: Json) -> bool:
-    """Whether the container is on its way out, and never started."""
-    return inspect["State"]["Status"] in LEAVING and _time(inspect["State"].get("StartedAt")) is None
+def is_removed_unstarted(inspect: Json) -> bool:
+    """Whether the container is being removed and never started."""
+    return inspect["State"]["Status"] in REMOVED_STATES and _time(inspect["State"].get("StartedAt")) is None
 
 
 def observed_run(key: Key, inspect: Json, state: str | None, node: str | None) -> ObservedRun | None:
-    """What the engine's inspection shows; `state`: the state file of an exited one, None where it has none.
+    """The state of a run, from its container's inspection; None if the container is being removed.
 
-    None where the container is on its way out.
+    `state`: the state file of an exited container, None if it has none: then it never started.
     """
     engine = inspect["State"]
     phase = PHASES.get(engine["Status"])
@@ -169,22 +169,22 @@ def observed_run(key: Key, inspect: Json, state: str | None, node: str | None) -
 
 
 def _outcome(inspect: Json, evidence: Evidence) -> Outcome:
-    """How the first start ended."""
+    """The outcome of the container's first start."""
     engine, given = inspect["State"], inspect["Config"]["Labels"]
-    told = evidence.outcome(
+    outcome = evidence.outcome(
         timeout_seconds=_number(given, "timeoutSeconds"),
         memory_mib=_number(given, "memoryMib"),
         disk_mib=_number(given, "diskMib"),
         oom=bool(engine.get("OOMKilled")) and not evidence.again,
     )
-    if told is not None:
-        return told
+    if outcome is not None:
+        return outcome
     if not evidence.started:
         return outcome_without_evidence(engine["ExitCode"], engine.get("Error"))
     return killed_outcome(None if evidence.again else engine["ExitCode"])
 
 
 def _number(given: Json, name: str) -> int:
-    """One of our labels; an image's may have given them anything, and 0 stands in messages alone."""
+    """A number from one of our labels. An image may have overwritten it; 0 then appears in a message only."""
     text = str(given.get(name, ""))
     return int(text) if is_number(text) else 0

@@ -1,4 +1,4 @@
-"""Images on a Docker engine: looked up, and pulled in the background where they are missing."""
+"""Images on a Docker engine: looked up, and pulled in the background if they are missing."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Images:
         self._pulls = Pulls(self._pull, registry_of)
 
     async def find(self, image: str, launch: Launch) -> Json:
-        """What the engine knows of an image.
+        """Returns the engine's inspection of an image.
 
         Raises ImagePullingError if it has yet to be pulled, RequestRejectedError if it cannot be pulled.
         """
         try:
             found: Json = await self._engine.json("GET", f"images/{quote(image, safe='')}/json")
         except ResponseError as error:
-            if error.status in (301, 404) and not _is_id(image):  # 301: no name at all, as the pull will say
-                raise self._pulls.away(image, launch.key, launch.tenant) from error
+            if error.status in (301, 404) and not _is_id(image):  # 301: not a valid name, as the pull will report
+                raise self._pulls.request(image, launch.key, launch.tenant) from error
             raise pull_error(image, error) from error
         return found
 
@@ -46,7 +46,7 @@ class Images:
         """Ends the pulls."""
         await self._pulls.close()
 
-    async def _pull(self, image: str, heard: Callable[[], None]) -> None:
+    async def _pull(self, image: str, progressed: Callable[[], None]) -> None:
         params, headers, trouble = {"fromImage": image}, {}, ""
         if "@" not in image and ":" not in image.rpartition("/")[2]:
             params["tag"] = "latest"  # without one, every tag would be pulled
@@ -55,14 +55,14 @@ class Images:
             headers = {"X-Registry-Auth": auth} if auth else {}
         except LoginError as error:
             trouble = f"; pulled without a login: {error}"
-            log.warning("the image %s is pulled without a login: %s", image, error)
+            log.warning("the image is pulled without a registry login image=%s error=%s", image, error)
         try:
             async with self._engine.request(
                 "POST", "images/create", params=params, headers=headers, timeout=PULL
             ) as response:
                 lines = self._engine.lines(response)
                 while (said := await lines.read(PULL_SECONDS)) is not None:
-                    heard()
+                    progressed()
                     _check(said)
         except ResponseError as error:
             raise pull_error(image, error, trouble) from error
@@ -75,5 +75,5 @@ def _check(said: list[Json]) -> None:
 
 
 def _is_id(image: str) -> bool:
-    """No registry knows images by their id."""
+    """Whether it is an image id, which no registry can resolve."""
     return re.fullmatch(r"(sha256:)?[0-9a-f]{64}", image) is not None

@@ -1,4 +1,4 @@
-"""The logins that `docker login` left on this host, as the Docker command line reads them, for pulls by the engine."""
+"""Reads the registry logins of the Docker command line on this host, for pulls by the engine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from controller.errors import SandboxError
 
 HELPER_SECONDS = 20.0  # a helper may ask a cloud for a token
 HUB = "docker.io"
-HUB_KEY = f"https://index.{HUB}/v1/"  # under which the command line keeps the login of Docker Hub
-TOKEN_USER = "<token>"  # a helper's word for: the secret is an identity token
+HUB_KEY = f"https://index.{HUB}/v1/"  # the key of Docker Hub's login in the configuration
+TOKEN_USER = "<token>"  # the user name that says that the secret is an identity token
 HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of `docker-credential-…`
 
 
@@ -34,9 +34,9 @@ def registry_of(image: str) -> str:
 
 
 async def registry_auth(image: str) -> str | None:
-    """The header X-Registry-Auth for a pull of that image, None without a login. Read anew at each call.
+    """The header X-Registry-Auth for a pull of that image, or None without a login. Reads the files at each call.
 
-    Raises LoginError, which never holds any of what was read.
+    Raises LoginError, which contains nothing of the files' content.
     """
     registry = registry_of(image)
     key = HUB_KEY if registry == HUB else registry
@@ -51,7 +51,7 @@ async def registry_auth(image: str) -> str | None:
 
 
 def config_file() -> Path:
-    """Where the command line of this process's user keeps its logins."""
+    """The command line's configuration file of this process's user."""
     directory = os.environ.get("DOCKER_CONFIG")
     return (Path(directory) if directory else Path(os.path.expanduser("~")) / ".docker") / "config.json"
 
@@ -99,7 +99,7 @@ def _host(key: str) -> str:
 async def _from_helper(helper: str, key: str) -> dict[str, str]:
     program = f"docker-credential-{helper}"
     if not HELPER.fullmatch(helper):
-        raise LoginError(f"{config_file()} names a credential helper that is no program's name")
+        raise LoginError(f"{config_file()} names a credential helper that is not the name of a program")
     try:
         process = await asyncio.create_subprocess_exec(
             program,
@@ -114,13 +114,13 @@ async def _from_helper(helper: str, key: str) -> dict[str, str]:
         async with asyncio.timeout(HELPER_SECONDS):
             said, _ = await process.communicate(key.encode())
     except TimeoutError as error:
-        raise LoginError(f"{program} gives no answer") from error
+        raise LoginError(f"{program} does not answer") from error
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode:
-        if b"credentials not found" in said:  # the helpers' words for: no login
+        if b"credentials not found" in said:  # the helpers' message for no login
             return {}
         raise LoginError(f"{program} ended with {process.returncode}")
     try:

@@ -1,4 +1,4 @@
-"""The end of a container's output, out of an engine's log of any length, in memory of a fixed size."""
+"""Reads the end of a container's output from a log of any length, in bounded memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from controller.protocol.model import Output
 
 PART_BYTES = 16384  # a longer line comes in frames of this size and a last shorter one
 HEADER_BYTES = 8  # of a frame: its stream, three zeros, its length
-RECORD_BYTES = 28  # that the engine's log takes for a record, beside its line
+RECORD_BYTES = 28  # overhead of a record in the engine's log, beside its line
 FULL_LOG_BYTES = (LOG_FILE_MB * (LOG_FILES - 1) - 1) * 1_000_000  # a log that has dropped something holds more
 
 
 class ContainerLogTail:
-    """Takes the engine's frames as they come, and keeps the last `limit` bytes of what they carry."""
+    """Consumes the engine's frames, and keeps the last `limit` bytes of their content."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -20,10 +20,10 @@ class ContainerLogTail:
         self._tail = bytearray()
         self._size = 0
         self._stored = 0
-        self._open = False  # the last record was no part of a longer line, and yet had no line end
+        self._open = False  # the last record was not part of a longer line, but had no line end
 
     def feed(self, chunk: bytes) -> None:
-        """Takes the next bytes of the engine's answer, cut anywhere."""
+        """Consumes the next bytes of the engine's answer, split anywhere."""
         self._unread += chunk
         at, end = 0, len(self._unread)
         while end - at >= HEADER_BYTES:
@@ -48,7 +48,7 @@ class ContainerLogTail:
         self._stored += len(record) + RECORD_BYTES
 
     def output(self) -> Output:
-        """What was kept."""
+        """The output that was kept."""
         self._cut()
         return Output(bytes(self._tail), self._size > self._limit or self._stored >= FULL_LOG_BYTES)
 

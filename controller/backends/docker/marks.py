@@ -1,4 +1,4 @@
-"""The marks of controllers on a Docker engine: empty volumes, each with a label that bears a name."""
+"""The marks of controllers on a Docker engine: empty volumes, each with a controller's name in a label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pulls of images in the background: how many at once, for whom, and what a silent registry cannot hold up."""
+"""Image pulls in the background, with limits per registry and tenant that a silent registry cannot exhaust."""
 
 from __future__ import annotations
 
@@ -13,43 +13,46 @@ from controller.protocol.model import Key
 
 log = logging.getLogger(__name__)
 
-AT_ONCE, PER_REGISTRY, PER_TENANT = 12, 6, 4  # pulls that give signs of progress
-QUIET_SECONDS = 3.0  # without one, after which a pull goes on beside these numbers
-SILENCE_SECONDS = 60.0  # without one, after which it is given up
-QUIET_AT_ONCE = 32  # beyond that the one that has been quiet for longest is given up
-VERDICTS = 10_000  # failures kept for attempts that have not asked again yet
+AT_ONCE, PER_REGISTRY, PER_TENANT = 12, 6, 4  # pulls that report progress
+QUIET_SECONDS = 3.0  # without progress, after which a pull no longer counts towards these limits
+SILENCE_SECONDS = 60.0  # without progress, after which a pull is cancelled
+QUIET_AT_ONCE = 32  # beyond that the pull that has been quiet for longest is cancelled
+FAILURES = 10_000  # kept for attempts that have not asked again yet
 
 Fetch = Callable[[str, Callable[[], None]], Awaitable[None]]
 
 
 @dataclass(eq=False, slots=True)
 class Pull:
-    """One image on its way, and who waits for it."""
+    """One image that is being pulled or waits for that, and the attempts that need it."""
 
     image: str
     registry: str
     over: asyncio.Future[None]
-    tenants: dict[str, None] = field(default_factory=dict)  # in the order in which they asked
+    tenants: dict[str, None] = field(default_factory=dict)  # in the order of their requests
     keys: set[Key] = field(default_factory=set)
-    tenant: str | None = None  # on whose account it was started
+    tenant: str | None = None  # whose limit it counts towards
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     given_up: str | None = None
 
 
 class Pulls:
-    """Pulls each image once at a time. `fetch(image, heard)` pulls one, calls `heard` at each sign of progress, and
-    raises SandboxError where that fails."""
+    """Pulls each image at most once at a time.
+
+    `fetch(image, progressed)` pulls one image, calls `progressed` at each sign of progress, and raises SandboxError if
+    the pull fails.
+    """
 
     def __init__(self, fetch: Fetch, registry_of: Callable[[str], str]) -> None:
         self._fetch, self._registry_of = fetch, registry_of
         self._pulls: dict[str, Pull] = {}
-        self._lively: set[Pull] = set()
+        self._active: set[Pull] = set()
         self._quiet: dict[Pull, None] = {}  # in the order in which they went quiet
-        self._failed: dict[Key, SandboxError] = {}  # for who waited for a pull that failed, and has yet to ask again
+        self._failed: dict[Key, SandboxError] = {}  # attempts whose pull failed, and that have not asked again yet
 
-    def away(self, image: str, key: Key, tenant: str) -> SandboxError:
-        """Why an attempt cannot have that image now; sees to it that it is pulled."""
+    def request(self, image: str, key: Key, tenant: str) -> SandboxError:
+        """Has that image pulled. Returns the error for the attempt now: of a failed pull, or ImagePullingError."""
         if key in self._failed:
             return self._failed.pop(key)
         pull = self._pulls.get(image)
@@ -63,7 +66,7 @@ class Pulls:
         return ImagePullingError(f"the image {image} {doing}", pull.over)
 
     async def close(self) -> None:
-        """Ends every pull."""
+        """Cancels every pull."""
         pulls = list(self._pulls.values())
         for pull in pulls:
             pull.over.cancel()
@@ -73,23 +76,23 @@ class Pulls:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _fill(self) -> None:
-        """Starts what may be started: first what is on the registry of which the fewest pulls are quiet."""
+        """Starts the pulls that the limits allow, first from registries with the fewest quiet pulls."""
         waiting = [pull for pull in self._pulls.values() if pull.task is None]
         quiet = Counter(pull.registry for pull in self._quiet)
         for pull in sorted(waiting, key=lambda pull: quiet[pull.registry]):
-            if len(self._lively) >= AT_ONCE:
+            if len(self._active) >= AT_ONCE:
                 return
-            registries = Counter(each.registry for each in self._lively)
-            tenants = Counter(each.tenant for each in self._lively)
+            registries = Counter(each.registry for each in self._active)
+            tenants = Counter(each.tenant for each in self._active)
             pull.tenant = next((tenant for tenant in pull.tenants if tenants[tenant] < PER_TENANT), None)
             if pull.tenant is not None and registries[pull.registry] < PER_REGISTRY:
                 pull.task = asyncio.create_task(self._run(pull))
-                self._heard(pull)
+                self._progressed(pull)
 
     async def _run(self, pull: Pull) -> None:
         failure: SandboxError | None = None
         try:
-            await self._fetch(pull.image, lambda: self._heard(pull))
+            await self._fetch(pull.image, lambda: self._progressed(pull))
         except TransientEngineError as error:
             failure = ImagePullingError(str(error))
         except SandboxError as error:
@@ -99,32 +102,32 @@ class Pulls:
                 raise
             failure = ImagePullingError(pull.given_up)
         except Exception:
-            log.exception("the pull of %s failed", pull.image)
-            failure = ImagePullingError(f"the image {pull.image} cannot be had now: see the controller's log")
+            log.exception("unexpected error in an image pull image=%s", pull.image)
+            failure = ImagePullingError(f"the image {pull.image} cannot be pulled now: see the controller's log")
         finally:
             self._end(pull, failure)
 
     def _end(self, pull: Pull, failure: SandboxError | None) -> None:
-        self._lively.discard(pull)
+        self._active.discard(pull)
         self._quiet.pop(pull, None)
         if pull.timer is not None:
             pull.timer.cancel()
         del self._pulls[pull.image]
         if failure is not None:
             self._failed |= dict.fromkeys(pull.keys, failure)
-            for key in list(self._failed)[:-VERDICTS]:
+            for key in list(self._failed)[:-FAILURES]:
                 del self._failed[key]
         if not pull.over.done():
             pull.over.set_result(None)
             self._fill()
 
-    def _heard(self, pull: Pull) -> None:
+    def _progressed(self, pull: Pull) -> None:
         self._quiet.pop(pull, None)
-        self._lively.add(pull)
+        self._active.add(pull)
         self._wake_in(pull, QUIET_SECONDS, self._is_quiet)
 
     def _is_quiet(self, pull: Pull) -> None:
-        self._lively.discard(pull)
+        self._active.discard(pull)
         self._quiet[pull] = None
         self._wake_in(pull, SILENCE_SECONDS - QUIET_SECONDS, self._give_up)
         if len(self._quiet) > QUIET_AT_ONCE:
@@ -132,7 +135,7 @@ class Pulls:
         self._fill()
 
     def _give_up(self, pull: Pull) -> None:
-        pull.given_up = f"the pull of {pull.image} gives no sign of progress"
+        pull.given_up = f"the pull of {pull.image} makes no progress"
         if pull.task is not None:
             pull.task.cancel()
 

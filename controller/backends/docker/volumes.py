@@ -1,4 +1,4 @@
-"""The volumes that an image declares: what it has there stays there to be read, and nothing unbounded is written."""
+"""The volumes that an image declares: their content stays readable, and nothing unbounded can be written to them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from controller.errors import EngineError
 log = logging.getLogger(__name__)
 
 PREFIX = "sandbox-volume-"
-KERNELS = ("/dev", "/proc", "/sys")  # what an engine mounts there is not an image's
-LOOKED_AT_BYTES = 1 << 20  # of directories; where there are more, a file is taken for granted
-LOOKED_AT, LOOKS_AT_ONCE = 48, 4  # of an image's volumes; each look takes an engine 10 to 100 ms
+KERNELS = ("/dev", "/proc", "/sys")  # the engine mounts its own file systems there
+LOOKED_AT_BYTES = 1 << 20  # of a directory; beyond that it is assumed to hold files
+LOOKED_AT, LOOKS_AT_ONCE = 48, 4  # of an image's volumes; each look takes the engine 10 to 100 ms
 IMAGES = 1000  # whose volumes are remembered
 
 
 def declared(volumes: Iterable[str], ours: Iterable[str]) -> list[str]:
-    """Where the image wants volumes, without the places that are ours."""
+    """The paths of declared volumes, without the paths that are ours."""
     return sorted({posixpath.normpath("/" + volume.lstrip("/")) for volume in volumes} - set(ours))
 
 
 def kept(found: Mapping[str, bool | None]) -> frozenset[str]:
-    """Of declared volumes those that keep what the image has there; `found`: whether it has files, None without even
-    a directory. Where a volume within a volume has no directory to be mounted on, the outer one could not be kept."""
+    """The declared volumes whose content in the image is kept.
+
+    `found`: by path, whether the image has files there; None if it has not even a directory. A volume inside of another
+    one that has no directory to be mounted on prevents that the outer one is kept.
+    """
 
     def is_kept(path: str, files: bool | None) -> bool:
         unmountable = any(inner.startswith(path + "/") and there is None for inner, there in found.items())
@@ -42,18 +45,18 @@ def kept(found: Mapping[str, bool | None]) -> frozenset[str]:
 
 
 def mount(target: str, own: Mapping[str, str]) -> dict[str, Any]:
-    """A volume that the engine fills with what the image has at `target`; named, for it makes no other read-only."""
+    """A volume that the engine fills with the image's content at `target`; only a named one can be read-only."""
     source = f"{PREFIX}{uuid4().hex}"
     return {"Type": "volume", "Target": target, "Source": source, "ReadOnly": True, "VolumeOptions": {"Labels": own}}
 
 
 def named(mounts: Iterable[Json] | None) -> list[str]:
-    """Which of a container's mounts the engine does not remove with it."""
+    """The named volumes among a container's mounts, which the engine does not remove with it."""
     return [name for each in mounts or () if (name := str(each.get("Name") or "")).startswith(PREFIX)]
 
 
 def has_files(archive: bytes, whole: bool) -> bool | None:
-    """Whether the beginning of a directory's tar archive shows files with content or links; None: read on."""
+    """Whether the beginning of a directory's tar archive holds non-empty files or links; None: not known yet."""
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             while (entry := tar.next()) is not None:
@@ -65,20 +68,20 @@ def has_files(archive: bytes, whole: bool) -> bool | None:
 
 
 class Volumes:
-    """Looks into images, once each, and clears away volumes that outlived their container."""
+    """Looks into images, once each, and removes volumes that outlived their container."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._kept: dict[str, frozenset[str]] = {}
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
-        self._idle: set[str] = set()  # without a container at the last look
+        self._idle: set[str] = set()  # without a container at the last sweep
 
     def known(self, image_id: str, paths: list[str]) -> frozenset[str] | None:
-        """Which of these paths keep what the image has there, None where nobody has looked yet."""
+        """The paths among these whose content is kept; None if the image has not been looked into yet."""
         return self._kept.get(image_id) if paths else frozenset()
 
     async def look(self, image_id: str, container: str, paths: list[str]) -> frozenset[str]:
-        """Finds that out by a container of the image that has not started and has no volume at these paths."""
+        """Finds that out, in a container of the image that has not started and has no volume at these paths."""
         looked = paths[:LOOKED_AT]
         files = await asyncio.gather(*(self._has_files(container, path) for path in looked))
         found = dict.fromkeys(paths, False) | dict(zip(looked, files, strict=True))
@@ -88,7 +91,7 @@ class Volumes:
         return self._kept[image_id]
 
     async def remove(self, names: Iterable[str]) -> None:
-        """Removes volumes; what is gone or in use stays so."""
+        """Removes volumes, except those that are in use."""
         for name in names:
             try:
                 await self._engine.send("DELETE", f"volumes/{name}", timeout=SLOW)
@@ -97,16 +100,16 @@ class Volumes:
                     raise
 
     async def sweep(self, installation: str) -> None:
-        """Removes this installation's volumes that have had no container at two looks: what a crash left, or
-        somebody who removed a container by hand."""
+        """Removes this installation's volumes that two sweeps in a row found without a container: left by a crash, or
+        by the removal of a container by hand."""
         wanted = docker_filters(installation, dangling=["true"])
         try:
             said = await self._engine.json("GET", "volumes", params={"filters": wanted})
             found = (each for each in said.get("Volumes") or () if "sandboxId" in (each.get("Labels") or {}))
-            idle = {str(each["Name"]) for each in found}  # a controller's mark is no sandbox's
+            idle = {str(each["Name"]) for each in found}  # a controller's mark is not a sandbox's
             await self.remove(idle & self._idle)
         except EngineError as error:
-            log.warning("volumes without a container are left for the next look: %s", error)
+            log.warning("volumes cannot be swept, trying again error=%s", error)
         else:
             self._idle = idle
 

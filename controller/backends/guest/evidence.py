@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 
 from controller.protocol.model import Outcome, Reason, State, exit_outcome, timeout_outcome
 
-EXIT_NO_STATE_FILE = 125  # exit code of a wrapper that stopped itself before the command
-KILLED_EXIT_CODES = (137, 255)  # exit codes of one that was killed, or went with its host
+EXIT_NO_STATE_FILE = 125  # of a wrapper that exited before the command: no state file permitted a start
+KILLED_EXIT_CODES = (137, 255)  # of a wrapper that was killed, or whose host went down
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the wrapper wrote down. The command can write there too, and so belie its own outcome alone."""
+    """What the wrapper wrote. The command can write there too, but falsifies only its own outcome by that."""
 
     started: bool = False
     started_at: datetime | None = None
@@ -21,12 +21,12 @@ class Evidence:
     timed_out: bool = False
     exit_code: int | None = None
     oom: bool = False
-    written_mib: int | None = None  # into its file systems, where that was too much
-    again: bool = False  # started once more after its end: what the engine says is of that start
+    written_mib: int | None = None  # size of its files, if they exceeded disk_mib
+    again: bool = False  # the container was started again: the engine reports on that start
 
     @classmethod
     def parse(cls, text: str) -> Evidence:
-        """Reads the state file; of each word the first line counts, and what is no such line is ignored."""
+        """Parses the state file. The first line with each word counts, and other lines are ignored."""
         words: dict[str, int | None] = {}
         for line in text.split("\n"):
             word, _, number = line.partition(" ")
@@ -47,7 +47,7 @@ class Evidence:
         )
 
     def outcome(self, *, timeout_seconds: int, memory_mib: int, disk_mib: int = 0, oom: bool = False) -> Outcome | None:
-        """How the command ended, None where nothing was written of it; `oom`: the engine saw a kill for memory."""
+        """The command's outcome, or None if its end was not written. `oom`: the engine reported a kill for memory."""
         oom, limit = oom or self.oom, f"it went over memory_mib = {memory_mib}"
         if self.timed_out:
             return timeout_outcome(timeout_seconds)
@@ -65,7 +65,7 @@ class Evidence:
         return replace(outcome, message=f"{outcome.message}; {message}" if outcome.message else message)
 
 
-STATE_FILE_WORDS = {  # of the state file, and whether a number follows
+STATE_FILE_WORDS = {  # each line's first word, and whether a number follows it
     "started": False,
     "started_at": True,
     "timeout": False,
@@ -78,12 +78,15 @@ STATE_FILE_WORDS = {  # of the state file, and whether a number follows
 
 
 def killed_outcome(code: int | None) -> Outcome:
-    """Of a run whose command was ended from outside, with `code` where the engine knows one."""
+    """The outcome of a command that was ended from outside; `code`: its exit code, if the engine knows it."""
     return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command", code)
 
 
 def outcome_without_evidence(code: int, why: str | None = None) -> Outcome:
-    """Of a run that exited with `code` and nothing written. The command may have wiped it: no other attempt."""
+    """The outcome of a run that exited with `code` and an empty state file.
+
+    No reason that leads to a replacement: the command may have run, and emptied the file.
+    """
     if code in KILLED_EXIT_CODES:
         return Outcome(State.FAILED, Reason.KILLED, "it was killed from outside the command, or before it", 137)
     if code == EXIT_NO_STATE_FILE:
@@ -93,7 +96,7 @@ def outcome_without_evidence(code: int, why: str | None = None) -> Outcome:
 
 
 def is_number(text: str) -> bool:
-    """Whether it is a number of a length that no command can make trouble with."""
+    """Whether it is a decimal number short enough to be safe, whoever wrote it."""
     return text.isascii() and text.isdigit() and len(text) <= 11
 
 

@@ -1,4 +1,4 @@
-"""The HTTP side of a cluster: one way to send, one place that says what went wrong."""
+"""The HTTP client of the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from controller.errors import TransientEngineError
 WHO = "the Kubernetes API"
 USER_AGENT = "ci-fixer-sandbox-controller"
 QUICK = aiohttp.ClientTimeout(total=15)
-PAGE = "200"  # objects of a page of a list: as JSON, one may have 200 kB
-CONNECTIONS = 200  # more than calls are ever under way at once: a watch must not wait for them
-CLOSING_SECONDS = 0.1  # TLS connections are gone a moment after they were closed
-MOST_PAUSE = 60.0  # seconds that a Retry-After is heeded
+PAGE = "200"  # objects in a page of a list; one may have 200 kB of JSON
+CONNECTIONS = 200  # more than the backend ever makes at once: a watch must not wait for a connection
+CLOSING_SECONDS = 0.1  # TLS connections end a moment after they are closed
+MOST_PAUSE = 60.0  # seconds; a longer Retry-After is cut to this
 CLOSED = f"the connection to {WHO} was closed"
 UNCONFIGURED = "no Kubernetes cluster is configured: set KUBECONFIG, or run in a pod with a service account"
 JSON = "application/json"
@@ -37,7 +37,7 @@ MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
 
 
-NO_FORM = (TypeError, AttributeError, KeyError, IndexError)  # what the library meets in a file of another form
+NO_FORM = (TypeError, AttributeError, KeyError, IndexError)  # raised by the library for a file that is not a kubeconfig
 NO_CLUSTER = (ConfigException, OSError, ValueError, yaml.YAMLError, *NO_FORM)
 
 
@@ -58,10 +58,12 @@ class Api(JsonClient):
         self._client: ApiClient | None = None
         self._closed = False
         self._connecting = asyncio.Lock()
-        self._busy: tuple[ResponseError, float] | None = None  # what it said, and until when it wants to be left alone
+        self._busy: tuple[ResponseError, float] | None = (
+            None  # the last error with Retry-After, and until when to send nothing
+        )
 
     async def close(self) -> None:
-        """Ends all connections, for good."""
+        """Closes all connections. No request is possible afterwards."""
         self._closed = True
         client, self._client = self._client, None
         if client is not None:
@@ -81,7 +83,7 @@ class Api(JsonClient):
         timeout: aiohttp.ClientTimeout = QUICK,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Sends one request for `jobs[/NAME]` or `pods[/NAME[/log]]`; its answer is read inside the block."""
-        self._leave_alone()
+        self._heed_retry_after()
         client = await self._connected()
         kind, _, rest = path.partition("/")
         url = self._paths[kind] + (f"/{rest}" if rest else "")
@@ -104,8 +106,8 @@ class Api(JsonClient):
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             raise TransientEngineError(_trouble(error, client.configuration.host)) from error
 
-    def _leave_alone(self) -> None:
-        """Raises what the API said last, for as long as it asked to be left alone (Retry-After)."""
+    def _heed_retry_after(self) -> None:
+        """Raises the API's last error again for as long as its Retry-After asks for."""
         if self._busy is not None and time.monotonic() < self._busy[1]:
             error = self._busy[0]
             raise ResponseError(WHO, error.status, error.message)
@@ -113,7 +115,7 @@ class Api(JsonClient):
     async def pages(
         self, kind: str, query: Mapping[str, str], accept: str = JSON
     ) -> AsyncIterator[tuple[Sequence[Json], str]]:
-        """Every object of a list, in pages that are all of one moment, each with the version of that moment."""
+        """Every object of a list, in pages of one consistent snapshot, each with the snapshot's resourceVersion."""
         token = ""
         while True:
             more = {"limit": PAGE, "continue": token} if token else {"limit": PAGE}
@@ -124,7 +126,7 @@ class Api(JsonClient):
                 return
 
     async def identity(self) -> str:
-        """What tells this namespace of this cluster from any other: the certificate of the cluster's authority."""
+        """Identifies this namespace of this cluster, by the certificate of the cluster's authority."""
         configuration = (await self._connected()).configuration
         try:
             mark = _authority(configuration)
@@ -144,7 +146,7 @@ class Api(JsonClient):
             return self._client
 
     async def _forget(self, client: ApiClient) -> None:
-        """Its credentials are not accepted: they may have run out, and are read again for the next request."""
+        """Has the credentials read again for the next request: they were not accepted, and may have expired."""
         if self._client is client:
             self._client = None
             await client.close()
@@ -161,14 +163,16 @@ async def _connect(kubeconfig: str | None) -> ApiClient:
         await load_kube_config(paths, client_configuration=configuration, persist_config=False)
     configuration.connection_pool_maxsize = CONNECTIONS
     configuration.proxy = configuration.proxy or _proxy(configuration.host)
-    configuration.client_session_kwargs = {"trust_env": False}  # it reads netrc and environment for each request
+    configuration.client_session_kwargs = {
+        "trust_env": False
+    }  # it would read netrc and the environment at each request
     client = ApiClient(configuration)
     client.user_agent = USER_AGENT
     return client
 
 
 def _fault(error: Exception) -> str:
-    words = "it does not have the form of a kubeconfig" if isinstance(error, NO_FORM) else " ".join(str(error).split())
+    words = "it is not a kubeconfig" if isinstance(error, NO_FORM) else " ".join(str(error).split())
     given = os.environ.get("KUBECONFIG")
     return f"KUBECONFIG = {given!r}: {words}" if given else words
 
@@ -188,20 +192,20 @@ def _authority(configuration: Configuration) -> str:
 
 
 def _message(status: int, raw: bytes) -> str:
-    """What the API says in an error's body."""
+    """The message in an error's body."""
     text = raw.decode("utf-8", "replace").strip()
-    message = text or f"error {status} without a word"
+    message = text or f"error {status} without a message"
     with suppress(ValueError, AttributeError):  # no JSON, or no object
         message = str(json.loads(text).get("message") or message)
     return message.strip()[:2000]
 
 
 def _pause(retry_after: str) -> float:
-    """For how many seconds the API wants to be left alone."""
+    """The seconds of a Retry-After header; 0 if there is none."""
     return min(float(retry_after), MOST_PAUSE) if retry_after.isascii() and retry_after.isdigit() else 0.0
 
 
 def _trouble(error: Exception, host: str) -> str:
     if isinstance(error, TimeoutError):
-        return f"{WHO} at {host} gave no answer in time"
+        return f"{WHO} at {host} did not answer in time"
     return f"{WHO} at {host} does not answer: {error or type(error).__name__}"

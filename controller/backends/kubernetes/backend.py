@@ -34,10 +34,10 @@ from controller.errors import (
 from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output, Phase
 
 RELIST_SECONDS = 30.0
-REMOVAL_SECONDS = 10.0  # of one call for a removal; it goes on without it
-REMOVAL_PAUSES = (0.2, 2.0)  # seconds between looks at it, the first and the longest
-SLOW_SECONDS = 10.0  # after which a Job without a pod is asked why
-ASKED_AT_ONCE = 10  # such Jobs a listing
+REMOVAL_SECONDS = 10.0  # for which `delete` waits; the removal goes on without it
+REMOVAL_PAUSES = (0.2, 2.0)  # seconds between looks at it: the first, and the longest
+SLOW_SECONDS = 10.0  # after which a Job without a pod is looked at for the cause
+EXPLAINED_AT_ONCE = 10  # such Jobs in a listing
 PROBE = Launch(Key(UUID(int=0), 1), "true", 1)
 
 
@@ -47,8 +47,8 @@ class KubernetesBackend:
     `kubeconfig` None: the pod's service account, else what KUBECONFIG names.
     """
 
-    # A cluster queues by itself: its controller-manager makes some ten pods a second, and goes faster over many Jobs
-    # that are there at once.
+    # A cluster has a queue of its own: its controller-manager creates some ten pods a second, and more if many Jobs
+    # exist at once.
     at_once, launching = 64, 1000
 
     def __init__(
@@ -62,14 +62,14 @@ class KubernetesBackend:
         list_seconds: float = RELIST_SECONDS,
         kubeconfig: str | None = None,
     ) -> None:
-        self.marks = None  # nothing within the Role could hold them
+        self.marks = None  # the Role permits no object that could hold them
         self._image, self._options, self._start_deadline = image, options or JobOptions(), start_deadline
         self._list_seconds = list_seconds
         self._api = Api(namespace, kubeconfig)
         self._logs = Logs(self._api, output_bytes)
-        self._objects = Objects(self._api, "")  # made by `open`
+        self._objects = Objects(self._api, "")  # replaced by `open`
         self._pods = PodCache()
-        self._removing: set[Key] = set()  # attempts that we remove ourselves: nobody will ask for their output
+        self._removing: set[Key] = set()  # attempts that we remove: nobody will ask for their output
 
     async def open(self, installation: UUID) -> str:
         objects = Objects(self._api, str(installation))
@@ -77,8 +77,8 @@ class KubernetesBackend:
             identity = await self._api.identity()
             await self._try_out(objects)
         except RequestRejectedError as error:
-            words = f"the namespace {self._api.namespace} refuses every Job, or SANDBOX_JOB_OPTIONS is wrong: {error}"
-            raise BackendUnavailableError(words) from error
+            message = f"the namespace {self._api.namespace} refuses every Job, or SANDBOX_JOB_OPTIONS is wrong: {error}"
+            raise BackendUnavailableError(message) from error
         except EngineError as error:
             raise BackendUnavailableError(str(error)) from error
         self._objects = objects
@@ -102,7 +102,7 @@ class KubernetesBackend:
             if error.status == 409 and (job := await self._objects.job(launch.key)) is not None:
                 return await self._adopt(launch.key, job)
             raise creation_error(error, self._api.namespace) from error
-        return None  # its pod comes with what is observed
+        return None  # `observe` yields its pod
 
     @verb
     async def release(self, key: Key, run_uid: str) -> None:
@@ -178,7 +178,7 @@ class KubernetesBackend:
         await self._api.close()
 
     async def _try_out(self, objects: Objects) -> None:
-        """Whether the API lets us make Jobs and see pods; nothing is made. A full quota is no fault."""
+        """Checks by a dry run that we may create Jobs and list pods. A full quota is not a fault."""
         try:
             await self._api.send("POST", "jobs", query={"dryRun": "All"}, body=self._manifest(PROBE, objects))
         except ResponseError as error:
@@ -195,7 +195,7 @@ class KubernetesBackend:
         return manifest.job_manifest(launch, image, objects.installation, self._options, self._start_deadline)
 
     async def _adopt(self, key: Key, job: Json) -> ObservedRun | None:
-        """The attempt's run, where its Job has one already."""
+        """The attempt's run, if its Job has one already."""
         if job["metadata"].get("deletionTimestamp"):
             raise TransientEngineError(f"the Job {key.name} is being deleted: its name is not free yet")
         runs = [run.observed for run in (await self._objects.pods(key)).values()]
@@ -205,12 +205,12 @@ class KubernetesBackend:
         return self._pods.of(key).get(run_uid) or (await self._objects.pods(key)).get(run_uid)
 
     async def _let_expire(self, key: Key, run_uid: str) -> bool:
-        """Leaves an ended run's removal to the cluster, after a while in which people can still look at it."""
+        """Leaves an ended run's removal to the cluster, after a time for people to inspect it. False if it cannot."""
         runs = self._pods.of(key)
         run = runs.get(run_uid)
         if run is None or len(runs) > 1 or not run.job_uid or run.observed.phase is not Phase.ENDED:
             return False
-        if self._pods.is_recorded(run.job_uid):  # and where it is shown again, the cluster did not remove it: we do
+        if self._pods.is_recorded(run.job_uid):  # listed again, it was not removed by the cluster: we do it
             return self._pods.is_hidden(run.job_uid)
         if not await self._objects.let_expire(key, run.job_uid):
             return False
@@ -218,7 +218,7 @@ class KubernetesBackend:
         return True
 
     async def _list(self, feeds: Sequence[Feed]) -> Listing:
-        """Jobs before pods: a Job made in between is then not taken for one without a pod."""
+        """Lists Jobs before pods, so that a Job created in between does not look like one without a pod."""
         begun, installation, uids = time.monotonic(), self._objects.installation, set[str]()
         made = [job_record(job, installation) async for page in feeds[0].pages() for job in page]
         async for page in feeds[1].pages():
@@ -232,10 +232,10 @@ class KubernetesBackend:
         return await self._explained(listing, ours) if listing.pending else listing
 
     async def _explained(self, listing: Listing, made: Sequence[JobRecord]) -> Listing:
-        """The same with what Jobs say that have had no pod for a while; a finished one will have none any more."""
+        """Adds explanations for Jobs that have had no pod for a while. A finished Job will never have one."""
         now, pending, never = datetime.now(UTC), dict(listing.pending), list[ObservedRun]()
         slow = [job for job in made if job.key in pending and (now - job.created_at).total_seconds() > SLOW_SECONDS]
-        for job in sorted(slow, key=lambda one: one.created_at)[:ASKED_AT_ONCE]:
+        for job in sorted(slow, key=lambda one: one.created_at)[:EXPLAINED_AT_ONCE]:
             found = await self._api.find(f"jobs/{job.key.name}")
             if found is not None and is_finished(found):
                 never.append(ObservedRun(job.key, job.uid, Phase.NEVER_STARTED))
@@ -244,7 +244,7 @@ class KubernetesBackend:
         return replace(listing, runs=(*listing.runs, *never), pending=pending)
 
     async def _seen(self, event: Event) -> ObservedRun | None:
-        """What a change means, where it is news."""
+        """The run that an event changed, or None if nothing changed."""
         if event.kind == "jobs":
             job = job_record(event.object, self._objects.installation)
             return self._pods.update_job(job, gone=event.gone) if job is not None else None
@@ -256,12 +256,12 @@ class KubernetesBackend:
             and run.observed.phase is not Phase.ENDED
             and await self._objects.pod(run.name, run.observed.run_uid)
         ):
-            return None  # it is there: somebody changed the labels that we select by
+            return None  # it exists: somebody changed the labels that we select by
         self._save(run)
         return self._pods.update(run, gone=event.gone)
 
     def _save(self, run: PodRecord) -> None:
-        """Saves the log of a run that somebody else deletes while it runs: its node drops it with the run."""
+        """Saves the log of a run that somebody else deletes while it runs, before its node drops it."""
         key, before = run.observed.key, self._pods.of(run.observed.key).get(run.observed.run_uid)
         news = run.deleting and not (before is not None and before.deleting)
         if news and run.observed.phase is Phase.RUNNING and key not in self._removing:

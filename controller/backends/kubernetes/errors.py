@@ -1,4 +1,4 @@
-"""What an error status of the Kubernetes API means, and why a Job has no pod. Nowhere else decides that."""
+"""Maps an error status of the Kubernetes API to its meaning, and explains Jobs without a pod."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from controller.backends.http_json import Json, ResponseError
 from controller.errors import RequestRejectedError, SandboxError, TransientEngineError
 from controller.protocol.model import Reason
 
-# Words of a 403 that stays; any other may pass: a quota, a right not granted yet, an API server that is starting.
+# In a permanent 403; any other may pass: a quota, a right not granted yet, an API server that is starting.
 DENIED = re.compile(r"denied the request|denied request|violates PodSecurity")
 QUOTA = "exceeded quota"
-NO_ADDRESS = "no preferred addresses found"  # of the pod's node: nobody is there to ask
+NO_ADDRESS = "no preferred addresses found"  # the pod's node is gone
 NO_LOG = (400, 404)  # no such pod, no such container, its log removed
 
 
 def creation_error(error: ResponseError, namespace: str) -> SandboxError:
-    """Of a Job's creation: the request can never be run, or not now."""
+    """The meaning of a refused creation of a Job: the request can never be run, or not now."""
     if error.status in (400, 413, 422) or (error.status == 403 and DENIED.search(error.message)):
         return RequestRejectedError(Reason.INVALID_REQUEST, error.message)
     if error.status == 404:
@@ -25,12 +25,12 @@ def creation_error(error: ResponseError, namespace: str) -> SandboxError:
 
 
 def is_no_room(error: ResponseError) -> bool:
-    """Of a Job's creation: whether the API would take it another time, or has it already."""
+    """Whether a creation of a Job was refused for a quota, for load, or because it exists: not for good."""
     return error.status in (409, 429) or QUOTA in error.message
 
 
 def is_no_log(error: ResponseError) -> bool:
-    """Of a read of a log: whether there is none any more."""
+    """Whether a failed read of a log means that the log does not exist any more."""
     return error.status in NO_LOG or NO_ADDRESS in error.message
 
 
@@ -41,5 +41,5 @@ def why_no_pod(job: Json) -> str:
         return f"its Job {name} is suspended: the queue that holds it has not admitted it yet"
     return (
         f"its Job {name} has no pod yet: a full quota, a limit range or a policy may refuse it; "
-        f"`kubectl describe job {name}` tells"
+        f"`kubectl describe job {name}` says which"
     )

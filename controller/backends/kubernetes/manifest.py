@@ -1,4 +1,4 @@
-"""What is asked of a cluster: the Job of an attempt, and the changes to it. Pure: sends nothing."""
+"""The Job of an attempt, and the patches of Jobs and pods. Pure: sends nothing."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from controller.backends.kubernetes.options import JobOptions
 from controller.backends.labels import LABEL_APP, labels
 from controller.protocol.model import KILL_MARGIN, Key, Launch
 
-GATE = "ci-fixer-sandbox/bound"  # on every pod until its run is bound: no scheduler takes it before
+GATE = "ci-fixer-sandbox/bound"  # on every pod until its run is bound: no scheduler takes it before that
 RECORDED = "ci-fixer-sandbox/recorded-at"  # on a Job whose outcome is in the table: seconds since 1970
 CONTAINER = "sandbox"
 STATE_MIB = 1
-MESSAGE_FILE = "/dev/termination-log"  # the kubelet makes one for each container, and tells what it held in the end
-LOG_MIB = 64  # what the kubelet's usual rotation lets a log grow to; it counts as ephemeral storage
-DEADLINE_MARGIN = 60  # seconds past start deadline, timeout and kill before the kubelet ends what nothing else ended
-END_NOW = 1  # of a pod's activeDeadlineSeconds: a controller ended it
-GRACE_SECONDS = 2  # PID 1 heeds no TERM; long enough to read the log of a run that somebody else deletes
-TTL_SECONDS = 60  # that a recorded Job can still be looked at
-OWNERSHIP = ("controller-uid", "batch.kubernetes.io/controller-uid")  # labels by which a Job knows its pods
+MESSAGE_FILE = "/dev/termination-log"  # the kubelet creates one per container, and reports its content at the end
+LOG_MIB = 64  # the size of a log under the kubelet's default rotation; it counts as ephemeral storage
+DEADLINE_MARGIN = 60  # seconds past start deadline, timeout and kill after which the kubelet ends the pod
+END_NOW = 1  # activeDeadlineSeconds of a pod that a controller ended
+GRACE_SECONDS = 2  # PID 1 ignores TERM; long enough to read the log of a run that somebody else deletes
+TTL_SECONDS = 60  # for which a recorded Job can still be inspected
+OWNERSHIP = ("controller-uid", "batch.kubernetes.io/controller-uid")  # labels by which a Job selects its pods
 
 
 def job_manifest(
     launch: Launch, image: str, installation: str, options: JobOptions, start_deadline: float
 ) -> dict[str, Any]:
-    """The Job of an attempt. Its one pod is held by our gate; the limits are the row's, the requests half of them."""
+    """The Job of an attempt. Its one pod has our scheduling gate; limits are the row's, requests half of them."""
     common = _labels(launch.key, installation)
     queue = {"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {}
     return {
@@ -88,7 +88,7 @@ def _pod(launch: Launch, image: str, options: JobOptions, start_deadline: float)
 
 
 def _container(launch: Launch, image: str) -> dict[str, Any]:
-    disk = launch.disk_mib + STATE_MIB + LOG_MIB  # of work and temporary files together
+    disk = launch.disk_mib + STATE_MIB + LOG_MIB  # work and temporary files together
     return {
         "name": CONTAINER,
         "image": image,
@@ -127,12 +127,12 @@ def _container(launch: Launch, image: str) -> dict[str, Any]:
 
 
 def first_line(key: Key) -> str:
-    """What the wrapper writes before anything of the command: a log that begins with it has lost nothing."""
+    """The line that the wrapper writes before any output: a log that begins with it is complete."""
     return f"# {key.name}"
 
 
 def _literal(text: str) -> str:
-    """Text that the kubelet's expansion of $(VAR) and $$ leaves as it was.
+    """The text, escaped against the kubelet's expansion of $(VAR) and $$.
 
     https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#Container (command, args, env)
     """
@@ -140,26 +140,26 @@ def _literal(text: str) -> str:
 
 
 def ungate(run_uid: str) -> dict[str, Any]:
-    """Takes our gate off that pod and no other: one of another uid answers with a conflict."""
+    """The patch that removes our gate from that very pod: the API answers with a conflict if the uid differs."""
     return {"metadata": {"uid": run_uid}, "spec": {"schedulingGates": [{"$patch": "delete", "name": GATE}]}}
 
 
 def end_now(run_uid: str) -> dict[str, Any]:
-    """Makes the kubelet end that pod at once, and keep it with its log: the one deadline that can be shortened."""
+    """The patch by which the kubelet ends that pod at once, but keeps it and its log."""
     return {"metadata": {"uid": run_uid}, "spec": {"activeDeadlineSeconds": END_NOW}}
 
 
 def disown(run_uid: str) -> dict[str, Any]:
-    """Takes that pod from its Job, which would count its deletion as a failure and end the pod beside it.
+    """The patch that detaches that pod from its Job, which would count its deletion as a failure and end its other pod.
 
-    Its finalizer too: only the Job's controller takes that off, and of a pod that is not the Job's, never.
+    It removes the finalizer too: the Job's controller removes that only from pods of its own.
     """
     no_labels = dict.fromkeys(OWNERSHIP)
     return {"metadata": {"uid": run_uid, "ownerReferences": None, "finalizers": None, "labels": no_labels}}
 
 
 def recorded(job_uid: str, now: float) -> dict[str, Any]:
-    """Lets the cluster remove a Job whose outcome is in the table, a while after it has finished."""
+    """The patch by which the cluster removes a Job, whose outcome is in the table, some time after its end."""
     return {
         "metadata": {"uid": job_uid, "annotations": {RECORDED: str(int(now))}},
         "spec": {"ttlSecondsAfterFinished": TTL_SECONDS},
@@ -167,7 +167,7 @@ def recorded(job_uid: str, now: float) -> dict[str, Any]:
 
 
 def deletion(uid: str) -> dict[str, Any]:
-    """The body of a DELETE of that very object, whose dependents go first."""
+    """The body of a DELETE of that very object, after its dependents."""
     return {
         "apiVersion": "v1",
         "kind": "DeleteOptions",

@@ -1,4 +1,4 @@
-"""What SANDBOX_JOB_OPTIONS may say of every Job."""
+"""The setting SANDBOX_JOB_OPTIONS: its fields and their checks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _label_value(text: str) -> str:
 def _toleration(given: dict[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in TOLERATION:
-            raise ValueError(f"{name} is nothing of a toleration; there are {', '.join(TOLERATION)}")
+            raise ValueError(f"{name} is no field of a toleration; there are {', '.join(TOLERATION)}")
         if not isinstance(value, TOLERATION[name]) or isinstance(value, bool):
             raise ValueError(f"{name} must be {'a number' if TOLERATION[name] is int else 'a text'}")
     return given
@@ -49,18 +49,18 @@ Toleration = Annotated[dict[str, Any], AfterValidator(_toleration)]
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """What SANDBOX_JOB_OPTIONS says of every Job, in Kubernetes' own names."""
+    """The value of SANDBOX_JOB_OPTIONS, for every Job, with Kubernetes' own field names."""
 
     runtimeClassName: Name | None = None
     nodeSelector: Mapping[LabelKey, LabelValue] = field(default_factory=dict)
     tolerations: Sequence[Toleration] = ()
     priorityClassName: Name | None = None
     imagePullSecrets: Sequence[Name] = ()
-    queue: Name | None = None  # Kueue's, of the sandbox namespace
+    queue: Name | None = None  # a LocalQueue of Kueue in the sandbox namespace
 
 
 def job_options(given: Mapping[str, Any]) -> JobOptions:
-    """Raises SettingsError that names the option and what it takes."""
+    """Checks the setting's value. Raises SettingsError, which names the option and what it takes."""
     known = [field.name for field in fields(JobOptions)]
     for name in given:
         if name not in known:

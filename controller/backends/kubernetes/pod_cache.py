@@ -1,4 +1,4 @@
-"""The pods of this installation as last told: each newer look replaces the older one, in whatever order they come."""
+"""Caches the last known state of this installation's pods, whatever the order in which versions arrive."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from controller.backends.kubernetes.manifest import RECORDED
 from controller.backends.labels import key_of
 from controller.protocol.model import Key, Listing, ObservedRun, Phase
 
-RECORDED_SECONDS = 900.0  # after which a recorded Job that is still there is shown again, to be swept
+RECORDED_SECONDS = 900.0  # after which a recorded Job that still exists is listed again, to be swept
 
 
 @dataclass(frozen=True, slots=True)
 class PodRecord:
-    """One pod, as far as it is needed again."""
+    """The fields of a pod that are needed later."""
 
     name: str
-    job_uid: str  # empty: an orphan
+    job_uid: str  # empty if it has no Job
     version: int
     observed: ObservedRun
-    deleting: bool  # somebody asked for its deletion
+    deleting: bool  # its deletion was requested
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One Job, as far as it is needed again."""
+    """The fields of a Job that are needed later."""
 
     key: Key
     uid: str
     created_at: datetime
-    recorded: float | None  # when its outcome was seen to be in the table: seconds since 1970
-    deleting: bool  # somebody asked for its deletion
+    recorded: float | None  # when its outcome was marked as written to the table: seconds since 1970
+    deleting: bool  # its deletion was requested
 
 
 def pod_record(pod: Json, installation: str, *, gone: bool = False) -> PodRecord | None:
-    """One look at a pod, None where it is none of that installation's; `gone`: it was the last."""
+    """The record of a pod, or None if it is not of that installation; `gone`: it was deleted."""
     meta = pod["metadata"]
     key = key_of(meta.get("labels"), installation)
     if key is None or not meta["name"].startswith(f"{key.name}-"):
@@ -49,7 +49,7 @@ def pod_record(pod: Json, installation: str, *, gone: bool = False) -> PodRecord
 
 
 def job_record(job: Json, installation: str) -> JobRecord | None:
-    """One look at a Job's metadata, None where it is none of that installation's."""
+    """The record of a Job, from its metadata, or None if it is not of that installation."""
     meta = job["metadata"]
     key = key_of(meta.get("labels"), installation)
     if key is None or meta["name"] != key.name:
@@ -65,15 +65,18 @@ def job_record(job: Json, installation: str) -> JobRecord | None:
 
 
 class PodCache:
-    """What the observer was told of pods, and which Jobs are recorded. A list would tell it all again."""
+    """The known pods, and which Jobs are recorded. It can be rebuilt from a list."""
 
     def __init__(self) -> None:
         self._runs: dict[Key, dict[str, PodRecord]] = {}
-        self._recorded: dict[str, float] = {}  # uids of Jobs whose outcome is in the table, and since when
-        self._jobs_without_pod: set[str] = set()  # uids of Jobs that have had no pod so far
+        self._recorded: dict[str, float] = {}  # Jobs whose outcome is in the table, by uid, and since when
+        self._jobs_without_pod: set[str] = set()  # uids of Jobs that have had no pod yet
 
     def update(self, run: PodRecord, *, gone: bool = False, listed: bool = False) -> ObservedRun | None:
-        """Takes in a look at a run; returns it where it is news. A list overrules: a cluster may have been set back."""
+        """Updates the cache; returns the run if it changed.
+
+        A listed pod replaces a newer version too: etcd may have been restored from a backup.
+        """
         key, uid = run.observed.key, run.observed.run_uid
         self._jobs_without_pod.discard(run.job_uid)
         known = self._runs.get(key, {}).get(uid)
@@ -88,7 +91,7 @@ class PodCache:
         return run.observed if known is None or known.observed != run.observed else None
 
     def update_job(self, job: JobRecord, *, gone: bool) -> ObservedRun | None:
-        """Takes in a look at a Job. One that went before it had a pod is news: its uid stands for its run's."""
+        """Updates the cache. A Job that was deleted before it had a pod is reported as a run with the Job's uid."""
         if not gone:
             if all(run.job_uid != job.uid for run in self.of(job.key).values()):
                 self._jobs_without_pod.add(job.uid)
@@ -102,7 +105,7 @@ class PodCache:
         return self._runs.get(key, {})
 
     def record(self, job_uid: str) -> None:
-        """That Job's outcome is in the table, and the cluster will remove it."""
+        """Notes that the Job's outcome is in the table, and that the cluster will remove it."""
         self._recorded[job_uid] = time.time()
 
     def is_recorded(self, job_uid: str) -> bool:
@@ -110,11 +113,11 @@ class PodCache:
         return job_uid in self._recorded
 
     def is_hidden(self, job_uid: str) -> bool:
-        """Whether that Job is as good as gone: recorded, and still in the time that its removal may take."""
+        """Whether that Job counts as gone: it is recorded, and its removal by the cluster is not overdue."""
         return time.time() - self._recorded.get(job_uid, 0.0) < RECORDED_SECONDS
 
     def listing(self, begun: float, jobs: Collection[JobRecord], uids: Collection[str]) -> Listing:
-        """One whole list: of the Jobs, taken first, and of the pods with these uids, which were taken in one by one."""
+        """The listing of these Jobs, which were listed first, and of the pods with these uids, already in the cache."""
         there = {job.uid: job.recorded for job in jobs if job.recorded is not None}
         self._recorded = {uid: at for uid, at in self._recorded.items() if self.is_hidden(uid)} | there
         for key in list(self._runs):

@@ -1,4 +1,4 @@
-"""What a pod's status means: which phase, whose fault, how it ended. Pure: sends nothing."""
+"""Translates a pod's status into a phase and an outcome. Pure: sends nothing."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from controller.backends.kubernetes.manifest import CONTAINER, END_NOW, GATE
 from controller.backends.pull_errors import is_permanent_pull_error
 from controller.protocol.model import Key, ObservedRun, Outcome, Phase, Reason, State, exit_outcome
 
-UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB; the cluster may write our 1024Mi as 1Gi
+UNITS = {"Ki": 1 / 1024, "Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}  # in MiB; the API server may write 1024Mi as 1Gi
 OVER = (Phase.ENDED, Phase.NEVER_STARTED)
 PULL = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed", "ImageInspectError"}
 NEVER_PULLED = {"InvalidImageName", "ErrImageNeverPull"}  # the kubelet will not even try
-MAKING = {None, "ContainerCreating", "PodInitializing"}
-UNMADE = {"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"}  # of a container that ended
-UNKNOWN = "ContainerStatusUnknown"  # of a container of which its node has no trace; its exit code means nothing
-LAST_RESORT = "its own timer was gone and no controller ended it: its pod's activeDeadlineSeconds did"
+STARTING = {None, "ContainerCreating", "PodInitializing"}
+START_ERRORS = {
+    "StartError",
+    "ContainerCannotRun",
+    "CreateContainerError",
+    "RunContainerError",
+}  # reasons of an ended container that never ran
+UNKNOWN = "ContainerStatusUnknown"  # its node has no trace of the container; the exit code means nothing
+LAST_RESORT = "neither its own timer nor a controller ended it in time: its pod's activeDeadlineSeconds did"
 NODE_GONE = {"DeletionByPodGC", "DeletionByTaintManager"}  # of the condition DisruptionTarget
 
 
 def observed_run(pod: Json, key: Key) -> ObservedRun:
-    """What one look at a pod of that attempt shows."""
+    """The state of a run, from its pod."""
     spec, status, container = pod["spec"], _status(pod), _container(pod)
     run = ObservedRun(key, pod["metadata"]["uid"], Phase.STARTING)
     image = container.get("imageID") or None
@@ -35,14 +40,14 @@ def observed_run(pod: Json, key: Key) -> ObservedRun:
     if "terminated" in state:
         return _terminated(pod, run, state["terminated"], over or is_being_deleted(pod))
     if over:
-        return _ended_untold(pod, run, container)
+        return _ended_without_report(pod, run, container)
     if "running" in state:
         return replace(run, phase=Phase.RUNNING, started_at=_time(state["running"].get("startedAt")))
     return _waiting(pod, run, state.get("waiting") or {})
 
 
 def last_observed_run(pod: Json, key: Key) -> ObservedRun:
-    """What the last look at a pod shows that is no more."""
+    """The state of a run whose pod was deleted, from the last version of that pod."""
     last = observed_run(pod, key)
     if last.phase in OVER:
         return last
@@ -54,7 +59,7 @@ def last_observed_run(pod: Json, key: Key) -> ObservedRun:
 
 
 def is_being_deleted(pod: Json) -> bool:
-    """Whether somebody asked for its deletion."""
+    """Whether its deletion was requested."""
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
@@ -64,18 +69,18 @@ def is_ended_by_us(pod: Json) -> bool:
 
 
 def overdue(pod: Json, now: datetime) -> float | None:
-    """For how many seconds its deletion should have been complete by now; None where nobody asked for it."""
+    """Seconds since its deletion should have been complete; None if its deletion was not requested."""
     moment = _time(pod["metadata"].get("deletionTimestamp"))
     return (now - moment).total_seconds() if moment is not None else None
 
 
 def is_silent(pod: Json) -> bool:
-    """Whether the cluster takes it that the pod's node does not answer."""
+    """Whether the pod is not ready, as the cluster marks the pods of a node that does not answer."""
     return _condition(pod, "Ready").get("status") == "False"
 
 
 def owner(pod: Json) -> str:
-    """The uid of its Job, empty where it has none."""
+    """The uid of its Job; empty if it has none."""
     references = pod["metadata"].get("ownerReferences") or ()
     return next((str(one["uid"]) for one in references if one.get("controller")), "")
 
@@ -94,14 +99,14 @@ def _spec(pod: Json) -> Json:
 
 
 def _unscheduled(pod: Json, run: ObservedRun) -> ObservedRun:
-    """Of a pod that no node ever took: the API server binds none that is being deleted, so it can never start."""
+    """A pod without a node. If it is being deleted it can never start: the API server binds no such pod to a node."""
     if is_being_deleted(pod) or _status(pod).get("phase") in ("Failed", "Succeeded"):
         return replace(run, phase=Phase.NEVER_STARTED)
     gates = [gate["name"] for gate in pod["spec"].get("schedulingGates") or ()]
     if GATE in gates:
         return replace(run, phase=Phase.INERT)
     if gates:
-        return replace(run, waiting=f"its pod is held by {', '.join(gates)}")
+        return replace(run, waiting=f"its pod waits for the scheduling gates {', '.join(gates)}")
     scheduled = _condition(pod, "PodScheduled")
     if scheduled.get("reason") != "Unschedulable":
         return run
@@ -109,48 +114,53 @@ def _unscheduled(pod: Json, run: ObservedRun) -> ObservedRun:
 
 
 def _waiting(pod: Json, run: ObservedRun, waiting: Json) -> ObservedRun:
-    """Of a container that its node has not started yet."""
+    """A run whose container its node has not started yet."""
     reason, message = waiting.get("reason"), waiting.get("message") or ""
-    if reason in MAKING:
+    if reason in STARTING:
         return run
-    words, image = f"{reason}: {message}" if message else str(reason), str(_spec(pod).get("image") or "")
+    explained, image = f"{reason}: {message}" if message else str(reason), str(_spec(pod).get("image") or "")
     if reason in PULL or reason in NEVER_PULLED:
         permanent = reason in NEVER_PULLED or is_permanent_pull_error(message, image)
-        return replace(run, waiting=words, timeout_reason=Reason.IMAGE_PULL_FAILED, permanent=permanent)
-    return replace(run, waiting=words, timeout_reason=Reason.START_FAILED)
+        return replace(run, waiting=explained, timeout_reason=Reason.IMAGE_PULL_FAILED, permanent=permanent)
+    return replace(run, waiting=explained, timeout_reason=Reason.START_FAILED)
 
 
 def _terminated(pod: Json, run: ObservedRun, ended: Json, over: bool) -> ObservedRun:
-    """Of a container that ended. Where it did not end by itself, its pod says why, a moment after."""
+    """A run whose container has ended. If it was ended from outside, its pod says why a moment later."""
     run = replace(run, started_at=_time(ended.get("startedAt")))
-    told = _told(pod, ended)
-    if told is None and not over:
+    outcome = _outcome_by_evidence(pod, ended)
+    if outcome is None and not over:
         return replace(run, phase=Phase.RUNNING)
     return replace(
-        run, phase=Phase.ENDED, outcome=told or _outcome(pod, ended), ended_at=_time(ended.get("finishedAt"))
+        run,
+        phase=Phase.ENDED,
+        outcome=outcome or _outcome_by_status(pod, ended),
+        ended_at=_time(ended.get("finishedAt")),
     )
 
 
-def _ended_untold(pod: Json, run: ObservedRun, container: Json) -> ObservedRun:
-    """Of a pod that is over while its container's end was never told.
+def _ended_without_report(pod: Json, run: ObservedRun, container: Json) -> ObservedRun:
+    """A pod that has ended while its container's end was never reported.
 
-    It is sure not to have started only where its node says that the container still waits, and for the first time: a
-    kubelet that restarts rejects what ran before in the words that it has for new pods (`rejectPod` in Kubernetes
-    1.35's kubelet.go), and tells a container that it lost as one that waits again.
+    It certainly did not start only if its node reports the container as waiting, and for the first time: a kubelet that
+    restarts rejects pods that ran before in the same words as new pods (`rejectPod` in Kubernetes 1.35's kubelet.go),
+    and reports a container that it lost as waiting again.
     """
     state, before = container.get("state") or {}, container.get("lastState") or container.get("restartCount")
     if "waiting" in state and not before and _disruption(pod).get("reason") not in NODE_GONE:
         waited = _waiting(pod, run, state["waiting"])
         return replace(
-            waited, phase=Phase.NEVER_STARTED, waiting=waited.waiting or _words(pod, "its node did not start it")
+            waited, phase=Phase.NEVER_STARTED, waiting=waited.waiting or _explained(pod, "its node did not start it")
         )
     started = _time(state.get("running", {}).get("startedAt"))
-    outcome = _interruption(pod, None) or Outcome(State.FAILED, Reason.KILLED, "its pod was ended, nobody says why")
+    outcome = _interruption(pod, None) or Outcome(
+        State.FAILED, Reason.KILLED, "its pod was terminated, and no cause was reported"
+    )
     return replace(run, phase=Phase.ENDED, outcome=outcome, started_at=started)
 
 
-def _told(pod: Json, ended: Json) -> Outcome | None:
-    """How a container ended by what the wrapper wrote down, and the kernel's kill for memory."""
+def _outcome_by_evidence(pod: Json, ended: Json) -> Outcome | None:
+    """A container's outcome from what the wrapper wrote, and from the kernel's kill for memory."""
     spec = _spec(pod)
     evidence, oom = Evidence.parse(ended.get("message") or ""), ended.get("reason") == "OOMKilled"
     return evidence.outcome(
@@ -158,13 +168,13 @@ def _told(pod: Json, ended: Json) -> Outcome | None:
     )
 
 
-def _outcome(pod: Json, ended: Json) -> Outcome:
-    """How a container ended that wrote no end down: by what its pod says."""
+def _outcome_by_status(pod: Json, ended: Json) -> Outcome:
+    """A container's outcome from its pod's status, if the wrapper wrote no end."""
     reason, evidence = ended.get("reason"), Evidence.parse(ended.get("message") or "")
     code = int(ended.get("exitCode", 0)) if reason != UNKNOWN and not evidence.again else None
-    if reason in UNMADE:
+    if reason in START_ERRORS:
         return Outcome(State.FAILED, Reason.START_FAILED, f"{reason}: {ended.get('message', '')}", None)
-    if _disruption(pod).get("reason") == "DeletionByPodGC":  # its node is no more: no exit code is of a node's telling
+    if _disruption(pod).get("reason") == "DeletionByPodGC":  # its node is gone: no exit code comes from a node
         return _node_lost(pod)
     interrupted = _interruption(pod, code)
     if interrupted is not None:
@@ -179,7 +189,7 @@ def _outcome(pod: Json, ended: Json) -> Outcome:
 
 
 def _interruption(pod: Json, code: int | None) -> Outcome | None:
-    """Who ended a run that did not end by itself, as its pod tells it; `code` is None where its end was not told."""
+    """The outcome of a run that was ended from outside, if its pod says so; `code` None: its end was not reported."""
     reason, disruption = _status(pod).get("reason"), _disruption(pod)
     if reason == "NodeLost" or (code is None and disruption.get("reason") in NODE_GONE):
         return _node_lost(pod)
@@ -188,25 +198,25 @@ def _interruption(pod: Json, code: int | None) -> Outcome | None:
         timed_out = Outcome(State.FAILED, Reason.DEADLINE_EXCEEDED, LAST_RESORT, code)
         return timed_out if last_resort else killed_outcome(code)
     if reason or disruption:
-        words = _words(pod, "its node put it out")
-        if code is None:  # a kubelet that restarts turns away what it no longer knows, also what had ended
-            return Outcome(State.LOST, Reason.EVICTED, f"{words}; whether it had ended by then, and how, is not known")
-        return Outcome(State.FAILED, Reason.EVICTED, words, code)
+        explained = _explained(pod, "its node evicted it")
+        if code is None:  # a restarted kubelet rejects pods that it does not know any more, even ended ones
+            return Outcome(State.LOST, Reason.EVICTED, f"{explained}; whether and how it had ended by then is unknown")
+        return Outcome(State.FAILED, Reason.EVICTED, explained, code)
     if is_being_deleted(pod):
         return Outcome(State.FAILED, Reason.DELETED, "its Job or pod was deleted by somebody else while it ran", code)
     return None
 
 
 def _node_lost(pod: Json) -> Outcome:
-    return Outcome(State.LOST, Reason.NODE_LOST, f"{_words(pod, 'its node went away')}; how it ended is not known")
+    return Outcome(State.LOST, Reason.NODE_LOST, f"{_explained(pod, 'its node went away')}; how it ended is unknown")
 
 
-def _words(pod: Json, otherwise: str) -> str:
-    """What the pod itself says of its end."""
+def _explained(pod: Json, summary: str) -> str:
+    """The pod's own explanation of its end, after `summary`."""
     status, disruption = _status(pod), _disruption(pod)
     reason = status.get("reason") or disruption.get("reason")
     message = (status.get("message") or disruption.get("message") or "").strip()
-    return ": ".join(part for part in (otherwise, reason, message) if part)
+    return ": ".join(part for part in (summary, reason, message) if part)
 
 
 def _disruption(pod: Json) -> Json:

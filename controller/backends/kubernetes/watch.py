@@ -1,4 +1,4 @@
-"""What a cluster says of this installation's Jobs and pods: a whole list, then each change, until in doubt."""
+"""Lists and watches this installation's Jobs and pods."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from controller.backends.http_json import Json, ResponseError
 from controller.backends.kubernetes.api import JSON, Api
 from controller.errors import EngineError, TransientEngineError
 
-WATCH_SECONDS = 300  # the server ends a watch after this; it goes on from where it was
-SILENCE_SECONDS = 90.0  # a bookmark comes each minute: a watch that says nothing for longer is dead
+WATCH_SECONDS = 300  # the server ends a watch after this; the next one continues from there
+SILENCE_SECONDS = 90.0  # a bookmark comes each minute, so a watch without any event for this long is dead
 STREAM = aiohttp.ClientTimeout(total=None, sock_connect=15)
-REST_SECONDS = 0.5  # before a watch that ended at once is asked for again
+REST_SECONDS = 0.5  # before a watch that ended at once is repeated
 METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
 METADATA_LIST = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{JSON}"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One object that came, changed or went."""
+    """An object that was added, changed or deleted."""
 
     kind: str  # jobs or pods
     gone: bool
@@ -31,22 +31,22 @@ class Event:
 
 
 class Feed:
-    """One kind of object: `jobs`, of which only the metadata is read, or `pods`."""
+    """Lists and watches one kind of object: `jobs`, of which only the metadata is read, or `pods`."""
 
     def __init__(self, api: Api, kind: str, selector: str) -> None:
         self._api, self._kind, self._selector = api, kind, selector
-        self._version = ""  # up to which all is known
+        self._version = ""  # up to which every change is known
         slim = kind == "jobs"
         self._accept, self._accept_list = (METADATA, METADATA_LIST) if slim else (JSON, JSON)
 
     async def pages(self) -> AsyncIterator[Sequence[Json]]:
-        """Every object there is, in pages; the first whole list is where `follow` begins."""
+        """Every object, in pages; `follow` begins at the version of the first whole list."""
         async for items, version in self._api.pages(self._kind, {"labelSelector": self._selector}, self._accept_list):
             self._version = self._version or version
             yield items
 
     async def follow(self, events: asyncio.Queue[Event | None]) -> None:
-        """Puts each change there; returns where changes may have been missed and a new list is needed."""
+        """Puts each change into the queue; returns when changes may have been missed and a new list is needed."""
         whole = True
         while whole:
             began = time.monotonic()
@@ -60,7 +60,7 @@ class Feed:
                 await asyncio.sleep(REST_SECONDS)
 
     async def _watch(self, events: asyncio.Queue[Event | None]) -> bool:
-        """One watch to its end; false where it broke off in doubt."""
+        """Watches until the server ends the watch; false if changes may have been missed."""
         query = {
             "watch": "1",
             "labelSelector": self._selector,
@@ -83,7 +83,7 @@ class Feed:
 
 
 class Events:
-    """The changes of several feeds, as they come."""
+    """Merges the changes of several feeds."""
 
     def __init__(self, feeds: Sequence[Feed]) -> None:
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -92,7 +92,7 @@ class Events:
             task.add_done_callback(lambda _: self._queue.put_nowait(None))  # wakes `next`
 
     async def next(self, seconds: float) -> Event | None:
-        """The next change, waiting at most so long; None too where a feed fell into doubt: see `whole`."""
+        """The next change, or None after so many seconds, or when a feed has ended: see `whole`."""
         try:
             async with asyncio.timeout(seconds):
                 return await self._queue.get()
@@ -101,14 +101,14 @@ class Events:
 
     @property
     def whole(self) -> bool:
-        """Whether every change is told. Raises EngineError where a feed met an error."""
+        """Whether no change was missed. Raises EngineError if a feed failed."""
         for task in self._tasks:
             if task.done() and (error := task.exception()) is not None:
                 raise error if isinstance(error, EngineError) else TransientEngineError(f"a watch broke off: {error!r}")
         return not any(task.done() for task in self._tasks)
 
     async def stop(self) -> None:
-        """Ends all watches."""
+        """Cancels all watches."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

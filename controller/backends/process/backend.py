@@ -1,9 +1,9 @@
-"""Runs attempts as processes of this host: the embedded default, for a first try and for tests. It isolates nothing.
+"""Runs attempts as processes of this host, without isolation: for a first try and for tests.
 
-A request's image, cpu and network mean nothing here. Its memory limits each process (RLIMIT_DATA), its disk each file
-(RLIMIT_FSIZE); a command that hits one ends by itself. Its environment is the request's, with defaults for PATH, HOME
-and TMPDIR, and `_SANDBOX_RUN`, by which its processes are found. An orphan without that variable, of a run whose
-supervisor was killed, is not found; nor is any outside Linux.
+A request's image, cpu and network have no effect here. Its memory limits each process (RLIMIT_DATA), its disk each file
+(RLIMIT_FSIZE); a command that reaches a limit ends by itself. Its environment is the request's, with defaults for PATH,
+HOME and TMPDIR, and `_SANDBOX_RUN`, which identifies its processes. If a run's supervisor was killed, an orphan without
+that variable is not found; outside Linux none is.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output,
 
 POLL_SECONDS = 1.0
 TIDY_SECONDS = 60.0
-ANSWER_SECONDS = 5.0
-DEATH_SECONDS = 15.0
+ANSWER_SECONDS = 5.0  # for a supervisor to end its run, before the run is killed without it
+DEATH_SECONDS = 15.0  # for a run's processes to end, before `delete` reports that they have not
 
 Result = TypeVar("Result")
 
@@ -49,7 +49,7 @@ class ProcessBackend:
         self._removers = ThreadPoolExecutor(2, "process-removal")
 
     async def open(self, installation: UUID) -> str:
-        """Makes the work directory, which holds this host's identity."""
+        """Creates the work directory, which holds this host's identity."""
         runs = RunDirectory(self._work_dir, installation)
         self._identity = await self._in_work_dir(runs.prepare)
         self._installed = runs
@@ -57,23 +57,23 @@ class ProcessBackend:
         return self._identity
 
     async def ping(self) -> None:
-        """Looks whether the work directory is still that one, and can still be written to."""
+        """Checks that the work directory is still the same, and writable."""
         if await self._in_work_dir(self._runs.check) != self._identity:
             raise BackendUnavailableError(
-                f"SANDBOX_WORK_DIR = {self._work_dir} is another than at the start: restart the controller"
+                f"SANDBOX_WORK_DIR = {self._work_dir} is not the one of the start any more: restart the controller"
             )
 
     async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
-        """Makes the run's directory, or finds the one that is there."""
+        """Creates the run's directory, or finds the existing one."""
         request = request_bytes(launch, uuid.uuid4().hex, self._output_bytes)
         return await self._in_thread(lambda: self._runs.create(launch.key, request, look_first=look))
 
     async def release(self, key: Key, run_uid: str) -> None:
-        """Starts a supervisor; it takes the run if it is still that one and no other took it."""
+        """Starts a supervisor, which takes the run unless the run is another by then, or was taken."""
         await self._in_thread(lambda: self._runs.release(key, run_uid))
 
     async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
-        """Lists every second, and between tells of each run whose supervisor rang."""
+        """Lists every second. In between it yields each run whose supervisor writes to the wakeup FIFO."""
         loop, runs = asyncio.get_running_loop(), self._runs
         with _host_errors_are_transient():
             wakeup = WakeupFifo(runs.wake, runs.staging)
@@ -96,35 +96,37 @@ class ProcessBackend:
             wakeup.close()
 
     async def output(self, key: Key, run_uid: str, limit: int) -> Output:
-        """The end of what the run wrote."""
+        """The end of the run's output."""
         return await self._in_thread(lambda: self._runs.output(key, run_uid, limit))
 
     async def kill(self, key: Key, run_uid: str) -> None:
-        """Has the supervisor kill the run; an inert one then never starts."""
+        """Has the supervisor kill the run; an inert run can then never start."""
         await self._in_thread(lambda: self._runs.kill(key, run_uid))
 
     async def delete(self, key: Key, run_uid: str | None) -> None:
-        """Ends the run, moves its directory out of the way at once and then removes it."""
+        """Ends the run, moves its directory to the trash, and then removes it there."""
         begun, pause = time.monotonic(), 0.005
         while True:
             try:
-                buried = await self._in_thread(lambda: self._runs.move_to_trash(key, run_uid))
+                trashed = await self._in_thread(lambda: self._runs.move_to_trash(key, run_uid))
             except RunNotFoundError:
                 return
-            if buried is not None:
+            if trashed is not None:
                 break
             if time.monotonic() > begun + DEATH_SECONDS:
-                raise TransientEngineError(f"{key.name} does not die")
+                raise TransientEngineError(
+                    f"the processes of {key.name} have not ended {DEATH_SECONDS:.0f} s after SIGKILL"
+                )
             if time.monotonic() > begun + ANSWER_SECONDS:
                 await self._in_thread(lambda: self._runs.kill_all_processes(key, run_uid))
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.1)
         loop = asyncio.get_running_loop()
         with _host_errors_are_transient():
-            await loop.run_in_executor(self._removers, empty_trash, self._runs.trash, [buried])
+            await loop.run_in_executor(self._removers, empty_trash, self._runs.trash, [trashed])
 
     async def close(self) -> None:
-        """Ends this backend's threads; what they leave in the trash goes with the next controller."""
+        """Ends this backend's threads; the next controller removes what they leave in the trash."""
         self._installed = None
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._removers.shutdown(wait=False, cancel_futures=True)
@@ -136,7 +138,7 @@ class ProcessBackend:
         return self._installed
 
     async def _changes(self, names: set[str], uids: dict[str, str]) -> list[ObservedRun]:
-        """What became of the runs of these names; other installations' are not among them."""
+        """The state of the runs with these names, without those of other installations."""
         keys = {key for name in names if (key := Key.of_name(name))}
         if not keys:
             return []
@@ -160,8 +162,8 @@ class ProcessBackend:
 
 @contextmanager
 def _host_errors_are_transient() -> Iterator[None]:
-    """Tells what the host refuses for want of room, files, processes or memory as TransientEngineError."""
+    """Raises TransientEngineError if the host lacks disk space, file descriptors, processes or memory."""
     try:
         yield
     except OSError as error:
-        raise TransientEngineError(f"this host has no room or no answer: {error}") from error
+        raise TransientEngineError(f"this host cannot do it now: {error}") from error

@@ -10,7 +10,7 @@ from controller.errors import TransientEngineError
 
 
 class ProcessMarks:
-    """The marks of one installation in one work directory. A file is made faster than a thread."""
+    """The marks of one installation in one work directory. They are written in place: a thread would take longer."""
 
     def __init__(self, work_dir: Path, installation: UUID) -> None:
         self._directory = work_dir / "controllers" / str(installation)

@@ -1,4 +1,4 @@
-"""Finds and ends what runs left behind: processes of this host by the mark in their environment."""
+"""Finds processes of this host by the run uid in their environment, and kills them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import suppress
 
 from controller.backends.process import run_files
 
-SWEEP_SECONDS = 1.0
+SWEEP_SECONDS = 1.0  # of one call
 
 
 def kill_marked_processes(run_uids: Iterable[str]) -> bool:
-    """Kills every process that bears the mark of one of these runs; True once none is left.
+    """Kills every process with one of these run uids in its environment; True once none is left.
 
-    Only Linux tells other processes' environments: elsewhere there is nothing to find.
+    Only Linux shows the environments of other processes: elsewhere none is found.
     """
     marks = {f"{run_files.MARKER}={run_uid}".encode() for run_uid in run_uids}
     give_up = time.monotonic() + SWEEP_SECONDS
     blank: set[int] = set()
     others: set[int] = set()
-    while unknown := _processes() - others:  # until no process is new: one may fork and end before it is looked at
+    while unknown := _processes() - others:  # until no process is new: one may fork and end before it is inspected
         marked = False
         for pid in unknown:
             environment = set(_environment(pid).split(b"\0"))
@@ -33,7 +33,7 @@ def kill_marked_processes(run_uids: Iterable[str]) -> bool:
             elif environment != {b""} or pid in blank:
                 others.add(pid)
             else:
-                blank.add(pid)  # of the kernel, a zombie, or in the midst of an exec: one more look
+                blank.add(pid)  # a kernel thread, a zombie, or a process during exec: look once more
         if time.monotonic() > give_up:
             return not marked
         time.sleep(0.001)
@@ -52,4 +52,4 @@ def _environment(pid: int) -> bytes:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return file.read()
     except OSError:
-        return b""  # gone, a zombie, or another user's
+        return b""  # gone, a zombie, or of another user

@@ -6,7 +6,7 @@ import errno
 import os
 import time
 
-# The request bears one of three names. It leaves the first by a rename, which one process alone can win.
+# The request file has one of three names. It leaves the first by a rename, which only one process can win.
 INERT = "inert"  # may be started
 STARTED = "started"  # a supervisor took it, and holds its lock while it lives
 NEVER = "never"  # can no longer be started
@@ -15,14 +15,14 @@ RUNNING = "running"  # the command started, at this file's time
 TIMEOUT = "timeout"  # its time ran out
 KILL = "kill"  # somebody asked to end it
 FILE_BYTES = ".file_bytes"  # in the request, before the command's own variables: the limit on the size of each file
-BY_CONTROLLER = b"controller"  # what that holds where a controller did
-DRAFT = "exit.new"  # room for what follows
+BY_CONTROLLER = b"controller"  # content of that file if a controller asked
+DRAFT = "exit.new"  # reserves disk space for the next file
 EXIT = "exit"  # how it ended; written last, and whole
-CONTROL = "control"  # a FIFO: whoever asked writes a byte to it
-OUTPUT = "output."  # and the segment's number
+CONTROL = "control"  # a FIFO: a byte in it makes the supervisor look for such a file
+OUTPUT = "output."  # followed by the segment's number
 WORK = "work"  # the command's working directory
 TEMPORARY = "tmp"  # the command's TMPDIR
-MARKER = "_SANDBOX_RUN"  # in the environment of all that belongs to the run, with its uid
+MARKER = "_SANDBOX_RUN"  # environment variable of every process of the run; its value is the run uid
 
 SEGMENT_MIN = 65536
 CHUNK = 65536
@@ -30,7 +30,7 @@ RECORD_BYTES = 8192
 
 
 class Output:
-    """The end of what comes out of a pipe, in two files on disk: all but the last segment are full."""
+    """Keeps the end of a pipe's output in two files on disk, of which all but the last are full."""
 
     def __init__(self, pipe: int, limit: int) -> None:
         self.total = 0
@@ -41,7 +41,7 @@ class Output:
         self._room = 0
 
     def pump(self) -> bool:
-        """Takes what is there; False where nothing will come any more."""
+        """Reads what is available; False at the end of the pipe."""
         chunk = os.read(self._pipe, CHUNK)
         self.total += len(chunk)
         rest = memoryview(chunk)
@@ -53,11 +53,11 @@ class Output:
                 self._room -= written
                 rest = rest[written:]
         except OSError:
-            pass  # a full disk loses output, never the run; `total` tells that some is missing
+            pass  # a full disk loses output, but not the run; `total` shows that some is missing
         return bool(chunk)
 
     def drain(self) -> None:
-        """Takes what is left in the pipe, and no more: somebody may have it open for good."""
+        """Reads what is left in the pipe, and no more: a process may keep it open for ever."""
         try:
             for _ in range(32):
                 if not self.pump():
@@ -76,7 +76,7 @@ class Output:
 
 
 def wake(wake_directory: str, name: str) -> None:
-    """Writes the run's name to the FIFO of each controller that listens; best effort, they also poll."""
+    """Writes the run's name to each controller's FIFO. Best effort: controllers also poll."""
     try:
         for listener in os.listdir(wake_directory):
             call(os.path.join(wake_directory, listener), name)
@@ -85,11 +85,11 @@ def wake(wake_directory: str, name: str) -> None:
 
 
 def call(listener: str, name: str) -> None:
-    """Writes one name to one controller's FIFO; removes the FIFO where that controller is dead."""
+    """Writes a run's name to one controller's FIFO; removes the FIFO if that controller is dead."""
     try:
         descriptor = os.open(listener, os.O_WRONLY | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # no reader: it came to this directory only after its controller had opened it
+        if error.errno == errno.ENXIO:  # no reader, though its controller opened it before it was moved here
             remove(listener)
         return
     try:
@@ -101,7 +101,7 @@ def call(listener: str, name: str) -> None:
 
 
 def write_record(record: list[str]) -> None:
-    """Writes how the run ended, whole and durable, over a draft that has its place on the disk since the creation."""
+    """Writes the record of the run's end atomically and durably, over a draft that reserved its disk space."""
     content = "\n".join([*record, ""]).encode()
     while True:
         try:
@@ -122,7 +122,7 @@ def write_record(record: list[str]) -> None:
 
 
 def note(path: str, *, at: float | None = None, durable: bool = False) -> None:
-    """Leaves an empty file as a sign, for which a full disk has room as a rule; `at`: its time."""
+    """Creates an empty file, for which even a full disk usually has room; `at`: its modification time."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
         if at is not None:
@@ -134,7 +134,7 @@ def note(path: str, *, at: float | None = None, durable: bool = False) -> None:
 
 
 def sync_directory() -> None:
-    """Makes the names in the run's directory outlive a crash of the host."""
+    """Makes the file names in the run's directory durable."""
     directory = os.open(".", os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -1,4 +1,4 @@
-"""What the files of a run say, and what is asked in them."""
+"""Reads the state and output of a run from its files, and writes its request file."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from controller.protocol.model import (
 )
 
 HEAD = 4096
-NO_FILE = {  # what opening or reading tells where a command put something else
+NO_FILE = {  # errors if the file is missing, or the command replaced it by something else
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EACCES, errno.ENXIO, errno.EAGAIN, errno.ESPIPE),
 }
 Found = TypeVar("Found")
 SEGMENT = re.compile("[0-9]{1,18}")
 UID = re.compile(rb"[0-9a-f]{32}")
-NO_RECORD = "its supervisor died without a record (host restarted or killed)"
+NO_RECORD = "its supervisor died without a record: it was killed, or the host restarted"
 BAD_RECORD = "its supervisor's record cannot be read"
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """One look at a run's files."""
+    """The state of a run, from its files."""
 
     observed: ObservedRun
-    alive: bool = False  # its supervisor lives
-    orphaned: bool = False  # over without a record: what is left of it must die before that is told
+    alive: bool = False  # its supervisor is alive
+    orphaned: bool = False  # its supervisor died without a record; its processes must end before that is reported
 
 
 def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
-    """The request file; raises RequestRejectedError where no process could be started so.
+    """The content of the request file. Raises RequestRejectedError if no process can be started with it.
 
-    Its fields keep their places: a run that one version made may be started by another, older or newer. What is new
-    comes under a name that no variable of a request can have.
+    The fields keep their positions: a run that one version created may be started by an older or a newer one. A new
+    field gets a name that no variable of a request can have.
     """
     fields = {run_files.FILE_BYTES: str(launch.disk_mib + 1 << 20), **launch.env}
     strings = [launch.command, *(f"{name}={value}" for name, value in fields.items())]
@@ -70,7 +70,7 @@ def request_bytes(launch: Launch, run_uid: str, output_bytes: int) -> bytes:
 
 
 def read_status(directory: int, key: Key) -> RunStatus | None:
-    """What the run in that open directory is, or None where none is there."""
+    """The state of the run in that open directory, or None if there is no run in it."""
     for token, phase in ((run_files.INERT, Phase.INERT), (run_files.NEVER, Phase.NEVER_STARTED)):
         head = read(directory, token)
         if head is not None:
@@ -80,7 +80,7 @@ def read_status(directory: int, key: Key) -> RunStatus | None:
     run_uid, timeout = _request(request)
     if not run_uid:
         return None
-    record = read(directory, run_files.EXIT)  # after the lock: it is written before the lock is let go
+    record = read(directory, run_files.EXIT)  # read after the lock: it is written before the lock is released
     ending = read(directory, run_files.KILL) == run_files.BY_CONTROLLER
     if record is not None:
         return RunStatus(replace(_recorded(key, run_uid, timeout, _fields(record)), ending=ending), alive)
@@ -94,7 +94,7 @@ def read_status(directory: int, key: Key) -> RunStatus | None:
 
 
 def read_output(directory: int, limit: int) -> Output:
-    """The last `limit` bytes of what the command wrote."""
+    """The last `limit` bytes of the command's output."""
     suffixes = (
         name.removeprefix(run_files.OUTPUT) for name in os.listdir(directory) if name.startswith(run_files.OUTPUT)
     )
@@ -110,12 +110,12 @@ def read_output(directory: int, limit: int) -> Output:
 
 
 def read(directory: int, name: str) -> bytes | None:
-    """The beginning of a small file, or None where there is no such file."""
+    """The beginning of a file, or None if it does not exist."""
     return _in_file(directory, name, _head)
 
 
 def _in_file(directory: int, name: str, action: Callable[[int], Found]) -> Found | None:
-    """What `action` makes of a file of a run, whose command may have put anything in its place; None: no file."""
+    """The result of `action` for a file of a run; None if it is missing, or its command replaced it."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=directory)
         try:
@@ -133,7 +133,7 @@ def _head(descriptor: int) -> bytes:
 
 
 def _head_and_lock(descriptor: int) -> tuple[bytes, bool]:
-    """The beginning of a file, and whether somebody holds its lock."""
+    """The beginning of a file, and whether a process holds its lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -152,7 +152,7 @@ def _end_of(descriptor: int, limit: int) -> tuple[bytes, bool]:
 
 
 def _request(head: bytes) -> tuple[str, int]:
-    """The uid and the timeout in a request; no uid where it is not one."""
+    """The run uid and the timeout in a request file; an empty uid if it is not a request file."""
     run_uid, _, rest = head.partition(b"\0")
     timeout = rest.partition(b"\0")[0]
     return (run_uid.decode(), int(timeout)) if UID.fullmatch(run_uid) and timeout.isdigit() else ("", 0)
@@ -171,7 +171,7 @@ def _recorded(key: Key, run_uid: str, timeout: int, record: Mapping[str, str]) -
 
 
 def _outcome(record: Mapping[str, str], timeout: int) -> Outcome:
-    """How a run with that record ended; its own end counts where `kill` came late."""
+    """The outcome in a record; a command that ended by itself before the kill keeps its own."""
     if "failed" in record:
         return Outcome(State.FAILED, Reason.START_FAILED, f"/bin/sh could not be started: {record['failed']}")
     if "timed_out" in record:

@@ -1,4 +1,4 @@
-"""The runs of one installation on this host: directories that supervisors and controllers share."""
+"""The directory of one installation's runs on this host, which supervisors and controllers share."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ START = (
     "import os, sys; sys.path.append(sys.argv[1]); from controller.backends.process.supervisor import main; "
     "main(*sys.argv[2:]); os._exit(0)"
 )
-SUPERVISE = ("-I", "-S", "-c", START)  # no environment, no site; and no script, which each start would compile anew
+SUPERVISE = ("-I", "-S", "-c", START)  # no environment, no site, and no script, which each start would compile again
 MODULES = str(Path(controller.__file__).resolve().parent.parent)
 STALE_SECONDS = 3600.0
 TRIES = 5
 
 
 class RunDirectory:
-    """Every step that another controller may take too, at the same time; none of them waits."""
+    """The operations on runs. None of them waits, and other controllers may do the same at the same time."""
 
     def __init__(self, work_dir: Path, installation: UUID) -> None:
         self.root = work_dir / "runs" / str(installation)
@@ -49,7 +49,7 @@ class RunDirectory:
         ] = {}  # what changes no more, with its directory's inode and time
 
     def prepare(self) -> str:
-        """Makes the directories; returns this host's identity, the same for all who share them."""
+        """Creates the directories; returns this host's identity, the same for all controllers that share them."""
         if not hasattr(os, "waitid"):
             raise BackendUnavailableError("SANDBOX_BACKEND=process needs os.waitid: Linux, or macOS with Python 3.13")
         for directory in (self.root, self.staging, self.trash, self.wake):
@@ -64,10 +64,10 @@ class RunDirectory:
         return self._host()
 
     def check(self) -> str:
-        """This host's identity, where runs can still be made; raises OSError where they cannot."""
+        """Checks that runs can still be created; returns this host's identity. Raises OSError if they cannot."""
         for directory in (self.root, self.staging, self.trash, self.wake):
             if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-                os.stat(directory)  # says so where it is gone
+                os.stat(directory)  # raises FileNotFoundError if it is gone
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
         return self._host()
 
@@ -76,11 +76,11 @@ class RunDirectory:
             return f"process:{UUID(self._identity.read_text())}"
         except ValueError as error:
             raise BackendUnavailableError(
-                f"{self._identity} is damaged; with no run on this host, remove it"
+                f"{self._identity} is damaged: remove it while no sandbox runs on this host"
             ) from error
 
     def create(self, key: Key, request: bytes, *, look_first: bool) -> ObservedRun:
-        """Puts a whole directory in place by one rename, unless one is there."""
+        """Puts a complete directory in place by one rename, unless the attempt has one already."""
         for attempt in range(TRIES):
             if not (look_first and attempt == 0):
                 self._place(key.name, request)
@@ -89,10 +89,10 @@ class RunDirectory:
                 if found is not None:
                     return self._settled([found])[0]
                 self._discard(key.name, directory)
-        raise TransientEngineError(f"{key.name} is being made and removed by others")
+        raise TransientEngineError(f"{key.name} is being created and removed by other controllers")
 
     def release(self, key: Key, run_uid: str) -> None:
-        """Starts a supervisor; it takes the run if it is still that one and no other took it."""
+        """Starts a supervisor, which takes the run unless the run is another by then, or was taken."""
         self.reap()
         with self._opened_run(key, run_uid) as (_, found):
             if found.observed.phase is not Phase.INERT:
@@ -101,17 +101,17 @@ class RunDirectory:
         self._supervisors.add(spawn_supervisor([sys.executable, *SUPERVISE, *arguments], run_uid))
 
     def output(self, key: Key, run_uid: str, limit: int) -> Output:
-        """The end of what the run wrote."""
+        """The end of the run's output."""
         with self._opened_run(key, run_uid) as (directory, _):
             return read_output(directory, limit)
 
     def kill(self, key: Key, run_uid: str) -> None:
-        """Makes an inert run one that never starts, and has a live one killed."""
+        """Makes sure that an inert run never starts, and has the supervisor kill a live one."""
         with suppress(RunNotFoundError), self._opened_run(key, run_uid) as (directory, found):
             self._end(directory, found)
 
     def move_to_trash(self, key: Key, run_uid: str | None) -> str | None:
-        """Moves a dead run to the trash and returns its name there; has a live one killed and returns None."""
+        """Moves an ended run to the trash and returns its name there; has a live one killed and returns None."""
         self.reap()
         try:
             with self._opened(key.name) as directory:
@@ -127,12 +127,12 @@ class RunDirectory:
         return name
 
     def kill_all_processes(self, key: Key, run_uid: str | None) -> None:
-        """Kills all of a run, its supervisor too, which did not answer."""
+        """Kills all processes of a run, including its supervisor, which did not react."""
         with suppress(RunNotFoundError), self._opened_run(key, run_uid) as (_, found):
             kill_marked_processes([found.observed.run_uid])
 
     def listing(self) -> Listing:
-        """Looks at every run."""
+        """The state of every run."""
         begun = time.monotonic()
         self.reap()
         with os.scandir(self.root) as entries:
@@ -142,7 +142,7 @@ class RunDirectory:
         return Listing(tuple(self.look_at(keys.values())), begun)
 
     def look_at(self, keys: Iterable[Key]) -> list[ObservedRun]:
-        """Looks at these runs; those that are gone, or not a run's directory, are left out."""
+        """The state of these runs, without those that are gone and directories that are not a run's."""
         over: list[ObservedRun] = []
         looks: list[tuple[RunStatus, os.stat_result]] = []
         for key in keys:
@@ -160,7 +160,7 @@ class RunDirectory:
         return over + settled
 
     def tidy(self) -> None:
-        """Removes what controllers left that died at their work."""
+        """Removes what crashed controllers left."""
         for name in os.listdir(self.staging):
             with suppress(OSError):
                 if time.time() - os.stat(self.staging / name).st_mtime > STALE_SECONDS:
@@ -168,7 +168,7 @@ class RunDirectory:
         empty_trash(self.trash, os.listdir(self.trash))
 
     def reap(self) -> None:
-        """Takes note of supervisors that ended, so that they do not stay zombies."""
+        """Reaps supervisors that have ended."""
         for pid in list(self._supervisors):
             try:
                 ended = os.waitpid(pid, os.WNOHANG)[0] == pid
@@ -196,14 +196,14 @@ class RunDirectory:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:
-        """The directory of that name, held open: whatever takes its name later is another."""
+        """Opens the directory of that name: the descriptor stays with it, whatever takes its name later."""
         path = self.root / name
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         try:
             try:
                 directory = os.open(path, flags)
             except PermissionError:
-                os.chmod(path, 0o700)  # its own command closed it
+                os.chmod(path, 0o700)  # its command removed the permissions
                 directory = os.open(path, flags)
         except NotADirectoryError as error:
             raise FileNotFoundError(path) from error
@@ -214,7 +214,7 @@ class RunDirectory:
 
     @contextmanager
     def _opened_run(self, key: Key, run_uid: str | None) -> Iterator[tuple[int, RunStatus]]:
-        """That very run; raises RunNotFoundError where it is not there."""
+        """Opens that run. Raises RunNotFoundError if it does not exist."""
         try:
             with self._opened(key.name) as directory:
                 found = read_status(directory, key)
@@ -225,7 +225,7 @@ class RunDirectory:
             raise RunNotFoundError(f"no run {run_uid} of {key.name}") from error
 
     def _end(self, directory: int, found: RunStatus) -> bool:
-        """Whether nothing of the run lives, nor ever will; where something does, asks for its end."""
+        """Whether no process of the run lives or ever will. If one does, asks the supervisor to end it."""
         if found.observed.phase is Phase.INERT:
             with suppress(FileNotFoundError):
                 os.rename(run_files.INERT, run_files.NEVER, src_dir_fd=directory, dst_dir_fd=directory)
@@ -238,14 +238,14 @@ class RunDirectory:
             asked = os.open(run_files.KILL, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=directory)
             os.write(asked, run_files.BY_CONTROLLER)
             os.close(asked)
-            with suppress(OSError):  # no reader: it is not there yet, and sees the file when it comes
+            with suppress(OSError):  # no reader: the supervisor starts right now, and will find the file
                 control = os.open(run_files.CONTROL, os.O_WRONLY | os.O_NONBLOCK, dir_fd=directory)
                 os.write(control, b"k")
                 os.close(control)
         return not found.alive
 
     def _settled(self, looks: list[RunStatus]) -> list[ObservedRun]:
-        """What may be told of these runs: one without a supervisor has ended only once what it left is dead."""
+        """What may be reported of these runs: an orphaned one has ended only when its processes have."""
         orphans = {found.observed.run_uid for found in looks if found.orphaned}
         if not orphans or kill_marked_processes(orphans):
             return [found.observed for found in looks]
@@ -255,9 +255,9 @@ class RunDirectory:
         ]
 
     def _discard(self, name: str, directory: int) -> str | None:
-        """Moves that very directory to the trash; None where another controller is at it."""
+        """Moves that directory to the trash; None if another controller is doing so."""
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever moves it holds it
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by whoever moves it
             if os.stat(self.root / name, follow_symlinks=False).st_ino != os.fstat(directory).st_ino:
                 return None
             discarded = uuid.uuid4().hex
@@ -268,7 +268,7 @@ class RunDirectory:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes a file through to the disk."""
+    """Creates a file durably."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
@@ -277,7 +277,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def spawn_supervisor(argv: list[str], run_uid: str) -> int:
-    """Starts a detached process with nothing of this one's in it; returns its pid."""
+    """Starts a detached process that inherits nothing from this one; returns its pid."""
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
     environment = {run_files.MARKER: run_uid}
     default = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}

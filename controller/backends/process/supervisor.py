@@ -1,6 +1,6 @@
-"""The detached supervisor of one run: starts its command once, keeps the end of its output, writes how it ended.
+"""The detached supervisor of one run: starts its command once, keeps the end of its output, and records its end.
 
-It imports little, since every start waits for it: the `signal` module alone would cost a third of the time.
+It imports little, because every start waits for it: the `signal` module alone would cost a third of the time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Pipes:
-    """The descriptors between a supervisor, its command and whoever asks for its end."""
+    """The pipes between a supervisor, its command, and the controllers."""
 
     def __init__(self) -> None:
         self.control = os.open(run_files.CONTROL, os.O_RDONLY | os.O_NONBLOCK)
-        # Without a writer of its own, each one that leaves would look like an end of file.
+        # Without a writer of its own, the end of each other writer would look like an end of file.
         self.own_control = os.open(run_files.CONTROL, os.O_WRONLY | os.O_NONBLOCK)
         self.output, self.command_output = os.pipe()
         self.errors, self.command_errors = os.pipe()
@@ -39,7 +39,7 @@ class Pipes:
 
 
 def main(run_directory: str, run_uid: str, wake_directory: str) -> None:
-    """Starts that run unless it was started or is gone, and stays with it until it is over."""
+    """Starts that run, unless it was started before or is gone, and supervises it to its end."""
     close_inherited()
     os.chdir(run_directory)
     pipes = Pipes()
@@ -52,7 +52,7 @@ def main(run_directory: str, run_uid: str, wake_directory: str) -> None:
 
 
 def close_inherited() -> None:
-    """Closes what a library of the controller let through."""
+    """Closes descriptors that a library of the controller leaked."""
     try:
         for descriptor in map(int, os.listdir("/dev/fd")):
             os.closerange(max(descriptor, 3), descriptor + 1)
@@ -61,7 +61,7 @@ def close_inherited() -> None:
 
 
 def handle_signals(wakeup: int) -> None:
-    """Lets the end of a child wake the supervisor, and a signal that asks processes to end ask for the run's end."""
+    """Lets the end of a child wake the supervisor, and has TERM, INT and HUP end the run."""
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -71,9 +71,9 @@ def handle_signals(wakeup: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """On Linux, makes this process the parent of whatever the command leaves behind."""
+    """On Linux, makes this process the parent of the command's orphans."""
     try:
-        import _ctypes  # ctypes itself would cost 3 ms of each start
+        import _ctypes  # ctypes itself would cost each start 3 ms
 
         prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
         _ctypes.call_function(prctl, (36, 1, 0, 0, 0))  # PR_SET_CHILD_SUBREAPER
@@ -82,7 +82,7 @@ def adopt_orphans() -> None:
 
 
 def take(run_uid: str) -> list[bytes] | None:
-    """The request, where this process alone may start it: it holds the lock for life and has renamed the request."""
+    """Takes the run: locks the request for life and renames it, which only one process can do. None if it cannot."""
     try:
         lock = os.open(run_files.INERT, os.O_RDWR)
         request = os.read(lock, os.fstat(lock).st_size).split(b"\0")
@@ -92,12 +92,12 @@ def take(run_uid: str) -> list[bytes] | None:
         os.rename(run_files.INERT, run_files.STARTED)
     except OSError:
         return None
-    run_files.sync_directory()  # a crash of the host must not make it inert again
+    run_files.sync_directory()  # otherwise a crash of the host could make it inert again
     return request
 
 
 def run(request: list[bytes], run_directory: str, pipes: Pipes, wake_directory: str) -> list[str]:
-    """Runs the command to its end; returns the record of it."""
+    """Runs the command to its end; returns the record."""
     output = run_files.Output(pipes.output, int(request[3]))
     try:
         shell = os.fork()
@@ -122,40 +122,42 @@ def run(request: list[bytes], run_directory: str, pipes: Pipes, wake_directory: 
 
 
 def become_command(request: list[bytes], run_directory: bytes, pipes: Pipes) -> NoReturn:
-    """Turns this forked child into the command's shell, or writes why it cannot."""
+    """Replaces this forked child by the command's shell, or reports why it cannot."""
     try:
         os.setsid()
         os.dup2(pipes.command_output, 1)
         os.dup2(pipes.command_output, 2)
-        for ignored in (*DEAF, signal.SIGPIPE, signal.SIGXFSZ):  # by Python; a command inherits what is ignored
+        for ignored in (*DEAF, signal.SIGPIPE, signal.SIGXFSZ):  # by Python; a command would inherit that
             signal.signal(ignored, signal.SIG_DFL)
         home, temporary = (
             os.path.join(run_directory, os.fsencode(name)) for name in (run_files.WORK, run_files.TEMPORARY)
         )
         defaults = {b"PATH": PATH, b"HOME": home, b"TMPDIR": temporary, os.fsencode(run_files.MARKER): request[0]}
         given = {name: value for name, _, value in (entry.partition(b"=") for entry in request[5:])}
-        file_bytes = given.pop(os.fsencode(run_files.FILE_BYTES), None)  # none from versions that knew no such limit
+        file_bytes = given.pop(
+            os.fsencode(run_files.FILE_BYTES), None
+        )  # absent in requests of versions without this limit
         os.chdir(run_files.WORK)
         limit(resource.RLIMIT_CORE, 0)
         limit(resource.RLIMIT_DATA, int(request[2]))
         if file_bytes is not None:
             limit(resource.RLIMIT_FSIZE, int(file_bytes))
         os.execve(b"/bin/sh", (b"/bin/sh", b"-c", b"--", request[4]), defaults | given)
-    except BaseException as error:  # nothing of this copy of the supervisor may run on
+    except BaseException as error:  # this copy of the supervisor must not continue
         os.write(pipes.command_errors, (str(error) or repr(error)).encode(errors="replace"))
     finally:
         os._exit(127)
 
 
 def limit(kind: int, value: int) -> None:
-    """Lowers a resource limit for good; one that is lower already stays."""
+    """Lowers a resource limit for good; a lower one stays."""
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
 
 
 def watch(shell: int, output: run_files.Output, pipes: Pipes, deadline: float) -> list[str]:
-    """Stays until the shell has ended; ends it when its time is over, and at once where that was asked for."""
+    """Waits for the shell's end; ends it at its timeout, and at once on request."""
     cause: list[str] = []
     asked = False
     poller = select.poll()
@@ -184,7 +186,7 @@ def watch(shell: int, output: run_files.Output, pipes: Pipes, deadline: float) -
 
 
 def ended(shell: int) -> bool:
-    """Whether the shell has ended. It stays a zombie, so that no other group gets its number; others are reaped."""
+    """Whether the shell has ended. It stays a zombie, so that its process group keeps its number; others are reaped."""
     while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
         if child.si_pid == shell:
             return True
@@ -193,7 +195,7 @@ def ended(shell: int) -> bool:
 
 
 def end(shell: int) -> int:
-    """Kills whatever the ended shell left behind; returns the shell's wait status."""
+    """Kills what the ended shell left behind; returns the shell's wait status."""
     kill_group(shell, signal.SIGKILL)
     status = os.waitpid(shell, 0)[1]
     give_up = time.monotonic() + LEFTOVER_SECONDS
@@ -208,7 +210,7 @@ def end(shell: int) -> int:
 
 
 def kill_children() -> None:
-    """Kills this process's children, where /proc tells them: the command's orphans, each perhaps with its own."""
+    """Kills this process's children, which /proc shows: the command's orphans. They may have children in turn."""
     own = str(os.getpid()).encode()
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         try:
@@ -220,8 +222,8 @@ def kill_children() -> None:
 
 
 def kill_group(group: int, number: int) -> None:
-    """Signals a process group, if any of it is left."""
+    """Signals a process group, if it still exists."""
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):
-        return  # macOS refuses where only zombies are left
+        return  # macOS refuses if only zombies are left

@@ -1,4 +1,4 @@
-"""Removes the trees that runs left, whatever a hostile command made of them."""
+"""Removes directory trees of ended runs, whatever their commands created there."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ PASSES = 3
 
 
 def empty_trash(trash: Path, names: Iterable[str]) -> None:
-    """Removes trees in the trash, whatever a hostile command made of them.
+    """Removes these trees in the trash.
 
-    A directory in a directory is moved up beside its parent, so depth costs neither recursion nor a long path.
+    A nested directory is first moved up beside its parent, so that depth needs neither recursion nor a long path.
     """
     waiting = list(names)
     root = os.open(trash, os.O_RDONLY | os.O_DIRECTORY)
     try:
         while waiting:
             name = waiting.pop()
-            with suppress(OSError):  # what cannot be removed stays in the trash, out of everybody's way
+            with suppress(OSError):  # what cannot be removed stays in the trash
                 for _ in range(PASSES):
                     waiting += _flatten(root, name)
                     with suppress(OSError):
@@ -32,7 +32,7 @@ def empty_trash(trash: Path, names: Iterable[str]) -> None:
 
 
 def _flatten(root: int, name: str) -> list[str]:
-    """Empties one directory of the trash; returns the new names there of the directories that were in it."""
+    """Empties one directory of the trash; returns the names in the trash of the directories that were in it."""
     moved: list[str] = []
     os.chmod(name, 0o700, dir_fd=root)
     directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)

@@ -1,4 +1,4 @@
-"""How supervisors wake a controller."""
+"""The FIFO by which supervisors wake a controller."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 class WakeupFifo:
-    """A FIFO that each supervisor writes its run's name to when the run starts and ends.
+    """A FIFO to which each supervisor writes its run's name when the run starts and ends.
 
-    Not a socket: its path may have any length, and `import socket` would cost the supervisors 8 ms.
+    It is not a socket: a FIFO's path may have any length, and `import socket` would cost each supervisor 8 ms.
     """
 
     def __init__(self, wake: Path, staging: Path) -> None:
@@ -22,8 +22,12 @@ class WakeupFifo:
         unready = staging / self._path.name
         os.mkfifo(unready, 0o600)
         self._reader = os.open(unready, os.O_RDONLY | os.O_NONBLOCK)
-        self._writer = os.open(unready, os.O_WRONLY | os.O_NONBLOCK)  # or it would read an end of file for ever
-        os.rename(unready, self._path)  # only now: a FIFO without a reader is taken for a dead controller's
+        self._writer = os.open(
+            unready, os.O_WRONLY | os.O_NONBLOCK
+        )  # otherwise the reader would always see an end of file
+        os.rename(
+            unready, self._path
+        )  # only now: supervisors remove a FIFO without a reader, as that of a dead controller
         asyncio.get_running_loop().add_reader(self._reader, self._read)
 
     def _read(self) -> None:
@@ -32,7 +36,7 @@ class WakeupFifo:
         self._readable.set()
 
     async def wait(self, seconds: float) -> set[str]:
-        """The runs that something became of; waits for one, but not longer than `seconds`."""
+        """Waits up to `seconds` for a run's name; returns the names that came."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
                 await self._readable.wait()
@@ -41,7 +45,7 @@ class WakeupFifo:
         return {name.decode(errors="replace") for name in names}
 
     def close(self) -> None:
-        """Takes the FIFO away."""
+        """Removes the FIFO."""
         asyncio.get_running_loop().remove_reader(self._reader)
         self._path.unlink(missing_ok=True)
         os.close(self._reader)
