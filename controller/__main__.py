@@ -21,7 +21,7 @@ from controller.requester.explain import explain
 from controller.requester.submit import add_options, submit
 from controller.settings import OwnersSettings, Settings
 
-MOST_SECONDS = 604_800  # of waiting: a sandbox's own timeout is no longer
+MOST_SECONDS = 604_800  # the longest wait: the longest timeout of a sandbox
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -41,50 +41,60 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m controller", description="A row becomes a sandbox.")
+    parser = argparse.ArgumentParser(
+        prog="python -m controller", description="Runs the sandboxes that rows of a Postgres table ask for."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("run", help="claim rows and run them").set_defaults(run=run)
     migrating = verbs.add_parser("migrate", help="bring the database to this version")
     whose = migrating.add_mutually_exclusive_group()
     for choice, meaning in {
-        "copy": "this database is a copy and its original lives on: take a new id, leave what runs to the original",
-        "moved": "this database was moved and its original is gone: keep the id, and what runs",
+        "copy": "this database is a copy and its original lives on: take a new id, and leave what runs to the original",
+        "moved": "this database was moved and its original is gone: keep the id and what runs",
     }.items():
         whose.add_argument(f"--{choice}", dest="whose", action="store_const", const=choice, help=meaning)
     migrating.set_defaults(run=run_migrate)
-    give_up = verbs.add_parser("give-up", help="end or queue again every sandbox of an engine that is gone for good")
-    give_up.add_argument("engine", metavar="ENGINE", help="as `drain` names it")
+    give_up = verbs.add_parser("give-up", help="end or requeue every sandbox of an engine that is gone for good")
+    give_up.add_argument(
+        "engine", metavar="ENGINE", help="the engine's name, as `drain` and the column `engine` show it"
+    )
     give_up.set_defaults(run=run_give_up)
-    draining = verbs.add_parser("drain", help="cancel everything, wait until it has ended, and clean up")
+    draining = verbs.add_parser("drain", help="cancel every sandbox, wait until all have ended, and clean up")
     draining.add_argument(
-        "--timeout", type=_seconds, default=300.0, metavar="SECONDS", help="give up after (default: 300)"
+        "--timeout", type=_seconds, default=300.0, metavar="SECONDS", help="how long to wait (default: 300)"
     )
     draining.set_defaults(run=run_drain)
-    asking = verbs.add_parser("submit", help="ask for one sandbox, wait for it, and end as it did")
+    asking = verbs.add_parser("submit", help="insert one sandbox, wait for its end, and exit with its exit code")
     add_options(asking)
     asking.set_defaults(run=submit)
-    explaining = verbs.add_parser("explain", help="tell all about one sandbox")
+    explaining = verbs.add_parser(
+        "explain", help="show one sandbox: its state, what it waits for, its timeline and attempts"
+    )
     explaining.add_argument("id", help="the id that its insert returned")
     explaining.set_defaults(run=explain)
-    demo = verbs.add_parser("demo", help="show it all on a Postgres of its own, which is gone at the end")
-    demo.add_argument("--backend", choices=("docker", "process"), help="default: docker where an engine answers")
+    demo = verbs.add_parser("demo", help="run twelve real requests on a temporary Postgres")
+    demo.add_argument(
+        "--backend", choices=("docker", "process"), help="default: docker if an engine answers, else process"
+    )
     demo.set_defaults(run=run_demo)
     return parser
 
 
 def _seconds(text: str) -> float:
-    """An argument that is a length of time."""
+    """Parses an argument that is a length of time, in seconds."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds <= MOST_SECONDS:  # nor is `nan` anything of that
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of seconds over 0, {MOST_SECONDS:,} at most")
+    if not 0 < seconds <= MOST_SECONDS:  # false for `nan` too
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is not a number of seconds above 0 and at most {MOST_SECONDS:,}"
+        )
     return seconds
 
 
 def run_migrate(options: argparse.Namespace) -> int:
-    """`migrate`: applies what is missing."""
+    """`migrate`: applies the missing migrations."""
     settings = OwnersSettings.read()
     logs.set_up(settings.log_format)
     passwords = {
@@ -107,14 +117,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_drain(options: argparse.Namespace) -> int:
-    """`drain`: ends everything."""
+    """`drain`: cancels every sandbox, and waits until nothing is left."""
     settings = Settings.read()
     logs.set_up(settings.log_format)
     return asyncio.run(app.drain(settings, create_backend(settings), options.timeout))
 
 
 def run_give_up(options: argparse.Namespace) -> int:
-    """`give-up`: settles all that an engine without a controller is owed."""
+    """`give-up`: settles every row of an engine that is gone for good."""
     settings = Settings.read()
     logs.set_up(settings.log_format)
     done = asyncio.run(app.give_up(settings, options.engine))
@@ -123,7 +133,7 @@ def run_give_up(options: argparse.Namespace) -> int:
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    """`demo`: with packages that nothing else needs."""
+    """`demo`: imports packages that nothing else needs."""
     try:
         from controller.demo.show import demo
 

@@ -1,4 +1,4 @@
-"""What the environment sets, read once; the only place with a setting's name, unit and reason."""
+"""The settings from the environment, read once: the only place with a setting's name, unit and reason."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ RETENTION = Field(
     None,
     ge=1,
     le=100 * 365 * 86_400,
-    description="seconds that an ended sandbox stays in the table: its owner's to say",
+    description="seconds that an ended sandbox stays in the table; the owner sets it, through `migrate`",
 )
 
 
 class Settings(BaseSettings):
-    """The controller's settings. A field's name in capitals is its variable's."""
+    """The controller's settings. The variable of a field is the field's name in capitals."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
 
-    database_url: str = Field(description="the database, as the login that the controller is to use")
+    database_url: str = Field(description="the database, with the login that the controller uses")
     sandbox_backend: Literal["kubernetes", "docker", "process"] = Field(
-        "docker", description="what runs sandboxes; `process` isolates nothing, and so must be said outright"
+        "docker", description="what runs sandboxes; `process` isolates nothing, so it is never the default"
     )
     sandbox_image: str = Field("ci-fixer-sandbox:dev", description="image of sandboxes that name none")
     sandbox_namespace: str = Field("ci-fixer-sandboxes", description="Kubernetes namespace of the Jobs")
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
         100, ge=0, le=1_000_000, description="sandboxes launching or running at once, over all controllers"
     )
     sandbox_poll_seconds: float = Field(
-        1.0, ge=0.05, le=60, description="seconds between looks at the queue where no notification comes"
+        1.0, ge=0.05, le=60, description="seconds between looks at the queue if no notification comes"
     )
     sandbox_lease_seconds: float = Field(
         60.0,
@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         600.0, ge=1, le=86_400, description="seconds from the first claim within which a sandbox must have started"
     )
     sandbox_output_bytes: int = Field(
-        1 << 20, ge=1024, le=8 << 20, description="bytes of output kept of each attempt, its end"
+        1 << 20, ge=1024, le=8 << 20, description="bytes kept of each attempt's output, from its end"
     )
     sandbox_retention_seconds: float | None = RETENTION
     sandbox_work_dir: Path = Field(
@@ -95,13 +95,13 @@ class Settings(BaseSettings):
     @classmethod
     def _is_directory(cls, value: Path) -> Path:
         if str(value).startswith("~"):
-            raise ValueError("must be a directory's path, in which ~ has no meaning")
+            raise ValueError("must be the path of a directory (~ is not expanded)")
         try:
             there = next(path for path in (value.absolute(), *value.absolute().parents) if path.exists())
         except OSError as error:
-            raise ValueError(f"must be the path of a directory that can be used: {error.strerror}") from error
+            raise ValueError(f"must be the path of a usable directory: {error.strerror}") from error
         if not there.is_dir():
-            raise ValueError(f"must be a directory's path, and {there} is a file")
+            raise ValueError(f"must be the path of a directory, but {there} is a file")
         return value
 
     @field_validator("sandbox_job_options", mode="before")
@@ -117,36 +117,38 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls) -> Self:
-        """The environment's settings. Raises SettingsError naming every variable that is wrong or unknown."""
+        """Reads the environment. Raises SettingsError that names every variable that is wrong or unknown."""
         known = {name.upper() for name in cls.model_fields} | set(PASSWORDS)
         return _read(cls, known, [name for name in os.environ if name.startswith("SANDBOX_") and name not in known])
 
 
 class OwnersSettings(BaseSettings):
-    """What `migrate` takes: the owner's login, and what it writes into the database."""
+    """The settings of `migrate`: the owner's login, and what `migrate` writes into the database."""
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
 
-    database_url: str = Field(description="the database, as its owner")
+    database_url: str = Field(description="the database, with the owner's login")
     sandbox_retention_seconds: float | None = RETENTION
     sandbox_controller_password: str | None = None
     sandbox_requester_password: str | None = None
-    log_format: Literal["json", "console"] = Field("console", description="whoever migrates by hand reads along")
+    log_format: Literal["json", "console"] = Field(
+        "console", description="`console` by default: people run `migrate` by hand"
+    )
 
     @classmethod
     def read(cls) -> Self:
-        """The environment's. Raises SettingsError."""
+        """Reads the environment. Raises SettingsError that names every variable that is wrong."""
         return _read(cls, {name.upper() for name in cls.model_fields}, [])
 
 
 PASSWORDS = ("SANDBOX_CONTROLLER_PASSWORD", "SANDBOX_REQUESTER_PASSWORD")  # for `migrate` alone
 SECRETS = {"DATABASE_URL", *PASSWORDS}
-GIVEN_MOST = 100  # characters of a wrong value that are told
+GIVEN_MOST = 100  # characters of a wrong value that an error shows
 
 
 def _read(kind: type[Read], known: Set[str], unknown: Collection[str]) -> Read:
-    faults = [f"{name} is not a setting; there are {', '.join(sorted(known))}" for name in sorted(unknown)]
-    others = sorted(known - {"DATABASE_URL"})  # which its own rules tell more of
+    faults = [f"{name} is not a setting; the settings are {', '.join(sorted(known))}" for name in sorted(unknown)]
+    others = sorted(known - {"DATABASE_URL"})  # whose own check says more
     left_over = {name: fault for name in others if (fault := _left_over(os.environ.get(name, "")))}
     faults += [f"{name}{_given(name, os.environ[name])}: {fault}" for name, fault in left_over.items()]
     try:
@@ -159,13 +161,13 @@ def _read(kind: type[Read], known: Set[str], unknown: Collection[str]) -> Read:
 
 
 def _left_over(value: str) -> str | None:
-    """What a file of variables, or a shell, left in a value that belongs to no setting."""
+    """What is wrong with a value in which an env file or a shell left characters that belong to no setting."""
     if value != value.strip():
-        return "must be without the white space around it"
+        return "must not begin or end with white space"
     if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'`":
-        return "must be without the quotes around it, which some files of variables keep"
+        return "must not be in quotes, which some env files keep as part of the value"
     if any(character < " " or character == "\x7f" for character in value):
-        return "must be without control characters"
+        return "must not contain control characters"
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         return "must be UTF-8"
     return None
@@ -186,7 +188,7 @@ def _fault(kind: type[BaseSettings], fault: ErrorDetails) -> str:
 
 
 def _range(field: FieldInfo) -> str | None:
-    """What a number may be."""
+    """The range that a numeric setting takes, in words; None for any other setting."""
     least = next((rule.ge for rule in field.metadata if isinstance(rule, Ge)), None)
     most = next((rule.le for rule in field.metadata if isinstance(rule, Le)), None)
     if least is None or most is None:

@@ -1,4 +1,4 @@
-"""The requester's side of the queue: asks for a sandbox, follows it, reads what became of it."""
+"""The requester's side of the queue: inserts a sandbox, follows it, reads its outcome."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from controller.db.requests import Requests
 from controller.errors import DatabaseUnavailableError, SandboxError, WriteRejectedError
 from controller.protocol.model import State
 
-POLL_SECONDS = 0.5  # between looks where no notification comes
-AWAY_SECONDS = 60.0  # that the database may be gone for while somebody waits
+POLL_SECONDS = 0.5  # between looks if no notification comes
+AWAY_SECONDS = 60.0  # for which the database may be unavailable while a caller waits
 
 Answer = TypeVar("Answer")
 
@@ -25,7 +25,7 @@ class RequestRefused(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How a sandbox stands; the columns of the statement `progress`."""
+    """The state of a sandbox: the columns of the statement `progress`."""
 
     id: UUID
     state: State
@@ -40,19 +40,20 @@ class Progress:
 
 
 class Client:
-    """A requester's connection to the queue; where it is lost, another is made."""
+    """A requester's connection to the queue; if it is lost, the client opens another."""
 
     def __init__(self, url: str) -> None:
         self._requests = Requests(url)
 
     def close(self) -> None:
-        """Lets go of the database."""
+        """Closes the connection."""
         self._requests.close()
 
     def submit(self, request: Mapping[str, Any]) -> UUID | None:
-        """Asks for a sandbox by these columns; None where its idempotency_key or id is taken. Raises RequestRefused.
+        """Inserts a sandbox with these columns; returns its id, or None if its idempotency_key or id is taken.
 
-        With an `id` it is asked for again where the connection is lost: that makes one row, and None may be its own.
+        Raises RequestRefused. With an `id` the insert is sent again if the connection is lost: that makes one row, and
+        None may then mean the row of the first insert.
         """
         try:
             if "id" in request:
@@ -65,15 +66,15 @@ class Client:
             raise RequestRefused(rule) from error
 
     def cancel(self, sandbox_id: UUID) -> None:
-        """Asks for its end."""
+        """Cancels that sandbox."""
         self._rows("cancel", id=sandbox_id)
 
     def progress(self, ids: Sequence[UUID]) -> list[Progress]:
-        """How those stand that are still in the table."""
+        """The state of each of those sandboxes that is still in the table."""
         return [Progress(**row | {"state": State(row["state"])}) for row in self._rows("progress", ids=list(ids))]
 
     def follow(self, sandbox_id: UUID) -> Iterator[Progress]:
-        """How it stands: now, every half second, and when it has ended, which is the last."""
+        """Yields the state now, every half second, and when the sandbox has ended, which is the last."""
         self._requests.listen()
         while found := self.progress([sandbox_id]):
             yield found[0]
@@ -84,12 +85,12 @@ class Client:
         raise SandboxError(f"sandbox {sandbox_id} is no longer in the table")
 
     def output(self, sandbox_id: UUID) -> tuple[str, bool]:
-        """What its last attempt wrote, and whether the beginning of that is missing."""
+        """The output of the last attempt, and whether its beginning is missing."""
         row = self._rows("output", id=sandbox_id)[0]
         return row["output"] or "", row["output_truncated"]
 
     def facts(self, sandbox_id: UUID) -> tuple[list[dict[str, Any]], ...]:
-        """Its row, if there is one, its timeline and its attempts that are over."""
+        """The sandbox's row, if there is one, its timeline and its ended attempts."""
         return tuple(self._rows(name, id=sandbox_id) for name in ("sandbox", "events", "attempts"))
 
     def _rows(self, name: str, **params: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`explain`: all about one sandbox on one screen, made by pure functions from what the database has."""
+"""`explain`: one sandbox on one screen, built by pure functions from what the database has."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from controller.requester.client import Client
 Row = Mapping[str, Any]
 
 WIDTH = 100  # columns
-STEPS, ATTEMPTS = 11, 5  # lines at most, so that all stays within 40
-LATE = timedelta(seconds=-40)  # past a timeout by that much, TERM, KILL and recording are long over
-NOT_OURS = "a person: no controller wrote that it stands so, and none will end it; the database's owner may delete it"
+STEPS, ATTEMPTS = 11, 5  # the most lines of each, so that the screen has at most 40
+LATE = timedelta(seconds=-40)  # this long after a timeout, TERM, KILL and recording are over
+NOT_OURS = "a person: no controller wrote this state, and none will end it; the database's owner may delete the row"
 START = "start one with `python -m controller run`"
 
 
@@ -45,12 +45,12 @@ def explain(options: argparse.Namespace) -> int:
 
 
 def screen(row: Row, events: Sequence[Row], attempts: Sequence[Row], encoding: str = "utf-8") -> list[str]:
-    """At most 40 lines of at most 100 columns, whatever was put into the row, in that encoding's characters."""
+    """At most 40 lines of at most 100 columns, whatever the row contains, in characters of that encoding."""
     sections = {
         f"sandbox {row['id']}": _fields(row),
         "waits for": [line for each in waits_for(row) for line in _wrapped(each, WIDTH - 2)],
         "timeline (UTC)": _few(_timeline(row, events), STEPS),
-        "attempts that are over": _few([_attempt(each) for each in attempts], ATTEMPTS) or ["none"],
+        "ended attempts": _few([_attempt(each) for each in attempts], ATTEMPTS) or ["none"],
     }
     lines = [line for title, body in sections.items() for line in ["", title, *(f"  {each}" for each in body)]]
     cut = encodable("…", encoding)
@@ -58,10 +58,10 @@ def screen(row: Row, events: Sequence[Row], attempts: Sequence[Row], encoding: s
 
 
 def waits_for(row: Row) -> list[str]:
-    """What has to come next, as exactly as the database tells."""
+    """What the sandbox waits for, as exactly as the database shows."""
     state = State(row["state"])
     if state.terminal:
-        return ["nothing, it is over" if row["cleaned_at"] else "nothing but the removal of its run from its engine"]
+        return ["nothing: it has ended" if row["cleaned_at"] else "nothing but the removal of its run from the engine"]
     asked = row["cancel_requested_at"]
     lines = [f"its end: a cancel was requested {span(row['now'] - asked)} ago"] if asked else []
     if not asked or state is not State.QUEUED:
@@ -78,12 +78,12 @@ def _queued(row: Row) -> list[str]:
     ahead = "1000 or more" if row["ahead"] >= 1000 else row["ahead"]
     return [
         f"its turn: {ahead} ahead of it in the queue of tenant {row['tenant']}, by priority, then age",
-        f"room: {busy} of its tenant launch or run ({limit}), and {row['busy']} of all tenants",
+        f"room: {busy} of its tenant are launching or running ({limit}), and {row['busy']} of all tenants",
     ]
 
 
 def _launching(row: Row) -> list[str]:
-    step = "its command to start" if row["run_uid"] else "its run to be made"
+    step = "its command to start" if row["run_uid"] else "its run to be created"
     if row["lease_until"] is None:
         return [step, NOT_OURS]
     left = row["lease_until"] - row["now"]
@@ -103,7 +103,7 @@ def _running(row: Row) -> list[str]:
 
 
 def _abandoned(row: Row) -> str:
-    return f"a controller: none seems alive for engine {row['engine']}"
+    return f"a controller: none seems to be running for engine {row['engine']}"
 
 
 def _fields(row: Row) -> list[str]:
@@ -118,7 +118,7 @@ def _fields(row: Row) -> list[str]:
         "env": ", ".join(row["env"]),  # never the values
         "limits": f"{row['cpu_millis']} millicores, {row['memory_mib']} MiB memory, {row['disk_mib']} MiB disk, "
         f"{row['timeout_seconds']} s, network {row['network']}",
-        "asked": f"{row['created_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, tenant {row['tenant']}, "
+        "requested": f"{row['created_at'].astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, tenant {row['tenant']}, "
         f"priority {row['priority']}, max_attempts {row['max_attempts']}",
         "engine": row["engine"],
     }
@@ -142,7 +142,7 @@ def _timeline(row: Row, events: Sequence[Row]) -> list[str]:
 def _attempt(row: Row) -> str:
     code = "no exit code" if row["exit_code"] is None else f"exit code {row['exit_code']}"
     begun, ended = row["started_at"], row["ended_at"]
-    ran = f"{begun.astimezone(UTC):%H:%M:%S} ran {span(ended - begun)}" if begun and ended else "no times known"
+    ran = f"{begun.astimezone(UTC):%H:%M:%S} ran {span(ended - begun)}" if begun and ended else "times unknown"
     if row["bytes"] is None:
         output, cut = "output lost" if row["output_truncated"] else "no output", ""
     else:
@@ -151,7 +151,7 @@ def _attempt(row: Row) -> str:
 
 
 def span(time: timedelta) -> str:
-    """A length of time, without its sign."""
+    """A length of time in words, without its sign."""
     seconds = abs(time.total_seconds())
     for size, unit, part, rest in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:

@@ -1,4 +1,4 @@
-"""Ctrl-C, TERM, HUP and QUIT for `submit`: heeded by a thread of their own, whatever the main thread is doing."""
+"""Ctrl-C, TERM, HUP and QUIT for `submit`: a thread handles them, whatever the main thread is doing."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from controller.errors import DatabaseUnavailableError, SandboxError
 from controller.requester.client import AWAY_SECONDS, POLL_SECONDS, Client
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-CANCEL_SECONDS = 1.0  # that a second signal leaves to a cancel under way: many a runner sends two in one moment
-UNASKED, OVER = "nothing was asked for", "it had ended"
+CANCEL_SECONDS = 1.0  # for a cancel under way when a second signal comes: many runners send two at once
+UNASKED, OVER = "no sandbox was requested", "the sandbox had ended"
 
 
 class Interrupts:
-    """The first signal has the sandbox cancelled, over a connection of its own; the second leaves.
+    """The first signal cancels the sandbox, over a connection of its own; the second one exits.
 
-    Where there is nothing to cancel, before `asking` and after `over`, the first one leaves.
+    If there is nothing to cancel, before `asking` and after `over`, the first signal exits.
     """
 
     def __init__(self, url: str, sandbox_id: UUID) -> None:
@@ -42,26 +42,26 @@ class Interrupts:
         threading.Thread(target=self._heed, daemon=True).start()
 
     def asking(self) -> None:
-        """From now on there may be a row."""
-        with self._lock:  # which is held for good where a signal came before
+        """Says that from now on there may be a row."""
+        with self._lock:  # held for good if a signal came before
             self._nothing_to_cancel = None
 
     def asked(self) -> None:
-        """From now on there is a row, or there will be none."""
+        """Says that from now on the row exists, or never will."""
         self._answered.set()
 
     def over(self) -> None:
-        """Its end is known."""
+        """Says that the sandbox's end is known."""
         with self._lock:
             self._nothing_to_cancel = OVER
 
     @property
     def cancelled(self) -> bool:
-        """Whether a signal came, and the sandbox's end was asked for."""
+        """Whether a signal came and the cancel was sent."""
         return self._cancelled.is_set()
 
     def leave(self) -> NoReturn:
-        """Ends as by the first signal."""
+        """Exits as the first signal would."""
         os._exit(128 + self.number)
 
     def _heed(self) -> None:
@@ -71,8 +71,8 @@ class Interrupts:
             if self._nothing_to_cancel is not None:
                 self._leave(number, self._nothing_to_cancel)
         threading.Thread(target=self._cancel, daemon=True).start()
-        begin = [""] if sys.stderr.isatty() else []  # the terminal's ^C stands there
-        terminal.say(*begin, f"submit: {signal.Signals(number).name} came, cancelling {self._id}")
+        begin = [""] if sys.stderr.isatty() else []  # the line has the terminal's ^C
+        terminal.say(*begin, f"submit: received {signal.Signals(number).name}, cancelling sandbox {self._id}")
         number = self._came.recv(1)[0]
         self._cancelled.wait(CANCEL_SECONDS)
         self._leave(number, look(self._id))
@@ -85,10 +85,12 @@ class Interrupts:
                     answered = self._answered.wait(POLL_SECONDS)
                     client.cancel(self._id)
         except SandboxError as error:
-            terminal.say(f"submit: it could not be cancelled: {error}; {look(self._id)}")
+            terminal.say(f"submit: sandbox {self._id} could not be cancelled: {error}; {look(self._id)}")
         else:
             self._cancelled.set()
-            terminal.say("submit: asked to cancel it, waiting for its end; another signal (Ctrl-C) leaves at once")
+            terminal.say(
+                "submit: cancel requested, waiting for the sandbox to end; a second signal (Ctrl-C) exits at once"
+            )
 
     def _connected(self) -> Client:
         give_up = time.monotonic() + AWAY_SECONDS
@@ -101,10 +103,10 @@ class Interrupts:
             time.sleep(POLL_SECONDS)
 
     def _leave(self, number: int, why: str) -> NoReturn:
-        terminal.say(f"submit: left by {signal.Signals(number).name}: {why}")
+        terminal.say(f"submit: ended by {signal.Signals(number).name}: {why}")
         os._exit(128 + number)  # the main thread may be waiting for what never comes
 
 
 def look(sandbox_id: UUID) -> str:
-    """Where to read on about it."""
+    """The command that shows more about that sandbox."""
     return f"see: python -m controller explain {sandbox_id}"

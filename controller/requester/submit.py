@@ -1,4 +1,4 @@
-"""`submit`: asks for one sandbox, waits for it, and ends as its command did."""
+"""`submit`: inserts one sandbox, waits for its end, and exits with its exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from controller.requester.client import Client, Progress, RequestRefused
 from controller.requester.explain import START
 from controller.requester.interrupts import Interrupts, look
 
-# Exit codes; every other one is the command's own. Where a signal cancelled it: 128 and the signal's number.
+# Exit codes; every other one is the command's own. If a signal cancelled the sandbox: 128 + the signal's number.
 REFUSED, TIMED_OUT, UNKNOWN = 2, 124, 125
 NUMBERS = {  # option: column, unit, default
     "--timeout": ("timeout_seconds", "SECONDS", "600"),
@@ -31,14 +31,14 @@ NUMBERS = {  # option: column, unit, default
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What `submit` takes. An option left out leaves its column to the table's default."""
+    """Adds the options of `submit`. The column of an omitted option has the table's default."""
     parser.usage = "python -m controller submit [options] -- COMMAND ..."
     for option, (column, unit, default) in NUMBERS.items():
         parser.add_argument(option, dest=column, type=number, metavar=unit, help=f"{column} (default: {default})")
     parser.add_argument("--image", help="container image (default: the controller's)")
     parser.add_argument("--env", type=_variable, action="append", metavar="K=V", help="a variable; may be repeated")
-    parser.add_argument("--network", choices=("none", "egress"), help="what it may reach (default: none)")
-    parser.add_argument("--tenant", help="whom it counts for (default: default)")
+    parser.add_argument("--network", choices=("none", "egress"), help="the network that it may reach (default: none)")
+    parser.add_argument("--tenant", help="the tenant whose limits and turns apply (default: default)")
     parser.add_argument("--raw", action="store_true", help="on a terminal too, print the output byte for byte")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="a shell line, or a program and its arguments")
 
@@ -66,37 +66,37 @@ def submit(options: argparse.Namespace) -> int:
         terminal.say(f"submit: {error}")
         return UNKNOWN
     if truncated and output:
-        _say(end, f"the beginning of its output is missing, its last {len(output.encode()):,} bytes are here")
+        _say(end, f"the beginning of its output is missing; these are its last {len(output.encode()):,} bytes")
     _say(end, *filter(None, (end.reason, end.message)))
     return exit_code(end, interrupts.number or signal.SIGINT)
 
 
 def request(options: argparse.Namespace) -> dict[str, Any]:
-    """The columns that the options name."""
+    """The request's columns, from the options."""
     names = ("image", "env", "network", "tenant", *(column for column, _, _ in NUMBERS.values()))
     columns = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if "env" in columns:
         columns["env"] = dict(columns["env"])
-    words = options.command  # one is a shell line as it is; several are a program and its arguments
+    words = options.command  # a single one is a shell line; several are a program and its arguments
     return columns | {"command": words[0] if len(words) == 1 else shlex.join(words)}
 
 
 def number(text: str) -> int:
-    """A whole number. One too large even for Postgres becomes its largest, so that the column's own rule refuses it."""
+    """Parses a whole number. One too large even for Postgres becomes its largest, which the column's rule refuses."""
     if not re.fullmatch("[+-]?[0-9]+", text):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
     size = min(int(text.lstrip("+-0")[:20] or "0"), 2**63 - 1)
     return -size if text[0] == "-" else size
 
 
 def exit_code(end: Progress, number: int) -> int:
-    """What `submit` ends with; `number`: the signal by which a cancelled one was cancelled."""
+    """The exit code of `submit`. `number`: the signal by which a cancelled sandbox was cancelled."""
     known = UNKNOWN if end.exit_code is None else end.exit_code
     return {State.TIMED_OUT: TIMED_OUT, State.CANCELLED: 128 + number}.get(end.state, known)
 
 
 def follow(client: Client, sandbox_id: UUID, interrupts: Interrupts) -> Progress:
-    """Tells on stderr what is new until it has ended, or is cancelled and has nobody that would say so."""
+    """Reports progress on stderr until the sandbox has ended, or is cancelled without a controller to record it."""
     told, hinted = None, False
     for now in client.follow(sandbox_id):
         if now.state.terminal:
@@ -106,7 +106,7 @@ def follow(client: Client, sandbox_id: UUID, interrupts: Interrupts) -> Progress
             _say(now, *filter(None, (about, now.waiting)))
             told = stands
         if now.controllers == 0 and now.state is State.QUEUED and interrupts.cancelled:
-            _say(now, "cancelled: no controller is connected, and none will ever start it")
+            _say(now, "cancelled; no controller is connected, so it will never start")
             interrupts.leave()
         if now.controllers is not None and not now.resting and not hinted:
             hinted = True

@@ -140,7 +140,7 @@ def controller(database: str, sandboxes: Database, tmp_path: Path) -> Iterator[s
         (["--timeout", "1", "echo begun; sleep 60"], 124, "begun\n", "timed_out  DeadlineExceeded"),
         (["--env", "A=$(id) `id` \"'", "--", 'printf %s "$A"'], 0, "$(id) `id` \"'", "succeeded"),
         (["printf", "%s|", "a b", "$HOME"], 0, "a b|$HOME|", "succeeded"),
-        (["--", "yes | head -c 5000"], 0, "y\n" * 512, "its last 1,024 bytes are here"),
+        (["--", "yes | head -c 5000"], 0, "y\n" * 512, "these are its last 1,024 bytes"),
     ],
 )
 def test_it_prints_the_output_alone_and_ends_as_the_command(
@@ -169,8 +169,8 @@ def test_a_signal_cancels_and_waits_for_the_end(
     process.send_signal(number)
     out, err = process.communicate(timeout=DEADLINE)
     assert (process.returncode, out) == (code, "begun\n")
-    assert f"submit: {number.name} came, cancelling {id}\n" in err
-    assert "asked to cancel it" in err
+    assert f"submit: received {number.name}, cancelling sandbox {id}\n" in err
+    assert "cancel requested" in err
     assert err.splitlines()[-1].endswith("cancelled  Cancelled: cancelled while it ran")
 
 
@@ -198,7 +198,7 @@ def test_a_cancel_is_not_waited_for_where_no_controller_would_tell_its_end(datab
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 143
-    assert err.splitlines()[-1].endswith("cancelled: no controller is connected, and none will ever start it")
+    assert err.splitlines()[-1].endswith("cancelled; no controller is connected, so it will never start")
 
 
 def test_two_signals_in_one_moment_still_cancel(database: str, sandboxes: Database) -> None:
@@ -218,7 +218,7 @@ def test_a_signal_before_the_request_leaves_and_asks_for_nothing(database: str, 
         with connection:
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=DEADLINE)
-    assert (process.returncode, out, err) == (143, "", "submit: left by SIGTERM: nothing was asked for\n")
+    assert (process.returncode, out, err) == (143, "", "submit: ended by SIGTERM: no sandbox was requested\n")
 
 
 def test_ctrl_c_while_it_starts_leaves_no_trace() -> None:

@@ -15,7 +15,7 @@ def test_drain_takes_no_timeout_that_never_comes_or_is_none(text: str, capsys: p
         main(["drain", f"--timeout={text}"])
     assert ended.value.code == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.endswith(f"argument --timeout: {text!r} is no number of seconds over 0, 604,800 at most")
+    assert told.endswith(f"argument --timeout: {text!r} is not a number of seconds above 0 and at most 604,800")
 
 
 def test_an_error_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,23 +58,27 @@ def event(seconds_ago: float, step: str, detail: str | None = None, attempt: int
     ("stands", "told"),
     [
         pytest.param(row(ahead=3, tenant="ci"), "3 ahead of it in the queue of tenant ci", id="position"),
-        pytest.param(row(state="running"), "no controller wrote that it stands so", id="running by hand"),
-        pytest.param(row(state="launching"), "no controller wrote that it stands so", id="launching by hand"),
+        pytest.param(row(state="running"), "no controller wrote this state", id="running by hand"),
+        pytest.param(row(state="launching"), "no controller wrote this state", id="launching by hand"),
         pytest.param(row(ahead=1000), "1000 or more ahead of it", id="a long queue"),
         pytest.param(row(tenant_max_running=5, tenant_busy=5, busy=9), "its limit: 5, reached", id="tenant's limit"),
         pytest.param(row(controllers=0), "none is connected to this database; start one with", id="no controller"),
         pytest.param(row(attempt=2, retry_at=ago(-1.5)), "attempt 2, due in 1.500 s", id="retry"),
         pytest.param(row(attempt=2, retry_at=ago(4)), "attempt 2, due in 0.000 s", id="retry overdue"),
         pytest.param(row(cancel_requested_at=ago(2)), "its end: a cancel was requested 2.000 s ago", id="cancel"),
-        pytest.param(launching(), "its run to be made, by host/1-abc, whose lease has 30.0 s left", id="claimed"),
+        pytest.param(launching(), "its run to be created, by host/1-abc, whose lease has 30.0 s left", id="claimed"),
         pytest.param(launching(run_uid="u"), "its command to start, by host/1-abc", id="bound"),
         pytest.param(launching(waiting="ImagePullBackOff"), "because: ImagePullBackOff", id="waiting"),
         pytest.param(launching(lease_until=ago(20)), "but the lease ran out 20.0 s ago", id="lease"),
-        pytest.param(launching(lease_until=ago(20)), f"none seems alive for engine {ENGINE}", id="dead controller"),
+        pytest.param(
+            launching(lease_until=ago(20)), f"none seems to be running for engine {ENGINE}", id="dead controller"
+        ),
         pytest.param(running(), "it has run for 10.0 s and may for 9 min 50 s more", id="running"),
-        pytest.param(running(started_at=ago(700)), f"none seems alive for engine {ENGINE}", id="past its timeout"),
+        pytest.param(
+            running(started_at=ago(700)), f"none seems to be running for engine {ENGINE}", id="past its timeout"
+        ),
         pytest.param(row(state="failed"), "nothing but the removal of its run", id="ended"),
-        pytest.param(row(state="failed", cleaned_at=NOW), "nothing, it is over", id="cleaned"),
+        pytest.param(row(state="failed", cleaned_at=NOW), "nothing: it has ended", id="cleaned"),
     ],
 )
 def test_it_says_what_is_waited_for(stands: dict[str, Any], told: str) -> None:
@@ -95,7 +99,7 @@ def test_an_end_is_told_with_reason_exit_code_and_message() -> None:
 
 def test_an_attempt_without_exit_code_times_or_output_says_so() -> None:
     lost = attempt(state="lost", reason="Lost", exit_code=None, started_at=None, bytes=None, output_truncated=False)
-    assert screen(row(), [], [lost])[-1] == "  1  lost Lost, no exit code, no times known, no output"
+    assert screen(row(), [], [lost])[-1] == "  1  lost Lost, no exit code, times unknown, no output"
     gone = attempt(bytes=None, output_truncated=True)
     assert screen(row(), [], [gone])[-1].endswith(", output lost")
 

@@ -141,12 +141,12 @@ def test_what_a_number_may_be_is_told_whole(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 LEFT_OVER = {
-    '"{}"': "must be without the quotes around it",
-    "'{}'": "must be without the quotes around it",
-    " {}": "must be without the white space around it",
-    "{}\r": "must be without the white space around it",
-    "{}\n": "must be without the white space around it",
-    "{}\x1b[2J{}": "must be without control characters",
+    '"{}"': "must not be in quotes",
+    "'{}'": "must not be in quotes",
+    " {}": "must not begin or end with white space",
+    "{}\r": "must not begin or end with white space",
+    "{}\n": "must not begin or end with white space",
+    "{}\x1b[2J{}": "must not contain control characters",
     "{}\udcff": "must be UTF-8",
 }
 

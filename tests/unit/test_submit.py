@@ -97,7 +97,7 @@ def test_what_is_no_whole_number_is_refused_in_a_sentence(
     with pytest.raises(SystemExit) as ended:
         asked(f"{option}={text}", "true")
     assert ended.value.code == 2
-    assert f"argument {option}: {text!r} is no whole number" in capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}: {text!r} is not a whole number" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("words", [["--env", "A", "true"], ["--network", "all", "true"], []])
