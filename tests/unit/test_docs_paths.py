@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_the_index_of_decisions_names_each_once() -> None:
     folder = ROOT / "docs" / "decisions"
     linked = re.findall(r"^- \[[\w-]+\]\(([\w-]+\.md)\): ", (folder / "README.md").read_text(), flags=re.MULTILINE)
     assert sorted(linked) == sorted(path.name for path in folder.glob("*.md") if path.name != "README.md")
+
+
+def test_the_layers_of_the_document_are_those_of_the_linter() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(each for each in contracts if each.get("containers") == ["controller"])["layers"]
+    checked = [name for layer in layers for name in layer.split(" | ")]
+    text = (ROOT / "docs" / "architecture.md").read_text().split("the contracts are in `pyproject.toml`")[1]
+    block = text.split("\n\n")[1]
+    written = dict.fromkeys(word for word in re.findall(r"\w+", block) if word in checked)
+    assert list(written) == checked
 
 
 def test_what_is_gone_is_found(tmp_path: Path) -> None:
