@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.engines import Engine, make_engine
+from tests.support.engines import Engine, Watched, make_engine
 
 
 @pytest.fixture(params=["memory", "process", "docker", "kubernetes"])
@@ -19,6 +19,13 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         pytest.skip("backend memory: it pretends commands, and this promise needs a shell")
     yield made
     clear(made)
+
+
+@pytest.fixture
+async def watched(engine: Engine) -> AsyncIterator[Watched]:
+    """One adapter of the engine, open and observed."""
+    async with engine.backend() as found:
+        yield found
 
 
 def clear(engine: Engine) -> None:

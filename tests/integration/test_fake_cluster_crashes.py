@@ -29,13 +29,13 @@ from tests.support.fake_kubernetes.store import JOBS, PODS
 
 
 @pytest.mark.parametrize("fault", [Fault.REPLY_LOST, Fault.CUT, Fault.SILENT, Fault.SLOW])
-def test_a_job_that_was_made_without_an_answer_is_found_and_runs_once(
+async def test_a_job_that_was_made_without_an_answer_is_found_and_runs_once(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     """Cut off or silent, done or not: nobody can tell which, and so it is looked for."""
     hurry(monkeypatch)
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path, slow_seconds=0.4) as scene:
         scene.requests.meet("create", "jobs", fault)
         async with scene.control():
             sandbox = await scene.asked.insert("echo hi; exit 3")
@@ -44,11 +44,11 @@ def test_a_job_that_was_made_without_an_answer_is_found_and_runs_once(
         assert await scene.output(sandbox) == "hi\n"
         assert len(scene.requests.of("create", "jobs")) == (1 if fault in (Fault.REPLY_LOST, Fault.SLOW) else 2)
 
-    play(database, tmp_path, test, slow_seconds=0.4)
 
-
-def test_a_post_that_is_done_after_it_was_looked_for_in_vain_makes_the_one_job(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_post_that_is_done_after_it_was_looked_for_in_vain_makes_the_one_job(
+    database: str, tmp_path: Path
+) -> None:
+    async with play(database, tmp_path) as scene:
         sandbox = uuid4()
         scene.requests.meet("create", "jobs", Fault.CUT)
         scene.requests.meet("create", "jobs", lambda name: scene.make_job(sandbox, "echo hi; exit 3"))
@@ -58,8 +58,6 @@ def test_a_post_that_is_done_after_it_was_looked_for_in_vain_makes_the_one_job(d
         assert (row["state"], row["reason"], row["exit_code"], row["attempt"]) == ("failed", "NonZeroExit", 3, 1)
         assert len(scene.requests.of("create", "jobs")) == 2
 
-    play(database, tmp_path, test)
-
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """No request waits long for its answer."""
@@ -68,10 +66,10 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(request.__kwdefaults__, "timeout", type(QUICK)(total=0.3))
 
 
-def test_a_sleeper_makes_a_job_of_what_is_over_and_it_never_runs(database: str, tmp_path: Path) -> None:
+async def test_a_sleeper_makes_a_job_of_what_is_over_and_it_never_runs(database: str, tmp_path: Path) -> None:
     """It slept past its lease before its POST; another ran the attempt, recorded it, and the cluster removed it."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         sandbox = await scene.asked.insert("echo hi; exit 3")
         sleeper = await scene.stopped("before:create")
         async with scene.control():
@@ -90,11 +88,9 @@ def test_a_sleeper_makes_a_job_of_what_is_over_and_it_never_runs(database: str, 
         assert await scene.asked.row(sandbox) == row
         assert (row["state"], row["reason"], row["exit_code"], row["attempt"]) == ("failed", "NonZeroExit", 3, 1)
 
-    play(database, tmp_path, test)
 
-
-def test_a_sleeper_that_is_alone_when_it_wakes_sweeps_its_own_job(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_sleeper_that_is_alone_when_it_wakes_sweeps_its_own_job(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         sandbox = await scene.asked.insert("exit 3")
         sleeper = await scene.stopped("before:create")
         async with scene.control():
@@ -109,14 +105,12 @@ def test_a_sleeper_that_is_alone_when_it_wakes_sweeps_its_own_job(database: str,
         assert sum(scene.cluster.starts.values()) == 1
         assert await scene.asked.row(sandbox) == row
 
-    play(database, tmp_path, test)
-
 
 @pytest.mark.parametrize(("point", "most"), [("before:release", 1), ("before:record", 1), ("before:again", 2)])
-def test_a_sleeper_that_wakes_after_another_ended_its_run_changes_nothing(
+async def test_a_sleeper_that_wakes_after_another_ended_its_run_changes_nothing(
     database: str, tmp_path: Path, point: str, most: int
 ) -> None:
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         sandbox = await scene.asked.insert("echo hi; exit 3", max_attempts=most)
         sleeper = await scene.stopped(point)
         async with scene.control():
@@ -134,13 +128,11 @@ def test_a_sleeper_that_wakes_after_another_ended_its_run_changes_nothing(
         assert (row["state"], row["reason"], row["exit_code"], row["attempt"]) == ("failed", "NonZeroExit", 3, most)
         assert len(attempts) == len(scene.cluster.starts) == most
 
-    play(database, tmp_path, test)
 
-
-def test_a_post_that_outlives_its_controller_makes_nothing_that_runs(database: str, tmp_path: Path) -> None:
+async def test_a_post_that_outlives_its_controller_makes_nothing_that_runs(database: str, tmp_path: Path) -> None:
     """It lies in the network while another runs the attempt to its end, and the cluster removes it."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path, slow_seconds=4.5) as scene:
         scene.requests.meet("create", "jobs", Fault.SLOW)
         sandbox = await scene.asked.insert("exit 3")
         sender = scene.started()
@@ -156,11 +148,9 @@ def test_a_post_that_outlives_its_controller_makes_nothing_that_runs(database: s
         assert (row["state"], row["exit_code"], row["attempt"]) == ("failed", 3, 1)
         assert sum(scene.cluster.starts.values()) == 1
 
-    play(database, tmp_path, test, slow_seconds=4.5)
 
-
-def test_two_controllers_share_everything_and_start_each_once(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_two_controllers_share_everything_and_start_each_once(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control(), scene.control():
             commands = ["exit 0", "exit 3", "echo hi; sleep 0.3", "sleep 60"]
             every = [await scene.asked.insert(command, timeout_seconds=1) for _ in range(10) for command in commands]
@@ -176,13 +166,11 @@ def test_two_controllers_share_everything_and_start_each_once(database: str, tmp
         holders = await scene.asked.rows("select distinct detail from sandbox_events where step = 'claimed'")
         assert len(holders) == 2
 
-    play(database, tmp_path, test)
 
-
-def test_a_day_without_a_controller_and_each_run_is_recorded_as_it_was(database: str, tmp_path: Path) -> None:
+async def test_a_day_without_a_controller_and_each_run_is_recorded_as_it_was(database: str, tmp_path: Path) -> None:
     """Runs ended meanwhile: some are there with their logs, some without, some pods are past, some Jobs too."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             there = [await scene.running("echo there; sleep 1.5; exit 4") for _ in range(5)]
             scene.cluster.job_controller.on = False
@@ -219,8 +207,6 @@ def test_a_day_without_a_controller_and_each_run_is_recorded_as_it_was(database:
         outputs = [await scene.output(sandbox) for sandbox in (whole, without_log, without_pod, cut)]
         assert outputs == ["there\n", None, None, "there\n"]
         assert sum(scene.cluster.starts.values()) == 6
-
-    play(database, tmp_path, test)
 
 
 def _log_gone(scene: Scene, name: str, dry: str) -> None:

@@ -49,8 +49,10 @@ def ended(row: DictRow) -> tuple[str, str, int | None]:
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_a_surplus_pod_beside_one_that_is_not_bound_never_starts(database: str, tmp_path: Path, code: int) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_surplus_pod_beside_one_that_is_not_bound_never_starts(
+    database: str, tmp_path: Path, code: int
+) -> None:
+    async with play(database, tmp_path) as scene:
         scene.cluster.job_controller.on = False
         async with scene.control():
             sandbox = await scene.asked.insert(f"echo hi; sleep 0.3; exit {code}")
@@ -66,11 +68,9 @@ def test_a_surplus_pod_beside_one_that_is_not_bound_never_starts(database: str, 
         assert await scene.output(sandbox) == "hi\n"
         assert_job_ended(scene, name, "Failed" if code else "Complete")
 
-    play(database, tmp_path, test)
 
-
-def test_a_surplus_pod_beside_one_that_runs_never_starts_and_ends_nothing(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_surplus_pod_beside_one_that_runs_never_starts_and_ends_nothing(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             sandbox, pod = await scene.running("echo hi; sleep 1.5")
             name = f"sandbox-{sandbox}"
@@ -82,13 +82,11 @@ def test_a_surplus_pod_beside_one_that_runs_never_starts_and_ends_nothing(databa
         assert await scene.output(sandbox) == "hi\n"
         assert_job_ended(scene, name, "Complete")
 
-    play(database, tmp_path, test)
 
-
-def test_a_surplus_pod_beside_one_that_has_ended_never_starts_and_changes_no_outcome(
+async def test_a_surplus_pod_beside_one_that_has_ended_never_starts_and_changes_no_outcome(
     database: str, tmp_path: Path
 ) -> None:
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         made: list[Any] = []
 
         def double(pod: str) -> None:
@@ -103,8 +101,6 @@ def test_a_surplus_pod_beside_one_that_has_ended_never_starts_and_changes_no_out
         assert made
         assert ended(row) == ("failed", "NonZeroExit", 3)
         assert await scene.output(sandbox) == "hi\n"
-
-    play(database, tmp_path, test)
 
 
 def assert_job_ended(scene: Scene, name: str, kind: str) -> None:
@@ -127,12 +123,12 @@ BY_HAND = pytest.mark.parametrize("deletion", DELETIONS.values(), ids=DELETIONS.
 
 
 @BY_HAND
-def test_what_is_deleted_before_its_bind_runs_once_under_another_attempt_or_name(
+async def test_what_is_deleted_before_its_bind_runs_once_under_another_attempt_or_name(
     database: str, tmp_path: Path, deletion: Callable[[Scene, str, str], None]
 ) -> None:
     """The bind is under way, and waits for a transaction of its requester's."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         scene.cluster.job_controller.on = False
         async with scene.control(sandbox_lease_seconds=10):
             sandbox = await scene.asked.insert("echo hi; exit 3")
@@ -152,8 +148,6 @@ def test_what_is_deleted_before_its_bind_runs_once_under_another_attempt_or_name
         assert await scene.output(sandbox) == "hi\n"
         assert sum(scene.cluster.starts.values()) == 1
 
-    play(database, tmp_path, test)
-
 
 async def waits_for_lock(scene: Scene) -> None:
     """Until a controller's statement waits for somebody's transaction."""
@@ -163,12 +157,13 @@ async def waits_for_lock(scene: Scene) -> None:
 
 
 @BY_HAND
-def test_what_is_deleted_between_bind_and_release_runs_once(
+async def test_what_is_deleted_between_bind_and_release_runs_once(
     database: str, tmp_path: Path, deletion: Callable[[Scene, str, str], None]
 ) -> None:
     """The very request that would take the gate off comes too late."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
+
         def delete(pod: str) -> None:
             deletion(scene, pod[:44], pod)
 
@@ -182,16 +177,14 @@ def test_what_is_deleted_between_bind_and_release_runs_once(
         assert await scene.output(sandbox) == "hi\n"
         assert sum(scene.cluster.starts.values()) == 1
 
-    play(database, tmp_path, test)
-
 
 @BY_HAND
-def test_what_is_deleted_while_its_gate_cannot_be_taken_off_runs_once_or_is_lost(
+async def test_what_is_deleted_while_its_gate_cannot_be_taken_off_runs_once_or_is_lost(
     database: str, tmp_path: Path, deletion: Callable[[Scene, str, str], None]
 ) -> None:
     """A release went unanswered, so only the pod itself can tell that it never started."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         scene.requests.meet("patch", "pods", BUSY, 1000)
         async with scene.control():
             sandbox = await scene.asked.insert("echo hi; exit 3")
@@ -204,17 +197,15 @@ def test_what_is_deleted_while_its_gate_cannot_be_taken_off_runs_once_or_is_lost
         assert row["runs"] == 0
         assert sum(scene.cluster.starts.values()) == 1
 
-    play(database, tmp_path, test)
-
 
 @BY_HAND
-def test_what_is_deleted_while_it_runs_says_so_and_is_not_run_again(
+async def test_what_is_deleted_while_it_runs_says_so_and_is_not_run_again(
     database: str, tmp_path: Path, deletion: Callable[[Scene, str, str], None]
 ) -> None:
     """Its node leaves it a moment to be read."""
     graceful = deletion not in (DELETIONS["job, pod orphaned"], DELETIONS["pod by force"])
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             sandbox, pod = await scene.running(f"echo hi; sleep {60 if graceful else 1}", max_attempts=3)
             scene.cluster.kubelet.on = not graceful
@@ -232,14 +223,13 @@ def test_what_is_deleted_while_it_runs_says_so_and_is_not_run_again(
             assert await scene.output(sandbox) == "hi\n"
         assert row["attempt"] == sum(scene.cluster.starts.values()) == 1
 
-    play(database, tmp_path, test)
-
 
 @BY_HAND
-def test_what_is_deleted_after_its_end_keeps_its_outcome(
+async def test_what_is_deleted_after_its_end_keeps_its_outcome(
     database: str, tmp_path: Path, deletion: Callable[[Scene, str, str], None]
 ) -> None:
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
+
         def delete(pod: str) -> None:
             deletion(scene, pod[:44], pod)
 
@@ -252,14 +242,12 @@ def test_what_is_deleted_after_its_end_keeps_its_outcome(
         if deletion is DELETIONS["job, pod orphaned"]:
             assert await scene.output(sandbox) == "hi\n"
 
-    play(database, tmp_path, test)
-
 
 @pytest.mark.parametrize("blind", [False, True])
-def test_a_job_that_goes_before_it_has_a_pod_is_made_again(database: str, tmp_path: Path, blind: bool) -> None:
+async def test_a_job_that_goes_before_it_has_a_pod_is_made_again(database: str, tmp_path: Path, blind: bool) -> None:
     """The quota has no room for its pod; and where the watch is silent too, only a list tells."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path, cluster={"pod_quota": 0}) as scene:
         async with scene.control():
             sandbox = await scene.asked.insert("echo hi; exit 3")
             job = f"sandbox-{sandbox}"
@@ -276,8 +264,6 @@ def test_a_job_that_goes_before_it_has_a_pod_is_made_again(database: str, tmp_pa
             row = await scene.asked.cleaned(sandbox)
         assert (ended(row), row["runs"]) == (("failed", "NonZeroExit", 3), 0)
         assert sum(scene.cluster.starts.values()) == 1
-
-    play(database, tmp_path, test, cluster={"pod_quota": 0})
 
 
 # Put out
@@ -315,14 +301,14 @@ def press(scene: Scene, pod: str) -> None:
     ],
     ids=["drain", "eviction", "preemption", "memory", "node lost"],
 )
-def test_a_run_that_was_put_out_says_why_and_runs_again_only_where_that_is_asked(
+async def test_a_run_that_was_put_out_says_why_and_runs_again_only_where_that_is_asked(
     database: str,
     tmp_path: Path,
     befalls: Callable[[Scene, str], None],
     outcome: tuple[str, str, int | None],
     most: int,
 ) -> None:
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             sandbox, pod = await scene.running(max_attempts=most)
             befalls(scene, pod)
@@ -337,14 +323,12 @@ def test_a_run_that_was_put_out_says_why_and_runs_again_only_where_that_is_asked
         assert row["attempt"] == (most if outcome[0] == "failed" else 1)
         assert sum(scene.cluster.starts.values()) == row["attempt"]
 
-    play(database, tmp_path, test)
-
 
 # Gone before it was read
 
 
-def test_a_log_that_is_gone_does_not_hold_up_the_outcome(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_log_that_is_gone_does_not_hold_up_the_outcome(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         scene.requests.meet("get", "pods/log", lambda pod: scene.cluster.remove(PODS, pod))
         async with scene.control():
             sandbox = await scene.asked.insert("echo hi; sleep 0.3; exit 3")
@@ -352,12 +336,10 @@ def test_a_log_that_is_gone_does_not_hold_up_the_outcome(database: str, tmp_path
         assert (ended(row), row["attempt"]) == (("failed", "NonZeroExit", 3), 1)
         assert await scene.output(sandbox) is None
 
-    play(database, tmp_path, test)
-
 
 @pytest.mark.parametrize("kind", ["pod", "job"])
-def test_a_run_that_went_unseen_is_lost_and_not_run_again(database: str, tmp_path: Path, kind: str) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_run_that_went_unseen_is_lost_and_not_run_again(database: str, tmp_path: Path, kind: str) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             sandbox, pod = await scene.running("sleep 1.2; exit 3", max_attempts=3)
             await scene.api.stop()
@@ -373,14 +355,12 @@ def test_a_run_that_went_unseen_is_lost_and_not_run_again(database: str, tmp_pat
         assert (ended(row), row["attempt"]) == (("lost", "Lost", None), 1)
         assert sum(scene.cluster.starts.values()) == 1
 
-    play(database, tmp_path, test)
-
 
 # The API
 
 
-def test_an_api_that_is_down_at_any_moment_only_delays(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_an_api_that_is_down_at_any_moment_only_delays(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             before = [await scene.running(f"echo hi; sleep {seconds}; exit 3") for seconds in (0.8, 2.5)]
             await scene.api.stop()
@@ -402,8 +382,6 @@ def test_an_api_that_is_down_at_any_moment_only_delays(database: str, tmp_path: 
         assert [await scene.output(one) for one, _ in before] == ["hi\n", "hi\n"]
         assert (str(doomed), "1") not in scene.cluster.starts
 
-    play(database, tmp_path, test)
-
 
 def _phase(scene: Scene, pod: str) -> str:
     phase: str = (scene.cluster.pod(pod) or {"status": {}})["status"].get("phase", "")
@@ -415,10 +393,10 @@ LOOKS = [("list", "jobs"), ("list", "pods"), ("watch", "jobs"), ("watch", "pods"
 
 
 @pytest.mark.parametrize(("verb", "resource"), [*REQUESTS, *LOOKS, ("delete", "jobs")])
-def test_a_busy_api_is_left_alone_for_as_long_as_it_asks(
+async def test_a_busy_api_is_left_alone_for_as_long_as_it_asks(
     database: str, tmp_path: Path, verb: str, resource: str
 ) -> None:
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         busy: list[float] = []
 
         def refuse(name: str) -> Answer:
@@ -439,11 +417,9 @@ def test_a_busy_api_is_left_alone_for_as_long_as_it_asks(
         assert (ended(row), row["attempt"]) == (("failed", "NonZeroExit", 3), 1)
         assert await scene.output(sandbox) == "hi\n"
 
-    play(database, tmp_path, test)
 
-
-def test_news_of_a_pod_is_no_reason_to_ask_a_busy_api_again(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_news_of_a_pod_is_no_reason_to_ask_a_busy_api_again(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path, cluster={"start_delay": 30.0}) as scene:
         async with scene.control():
             sandbox = await scene.asked.insert("sleep 600")
             pod = await scene.pod(sandbox)
@@ -458,12 +434,10 @@ def test_news_of_a_pod_is_no_reason_to_ask_a_busy_api_again(database: str, tmp_p
         assert again - busy >= 1.0
         assert ended(row) == ("cancelled", "Cancelled", None)
 
-    play(database, tmp_path, test, cluster={"start_delay": 30.0})
-
 
 @pytest.mark.parametrize("in_stream", [True, False])
-def test_a_version_that_the_api_forgot_is_listed_anew(database: str, tmp_path: Path, in_stream: bool) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_version_that_the_api_forgot_is_listed_anew(database: str, tmp_path: Path, in_stream: bool) -> None:
+    async with play(database, tmp_path, gone_in_stream=in_stream) as scene:
         for kind in ("jobs", "pods"):
             scene.requests.meet("watch", kind, lambda name: scene.api.compact(), 3)
         async with scene.control(list_seconds=60):
@@ -473,11 +447,9 @@ def test_a_version_that_the_api_forgot_is_listed_anew(database: str, tmp_path: P
         assert (ended(row), row["attempt"]) == (("failed", "NonZeroExit", 3), 1)
         assert await scene.output(sandbox) == "hi\n"
 
-    play(database, tmp_path, test, gone_in_stream=in_stream)
 
-
-def test_a_watch_that_ends_with_an_error_is_begun_anew(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_watch_that_ends_with_an_error_is_begun_anew(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control(list_seconds=60):
             sandbox, pod = await scene.running("echo hi; sleep 0.5; exit 3")
             scene.api.watches.mute()  # so that the end goes by unseen
@@ -489,13 +461,13 @@ def test_a_watch_that_ends_with_an_error_is_begun_anew(database: str, tmp_path: 
             row = await scene.asked.cleaned(sandbox)
         assert ended(row) == ("failed", "NonZeroExit", 3)
 
-    play(database, tmp_path, test)
 
-
-def test_a_token_that_the_api_forgot_is_no_loss(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_token_that_the_api_forgot_is_no_loss(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kubernetes_api, "PAGE", "2")
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             every = [(await scene.running("sleep 1.5; exit 3"))[0] for _ in range(7)]
             for kind in ("jobs", "pods"):
@@ -503,11 +475,9 @@ def test_a_token_that_the_api_forgot_is_no_loss(database: str, tmp_path: Path, m
             rows = [await scene.asked.cleaned(sandbox) for sandbox in every]
         assert {ended(row) for row in rows} == {("failed", "NonZeroExit", 3)}
 
-    play(database, tmp_path, test)
 
-
-def test_a_silent_watch_hides_nothing_from_the_lists(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_silent_watch_hides_nothing_from_the_lists(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             await scene.api.watches.opened("jobs")
             await scene.api.watches.opened("pods")
@@ -517,11 +487,9 @@ def test_a_silent_watch_hides_nothing_from_the_lists(database: str, tmp_path: Pa
         assert (ended(row), row["attempt"]) == (("failed", "NonZeroExit", 3), 1)
         assert await scene.output(sandbox) == "hi\n"
 
-    play(database, tmp_path, test)
 
-
-def test_errors_of_the_api_change_no_outcome(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_errors_of_the_api_change_no_outcome(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             for verb, resource in [*REQUESTS, *LOOKS, ("get", "jobs"), ("get", "pods"), ("delete", "jobs")]:
                 scene.requests.meet(verb, resource, Answer(500, "InternalError", "etcdserver: request timed out"))
@@ -532,11 +500,9 @@ def test_errors_of_the_api_change_no_outcome(database: str, tmp_path: Path) -> N
         assert (ended(row), row["attempt"]) == (("failed", "NonZeroExit", 3), 1)
         assert await scene.output(sandbox) == "hi\n"
 
-    play(database, tmp_path, test)
 
-
-def test_credentials_that_ran_out_are_read_anew(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_credentials_that_ran_out_are_read_anew(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path, token="old") as scene:
         async with scene.control():
             before, _ = await scene.running("echo hi; sleep 1; exit 3")
             scene.api.token = "new"
@@ -548,14 +514,12 @@ def test_credentials_that_ran_out_are_read_anew(database: str, tmp_path: Path) -
             rows = [await scene.asked.cleaned(sandbox) for sandbox in (before, meanwhile)]
         assert [ended(row) for row in rows] == [("failed", "NonZeroExit", 3), ("failed", "NonZeroExit", 4)]
 
-    play(database, tmp_path, test, token="old")
-
 
 # No room, no right
 
 
-def test_a_full_quota_is_waited_out_and_named(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_full_quota_is_waited_out_and_named(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path, cluster={"job_quota": 0}) as scene:
         async with scene.control():
             sandbox = await scene.asked.insert("exit 3")
             waits = await scene.asked.until(sandbox, lambda row: row["waiting"] is not None)
@@ -564,11 +528,9 @@ def test_a_full_quota_is_waited_out_and_named(database: str, tmp_path: Path) -> 
             row = await scene.asked.cleaned(sandbox)
         assert (ended(row), row["waiting"]) == (("failed", "NonZeroExit", 3), None)
 
-    play(database, tmp_path, test, cluster={"job_quota": 0})
 
-
-def test_a_full_quota_does_not_hide_a_job_from_who_takes_over(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_full_quota_does_not_hide_a_job_from_who_takes_over(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path, cluster={"job_quota": 1}) as scene:
         sandbox = await scene.asked.insert("echo hi; exit 3")
         await scene.crash("after:create")
         async with scene.control():
@@ -576,13 +538,11 @@ def test_a_full_quota_does_not_hide_a_job_from_who_takes_over(database: str, tmp
         assert (ended(row), row["attempt"]) == (("failed", "NonZeroExit", 3), 1)
         assert await scene.output(sandbox) == "hi\n"
 
-    play(database, tmp_path, test, cluster={"job_quota": 1})
 
-
-def test_a_full_quota_does_not_hide_a_job_that_is_there_already(database: str, tmp_path: Path) -> None:
+async def test_a_full_quota_does_not_hide_a_job_that_is_there_already(database: str, tmp_path: Path) -> None:
     """Its answer is the same as for a new name: forbidden, and not that the name is taken. So it is looked for."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path, cluster={"job_quota": 1}) as scene:
         sandbox = uuid4()
         scene.cluster.job_controller.on = False
         scene.make_job(sandbox, "echo hi; exit 3")
@@ -595,13 +555,11 @@ def test_a_full_quota_does_not_hide_a_job_that_is_there_already(database: str, t
         assert (ended(row), row["attempt"]) == (("failed", "NonZeroExit", 3), 1)
         assert len(scene.requests.of("create", "jobs")) == 1
 
-    play(database, tmp_path, test, cluster={"job_quota": 1})
 
-
-def test_a_missing_right_is_waited_out_and_named(database: str, tmp_path: Path) -> None:
+async def test_a_missing_right_is_waited_out_and_named(database: str, tmp_path: Path) -> None:
     words = 'jobs.batch is forbidden: User "system:x" cannot create resource "jobs" in API group "batch"'
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         scene.requests.meet("create", "jobs", Answer(403, "Forbidden", words), 1000)
         async with scene.control():
             sandbox = await scene.asked.insert("exit 3")
@@ -611,24 +569,20 @@ def test_a_missing_right_is_waited_out_and_named(database: str, tmp_path: Path) 
             row = await scene.asked.cleaned(sandbox)
         assert ended(row) == ("failed", "NonZeroExit", 3)
 
-    play(database, tmp_path, test)
 
-
-def test_a_policy_that_refuses_a_job_ends_its_row_with_its_words(database: str, tmp_path: Path) -> None:
+async def test_a_policy_that_refuses_a_job_ends_its_row_with_its_words(database: str, tmp_path: Path) -> None:
     words = 'admission webhook "policy.example.org" denied the request: no such image here'
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         scene.requests.meet("create", "jobs", Answer(403, "Forbidden", words), 1000)
         async with scene.control():
             row = await scene.asked.cleaned(await scene.asked.insert("exit 3", max_attempts=3))
         assert (ended(row), row["attempt"]) == (("failed", "InvalidRequest", None), 1)
         assert words in row["message"]
 
-    play(database, tmp_path, test)
 
-
-def test_a_name_that_is_not_free_yet_is_waited_for(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_name_that_is_not_free_yet_is_waited_for(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         sandbox = uuid4()
         scene.make_job(sandbox, holder="test/held")
         scene.cluster.delete(JOBS, f"sandbox-{sandbox}", propagationPolicy="Background")
@@ -641,8 +595,6 @@ def test_a_name_that_is_not_free_yet_is_waited_for(database: str, tmp_path: Path
         assert (ended(row), row["runs"]) == (("failed", "NonZeroExit", 3), 0)
         assert sum(scene.cluster.starts.values()) == 1
 
-    play(database, tmp_path, test)
-
 
 # The database
 
@@ -651,7 +603,7 @@ STATEMENTS = ("claim", "bind", "start", "record", "clean", "standing", "take_ove
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
-def test_connections_that_end_at_any_statement_cost_nothing(
+async def test_connections_that_end_at_any_statement_cost_nothing(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str
 ) -> None:
     """All of them, each time: before the statement was sent, or with its answer under way."""
@@ -672,7 +624,7 @@ def test_connections_that_end_at_any_statement_cost_nothing(
 
     monkeypatch.setattr(Store, "_once", hurt)
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control(sandbox_lease_seconds=1):
             scene.requests.meet("create", "jobs", BUSY)
             sandbox = await scene.asked.insert("echo hi; sleep 1.5; exit 3", max_attempts=2)
@@ -682,22 +634,18 @@ def test_connections_that_end_at_any_statement_cost_nothing(
         assert await scene.output(sandbox) == "hi\n"
         assert sum(scene.cluster.starts.values()) == 2
 
-    play(database, tmp_path, test)
-
 
 @pytest.mark.parametrize(("verb", "resource"), REQUESTS)
-def test_connections_that_end_at_any_request_cost_nothing(
+async def test_connections_that_end_at_any_request_cost_nothing(
     database: str, tmp_path: Path, verb: str, resource: str
 ) -> None:
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         scene.requests.meet(verb, resource, lambda name: cut_off(database))
         async with scene.control():
             sandbox = await scene.asked.insert("echo hi; sleep 0.3; exit 3")
             row = await scene.asked.cleaned(sandbox)
         assert (ended(row), row["attempt"]) == (("failed", "NonZeroExit", 3), 1)
         assert await scene.output(sandbox) == "hi\n"
-
-    play(database, tmp_path, test)
 
 
 def cut_off(url: str) -> None:
@@ -726,12 +674,13 @@ BACK = {
         if moment == "running" or "," not in back
     ],
 )
-def test_commits_that_a_failover_lost_start_nothing_again(
+async def test_commits_that_a_failover_lost_start_nothing_again(
     database: str, tmp_path: Path, back: str, moment: str, same: bool
 ) -> None:
     """The run that is there is adopted, by the same controller or by another."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
+
         async def run() -> Any:
             sandbox, pod = await scene.running("echo hi; sleep 0.8; exit 3")
             if moment == "ended":
@@ -765,8 +714,6 @@ def test_commits_that_a_failover_lost_start_nothing_again(
         if moment != "recorded":
             assert await scene.output(sandbox) == "hi\n"
 
-    play(database, tmp_path, test)
-
 
 def set_back(scene: Scene, sandbox: Any, to: str) -> None:
     """The row as it was before what was committed since."""
@@ -782,10 +729,10 @@ def set_back(scene: Scene, sandbox: Any, to: str) -> None:
         connection.execute("delete from sandbox_attempts where sandbox_id = %s", [sandbox])
 
 
-def test_the_poll_alone_suffices_where_notifications_no_longer_come(
+async def test_the_poll_alone_suffices_where_notifications_no_longer_come(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         async with Proxy(database) as proxy:
             monkeypatch.setattr(controlling, "listen", lambda url, channel, wake: listen(proxy.url, channel, wake))
             async with scene.control():
@@ -799,8 +746,6 @@ def test_the_poll_alone_suffices_where_notifications_no_longer_come(
             assert proxy.accepted == 1
         assert ended(row) == ("failed", "NonZeroExit", 3)
 
-    play(database, tmp_path, test)
-
 
 # Cancelled
 
@@ -810,10 +755,10 @@ def test_the_poll_alone_suffices_where_notifications_no_longer_come(
     [("create", "jobs", 0), ("patch", "pods", None)],
     ids=["at the POST", "at the release"],
 )
-def test_a_cancel_at_the_very_moment_of_a_request_is_kept(
+async def test_a_cancel_at_the_very_moment_of_a_request_is_kept(
     database: str, tmp_path: Path, verb: str, resource: str, starts: int | None
 ) -> None:
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path) as scene:
         scene.requests.meet(verb, resource, lambda name: scene.sql("update sandboxes set cancel_requested_at = now()"))
         async with scene.control():
             sandbox = await scene.asked.insert("sleep 600")
@@ -822,11 +767,9 @@ def test_a_cancel_at_the_very_moment_of_a_request_is_kept(
         assert ended(row) == ("cancelled", "Cancelled", None)
         assert starts is None or sum(scene.cluster.starts.values()) == starts
 
-    play(database, tmp_path, test)
 
-
-def test_a_cancel_between_post_and_bind_starts_nothing(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_cancel_between_post_and_bind_starts_nothing(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         scene.cluster.job_controller.on = False
         async with scene.control():
             sandbox = await scene.asked.insert("sleep 600")
@@ -839,11 +782,9 @@ def test_a_cancel_between_post_and_bind_starts_nothing(database: str, tmp_path: 
         assert ended(row) == ("cancelled", "Cancelled", None)
         assert not scene.cluster.starts
 
-    play(database, tmp_path, test)
 
-
-def test_a_cancel_between_bind_and_release_starts_nothing(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_cancel_between_bind_and_release_starts_nothing(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         scene.requests.meet("patch", "pods", BUSY, 1000)
         async with scene.control():
             sandbox = await scene.asked.insert("sleep 600")
@@ -855,14 +796,12 @@ def test_a_cancel_between_bind_and_release_starts_nothing(database: str, tmp_pat
         assert ended(row) == ("cancelled", "Cancelled", None)
         assert not scene.cluster.starts
 
-    play(database, tmp_path, test)
-
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_a_cancel_while_it_starts_ends_it_unstarted(database: str, tmp_path: Path, taken: bool) -> None:
+async def test_a_cancel_while_it_starts_ends_it_unstarted(database: str, tmp_path: Path, taken: bool) -> None:
     """Its node has taken it and makes the container, or no node has room."""
 
-    async def test(scene: Scene) -> None:
+    async with play(database, tmp_path, cluster={"start_delay": 30.0}) as scene:
         scene.cluster.scheduler.on = taken
         async with scene.control():
             sandbox = await scene.asked.insert("sleep 600")
@@ -873,11 +812,9 @@ def test_a_cancel_while_it_starts_ends_it_unstarted(database: str, tmp_path: Pat
         assert ended(row) == ("cancelled", "Cancelled", None)
         assert not scene.cluster.starts
 
-    play(database, tmp_path, test, cluster={"start_delay": 30.0})
 
-
-def test_a_cancel_while_it_runs_ends_it(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_cancel_while_it_runs_ends_it(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control():
             sandbox, _ = await scene.running("echo hi; sleep 600", max_attempts=3)
             scene.cancel(sandbox)
@@ -885,11 +822,9 @@ def test_a_cancel_while_it_runs_ends_it(database: str, tmp_path: Path) -> None:
         assert (ended(row), row["attempt"]) == (("cancelled", "Cancelled", None), 1)
         assert await scene.output(sandbox) == "hi\n"
 
-    play(database, tmp_path, test)
 
-
-def test_a_cancel_as_it_ends_leaves_its_own_result(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_cancel_as_it_ends_leaves_its_own_result(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         scene.requests.meet(
             "get", "pods/log", lambda pod: scene.sql("update sandboxes set cancel_requested_at = now()")
         )
@@ -897,11 +832,9 @@ def test_a_cancel_as_it_ends_leaves_its_own_result(database: str, tmp_path: Path
             row = await scene.asked.cleaned(await scene.asked.insert("sleep 0.5; exit 3", max_attempts=3))
         assert (ended(row), row["attempt"]) == (("failed", "NonZeroExit", 3), 1)
 
-    play(database, tmp_path, test)
 
-
-def test_a_cancel_at_any_moment_ends_in_one_of_two_truths(database: str, tmp_path: Path) -> None:
-    async def test(scene: Scene) -> None:
+async def test_a_cancel_at_any_moment_ends_in_one_of_two_truths(database: str, tmp_path: Path) -> None:
+    async with play(database, tmp_path) as scene:
         async with scene.control(), scene.control():
             every = [await scene.asked.insert("sleep 0.1; exit 3") for _ in range(40)]
             for number, sandbox in enumerate(every):
@@ -912,5 +845,3 @@ def test_a_cancel_at_any_moment_ends_in_one_of_two_truths(database: str, tmp_pat
         assert {(row["state"], row["reason"]) for row in rows} <= truths
         for row in rows:
             assert row["state"] == "cancelled" or scene.cluster.starts[str(row["id"]), "1"] == 1
-
-    play(database, tmp_path, test)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.control import Table, control, table
-from tests.support.engines import SHELL_IMAGE, make_engine
+from tests.support.engines import SHELL_IMAGE, Engine, make_engine
 
 COMMANDS: dict[str, tuple[str, int | None, str]] = {  # command: state, exit code, reason
     "no-such-program": ("failed", 127, "NonZeroExit"),
@@ -36,36 +36,37 @@ COMMANDS: dict[str, tuple[str, int | None, str]] = {  # command: state, exit cod
 GOOD = "echo good"
 
 
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    """The Docker engine, or the one that the test asks for."""
+    return make_engine(getattr(request, "param", "docker"), tmp_path)
+
+
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("kind", ["process", "docker"])
-def test_no_command_harms_the_controller_or_its_neighbours(kind: str, tmp_path: Path, database: str) -> None:
-    engine = make_engine(kind, tmp_path)
-
-    async def go() -> None:
-        async with table(database) as asked, control(database, engine.connect()):
-            rest = {"image": SHELL_IMAGE if kind == "docker" else None, "memory_mib": 128, "disk_mib": 16}
-            bad, good = {}, []
-            for command in COMMANDS:
-                bad[command] = await asked.insert(
-                    command, timeout_seconds=2 if "300" in command or "trap" in command else 60, **rest
-                )
-                good.append(await asked.insert(GOOD, **rest))
-            wrong = {}
-            for command, sandbox in bad.items():
-                row = await _ended(asked, sandbox)
-                found = (row["state"], row["exit_code"], row["reason"])
-                if found != COMMANDS[command]:
-                    wrong[command] = found
-            assert not wrong
-            for sandbox in good:
-                row = await _ended(asked, sandbox)
-                assert row["state"] == "succeeded", row
-        async with table(database) as asked:
-            outputs = await asked.rows("select output, command from sandbox_results join sandboxes using (id)")
-            assert all(each["output"] == "good\n" for each in outputs if each["command"] == GOOD)
-            assert all(len(each["output"].encode()) <= 1 << 20 for each in outputs)
-
-    asyncio.run(go())
+@pytest.mark.parametrize("engine", ["process", "docker"], indirect=True)
+async def test_no_command_harms_the_controller_or_its_neighbours(engine: Engine, database: str) -> None:
+    async with table(database) as asked, control(database, engine.connect()):
+        rest = {"image": engine.image, "memory_mib": 128, "disk_mib": 16}
+        bad, good = {}, []
+        for command in COMMANDS:
+            bad[command] = await asked.insert(
+                command, timeout_seconds=2 if "300" in command or "trap" in command else 60, **rest
+            )
+            good.append(await asked.insert(GOOD, **rest))
+        wrong = {}
+        for command, sandbox in bad.items():
+            row = await _ended(asked, sandbox)
+            found = (row["state"], row["exit_code"], row["reason"])
+            if found != COMMANDS[command]:
+                wrong[command] = found
+        assert not wrong
+        for sandbox in good:
+            row = await _ended(asked, sandbox)
+            assert row["state"] == "succeeded", row
+    async with table(database) as asked:
+        outputs = await asked.rows("select output, command from sandbox_results join sandboxes using (id)")
+        assert all(each["output"] == "good\n" for each in outputs if each["command"] == GOOD)
+        assert all(len(each["output"].encode()) <= 1 << 20 for each in outputs)
 
 
 async def _ended(asked: Table, sandbox: object) -> dict[str, object]:
@@ -75,35 +76,25 @@ async def _ended(asked: Table, sandbox: object) -> dict[str, object]:
     return row
 
 
-def test_an_image_that_does_not_exist_fails_its_own_row_alone(tmp_path: Path, database: str) -> None:
-    engine = make_engine("docker", tmp_path)
-
-    async def go() -> None:
-        async with table(database) as asked, control(database, engine.connect()):
-            missing = await asked.insert(GOOD, image="localhost:5000/no/such:image")
-            refused = await asked.insert(GOOD, image="UPPER/case")
-            good = await asked.insert(GOOD, image=SHELL_IMAGE, memory_mib=64)
-            assert (await _ended(asked, good))["state"] == "succeeded"
-            row = await _ended(asked, missing)
-            assert (row["state"], row["reason"]) == ("failed", "ImagePullFailed")
-            assert row["message"]
-            row = await _ended(asked, refused)
-            assert (row["state"], row["reason"]) == ("failed", "InvalidRequest")
-
-    asyncio.run(go())
+async def test_an_image_that_does_not_exist_fails_its_own_row_alone(engine: Engine, database: str) -> None:
+    async with table(database) as asked, control(database, engine.connect()):
+        missing = await asked.insert(GOOD, image="localhost:5000/no/such:image")
+        refused = await asked.insert(GOOD, image="UPPER/case")
+        good = await asked.insert(GOOD, image=SHELL_IMAGE, memory_mib=64)
+        assert (await _ended(asked, good))["state"] == "succeeded"
+        row = await _ended(asked, missing)
+        assert (row["state"], row["reason"]) == ("failed", "ImagePullFailed")
+        assert row["message"]
+        row = await _ended(asked, refused)
+        assert (row["state"], row["reason"]) == ("failed", "InvalidRequest")
 
 
-def test_memory_beyond_the_limit_is_told_apart_from_a_plain_137(tmp_path: Path, database: str) -> None:
-    engine = make_engine("docker", tmp_path)
-
-    async def go() -> None:
-        async with table(database) as asked, control(database, engine.connect()):
-            rest = {"image": SHELL_IMAGE, "memory_mib": 32, "disk_mib": 256}
-            hungry = await asked.insert("tail /dev/zero", **rest)
-            plain = await asked.insert("exit 137", **rest)
-            row = await _ended(asked, hungry)
-            assert (row["state"], row["reason"], row["exit_code"]) == ("failed", "OOMKilled", 137)
-            row = await _ended(asked, plain)
-            assert (row["state"], row["reason"], row["exit_code"]) == ("failed", "NonZeroExit", 137)
-
-    asyncio.run(go())
+async def test_memory_beyond_the_limit_is_told_apart_from_a_plain_137(engine: Engine, database: str) -> None:
+    async with table(database) as asked, control(database, engine.connect()):
+        rest = {"image": SHELL_IMAGE, "memory_mib": 32, "disk_mib": 256}
+        hungry = await asked.insert("tail /dev/zero", **rest)
+        plain = await asked.insert("exit 137", **rest)
+        row = await _ended(asked, hungry)
+        assert (row["state"], row["reason"], row["exit_code"]) == ("failed", "OOMKilled", 137)
+        row = await _ended(asked, plain)
+        assert (row["state"], row["reason"], row["exit_code"]) == ("failed", "NonZeroExit", 137)

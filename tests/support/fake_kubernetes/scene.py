@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,23 +216,15 @@ async def scene(url: str, directory: Path, cluster: Mapping[str, Any], api: Mapp
             await made.close()
 
 
-def play(
-    url: str,
-    directory: Path,
-    test: Callable[[Scene], Awaitable[None]],
-    *,
-    cluster: Mapping[str, Any] | None = None,
-    **api: Any,
-) -> None:
-    """Runs a test's coroutine on a scene of its own, after which every promise must have been kept."""
-
-    async def go() -> None:
-        async with asyncio.timeout(WHOLE_SECONDS), scene(url, directory, cluster or {}, api) as made:
-            try:
-                await test(made)
-                await made.keeps_its_promises()
-            except TimeoutError:
-                rows = await made.asked.rows("select id, state, reason, waiting, attempt, run_uid from sandboxes")
-                pytest.fail(f"waited too long: {rows}; {made.unrecorded()}\n{made.log()}")
-
-    asyncio.run(go())
+@asynccontextmanager
+async def play(
+    url: str, directory: Path, *, cluster: Mapping[str, Any] | None = None, **api: Any
+) -> AsyncIterator[Scene]:
+    """A scene for a whole test, after which every promise must have been kept."""
+    async with asyncio.timeout(WHOLE_SECONDS), scene(url, directory, cluster or {}, api) as made:
+        try:
+            yield made
+            await made.keeps_its_promises()
+        except TimeoutError:
+            rows = await made.asked.rows("select id, state, reason, waiting, attempt, run_uid from sandboxes")
+            pytest.fail(f"waited too long: {rows}; {made.unrecorded()}\n{made.log()}")
