@@ -48,6 +48,10 @@ def postgres() -> Iterator[str]:
 
         with tempfile.TemporaryDirectory(prefix="sandbox-pg-") as directory:
             server = get_server(Path(directory) / "data")
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                for name in ("fsync", "full_page_writes"):  # no test survives this machine: half the time of a database
+                    connection.execute(SQL("alter system set {} = off").format(Identifier(name)))
+                connection.execute("select pg_reload_conf()")
             try:
                 yield server.get_uri()
             finally:
