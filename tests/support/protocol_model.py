@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 from uuid import UUID
 
 from controller.protocol.actions import (
@@ -42,8 +43,7 @@ PROVEN = True  # without its engine, only a row that is not bound counts as neve
 DOUBTED = True  # a bound run that was deleted counts as never started only if no release of it went unanswered
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """The row, as the compare-and-set statements see it."""
 
     state: State = State.QUEUED
@@ -55,8 +55,7 @@ class Table:
     cleaned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """One object on the engine."""
 
     uid: int
@@ -66,8 +65,7 @@ class Run:
     ending: bool = False  # a controller asked for its end, which comes in a while
 
 
-@dataclass(frozen=True, slots=True)
-class Hand:
+class Hand(NamedTuple):
     """What one controller believes."""
 
     row: Table
@@ -79,8 +77,7 @@ class Hand:
     doomed: bool = False  # it asked for the run's end
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(NamedTuple):
     """Everything."""
 
     row: Table = Table()
@@ -128,7 +125,7 @@ def moves(world: World, max_attempts: int, faults: int) -> Iterator[tuple[str, W
     """Every world that may come next, and by what."""
     yield from _engine(world)
     if world.row.state is State.QUEUED and world.row.cancelled:  # cancel_queued, in SQL
-        yield "cancel in SQL", replace(world, row=replace(world.row, state=State.CANCELLED, cleaned=True))
+        yield "cancel in SQL", world._replace(row=world.row._replace(state=State.CANCELLED, cleaned=True))
     for run in world.runs:
         if run.attempt < world.row.attempt or world.row.cleaned:
             yield "sweep", _without(world, run.uid)
@@ -142,11 +139,11 @@ def moves(world: World, max_attempts: int, faults: int) -> Iterator[tuple[str, W
             yield "look", _put(world, who, _look(world, hand) if ours else None)
             believed = any(run.uid == hand.row.bound and run.phase is not Phase.GONE for run in hand.view)
             if believed and not any(run.uid == hand.row.bound for run in world.runs):
-                told = replace(_believe(hand, hand.row.bound, Phase.GONE), missing=True)
+                told = _believe(hand, hand.row.bound, Phase.GONE)._replace(missing=True)
                 yield "told of a removal", _put(world, who, told)
             yield from _act(world, who, hand, max_attempts)
     if world.faults < faults:
-        worse = replace(world, faults=world.faults + 1)
+        worse = world._replace(faults=world.faults + 1)
         yield from _faults(worse, max_attempts)
 
 
@@ -154,17 +151,17 @@ def _engine(world: World) -> Iterator[tuple[str, World]]:
     for run in world.runs:
         if run.phase is Phase.RUNNING:
             for code in (0, 1):
-                ended = replace(run, phase=Phase.ENDED, outcome=exit_outcome(code))
+                ended = run._replace(phase=Phase.ENDED, outcome=exit_outcome(code))
                 yield f"exit {code}", _with(world, ended)
             if run.ending:
-                yield "killed", _with(world, replace(run, phase=Phase.ENDED, outcome=KILLED))
+                yield "killed", _with(world, run._replace(phase=Phase.ENDED, outcome=KILLED))
 
 
 def _take_up(world: World, who: int) -> Iterator[tuple[str, World]]:
     row = world.row
     if row.state is State.QUEUED and not row.cancelled:
-        claimed = replace(row, state=State.LAUNCHING, epoch=row.epoch + 1)
-        yield "claim", _put(replace(world, row=claimed), who, Hand(claimed, mine=True))
+        claimed = row._replace(state=State.LAUNCHING, epoch=row.epoch + 1)
+        yield "claim", _put(world._replace(row=claimed), who, Hand(claimed, mine=True))
     elif row.state is not State.QUEUED and not row.cleaned:  # the comparison finds a row in nobody's hands
         yield "adopt", _put(world, who, _look(world, Hand(row)))
 
@@ -173,14 +170,14 @@ def _faults(world: World, max_attempts: int) -> Iterator[tuple[str, World]]:
     row = world.row
     yield from _abandon(world, max_attempts)
     if not row.cancelled and not row.state.terminal:
-        yield "cancel", replace(world, row=replace(row, cancelled=True))
+        yield "cancel", world._replace(row=row._replace(cancelled=True))
     if not world.overdue:
-        yield "start deadline", replace(world, overdue=True)
+        yield "start deadline", world._replace(overdue=True)
     for run in world.runs:
         yield "vanish", _without(world, run.uid)
         if run.phase is Phase.INERT:
             double = Run(world.made, run.attempt)
-            yield "double", replace(world, runs=(*world.runs, double), made=world.made + 1)
+            yield "double", world._replace(runs=(*world.runs, double), made=world.made + 1)
     for who, hand in enumerate(world.hands):
         if hand is not None:
             yield "crash", _put(world, who, None)
@@ -188,8 +185,8 @@ def _faults(world: World, max_attempts: int) -> Iterator[tuple[str, World]]:
                 if run.phase is Phase.STARTING:  # what the engine said before the release arrives after it
                     yield "old sight", _put(world, who, _believe(hand, run.uid, Phase.INERT))
             for name, after in _act(world, who, hand, max_attempts):  # done, and no answer came
-                pair = _pair(replace(hand, fresh=False), world.hands[1 - who])
-                yield f"{name}, reply lost", replace(after, hands=pair)
+                pair = _pair(hand._replace(fresh=False), world.hands[1 - who])
+                yield f"{name}, reply lost", after._replace(hands=pair)
         if row.state is State.LAUNCHING and _held(world):  # a lease ran out, whatever its holder believes
             yield _take_over(world, who)
 
@@ -209,15 +206,15 @@ def _abandon(world: World, max_attempts: int) -> Iterator[tuple[str, World]]:
         loose = world.loose if row.bound is None else world.loose | {row.bound}
         match step:
             case Record(outcome):
-                settled = replace(row, state=outcome.state)
+                settled = row._replace(state=outcome.state)
             case Retry(_, counted) if not row.cancelled:
                 runs = row.runs + counted
-                settled = replace(row, state=State.QUEUED, attempt=row.attempt + 1, bound=None, runs=runs)
+                settled = row._replace(state=State.QUEUED, attempt=row.attempt + 1, bound=None, runs=runs)
             case Clean():
-                settled = replace(row, cleaned=True)
+                settled = row._replace(cleaned=True)
             case _:
                 continue
-        yield f"settled without its engine: {type(step).__name__.lower()}", replace(world, row=settled, loose=loose)
+        yield f"settled without its engine: {type(step).__name__.lower()}", world._replace(row=settled, loose=loose)
 
 
 def _held(world: World) -> bool:
@@ -225,8 +222,8 @@ def _held(world: World) -> bool:
 
 
 def _take_over(world: World, who: int) -> tuple[str, World]:
-    taken = replace(world.row, epoch=world.row.epoch + 1)
-    return "take over", _put(replace(world, row=taken), who, Hand(taken, mine=True))
+    taken = world.row._replace(epoch=world.row.epoch + 1)
+    return "take over", _put(world._replace(row=taken), who, Hand(taken, mine=True))
 
 
 def _look(world: World, hand: Hand) -> Hand:
@@ -238,7 +235,7 @@ def _look(world: World, hand: Hand) -> Hand:
     kept = tuple(
         run for run in hand.view if gone and run.uid == row.bound and run.phase in (Phase.NEVER_STARTED, Phase.GONE)
     )
-    return replace(hand, row=row, view=there + kept, missing=gone)
+    return hand._replace(row=row, view=there + kept, missing=gone)
 
 
 def _act(world: World, who: int, hand: Hand, max_attempts: int) -> Iterator[tuple[str, World]]:
@@ -257,14 +254,14 @@ def _act(world: World, who: int, hand: Hand, max_attempts: int) -> Iterator[tupl
             there = next((run for run in world.runs if run.attempt == asked.attempt), None)
             if there is None:
                 there = Run(world.made, asked.attempt)
-                after = replace(world, runs=(*world.runs, there), made=world.made + 1)
-            mine: Hand | None = replace(hand, view=(*hand.view, there), created=True, missing=False)
+                after = world._replace(runs=(*world.runs, there), made=world.made + 1)
+            mine: Hand | None = hand._replace(view=(*hand.view, there), created=True, missing=False)
         case Bind():
             fits = (row.attempt, row.epoch) == (asked.attempt, asked.epoch) and row.bound in (None, uid)
             if fits and row.state is State.LAUNCHING and not row.cancelled:
-                after = replace(world, row=replace(row, bound=uid))
+                after = world._replace(row=row._replace(bound=uid))
                 first = asked.bound is None and run_of is not None and run_of.phase is Phase.INERT
-                mine = replace(hand, row=replace(asked, bound=uid), fresh=first)
+                mine = hand._replace(row=asked._replace(bound=uid), fresh=first)
             else:
                 mine = _refresh(world, hand)
         case Release() if run is None:
@@ -272,35 +269,35 @@ def _act(world: World, who: int, hand: Hand, max_attempts: int) -> Iterator[tupl
         case Release():
             if run is not None and run.phase is Phase.INERT:
                 after = _start(world, run)
-            mine = replace(_believe(hand, uid, Phase.STARTING), fresh=hand.fresh and not SPENT)
+            mine = _believe(hand, uid, Phase.STARTING)._replace(fresh=hand.fresh and not SPENT)
         case MarkRunning():
             fits = same and row.state is State.LAUNCHING
-            after = replace(world, row=replace(row, state=State.RUNNING)) if fits else world
-            mine = replace(hand, row=after.row) if fits else _refresh(world, hand)
+            after = world._replace(row=row._replace(state=State.RUNNING)) if fits else world
+            mine = hand._replace(row=after.row) if fits else _refresh(world, hand)
         case Kill():
             if run is not None and run.phase is Phase.RUNNING:
-                after = _with(world, replace(run, ending=True))
-            mine = replace(hand, doomed=True)
+                after = _with(world, run._replace(ending=True))
+            mine = hand._replace(doomed=True)
         case Discard():
             after = world if uid is None else _without(world, uid)
             if uid == asked.bound and run_of is not None and run_of.phase is Phase.INERT:
                 mine = _believe(hand, uid, Phase.NEVER_STARTED if hand.fresh or not DOUBTED else Phase.GONE)
             else:
-                mine = replace(hand, view=tuple(one for one in hand.view if one.uid != uid), created=False)
+                mine = hand._replace(view=tuple(one for one in hand.view if one.uid != uid), created=False)
         case Record(outcome) if same:
             _check_outcome(world, outcome)
-            after = replace(world, row=replace(row, state=outcome.state))
-            mine = replace(hand, row=replace(asked, state=outcome.state))
+            after = world._replace(row=row._replace(state=outcome.state))
+            mine = hand._replace(row=asked._replace(state=outcome.state))
         case Retry(_, counted) if same and not row.cancelled and (counted or row.epoch == asked.epoch or not FENCED):
-            queued = replace(row, state=State.QUEUED, attempt=row.attempt + 1, bound=None, runs=row.runs + counted)
-            after = replace(world, row=queued, runs=tuple(one for one in world.runs if one.attempt != asked.attempt))
+            queued = row._replace(state=State.QUEUED, attempt=row.attempt + 1, bound=None, runs=row.runs + counted)
+            after = world._replace(row=queued, runs=tuple(one for one in world.runs if one.attempt != asked.attempt))
             mine = None
         case Record() | Retry():
             mine = _refresh(world, hand)
         case Clean():
-            after = replace(world, runs=tuple(one for one in world.runs if one.attempt != asked.attempt))
+            after = world._replace(runs=tuple(one for one in world.runs if one.attempt != asked.attempt))
             if row.state.terminal:
-                after = replace(after, row=replace(row, cleaned=True))
+                after = after._replace(row=row._replace(cleaned=True))
             mine = None
         case Drop():
             mine = None
@@ -311,7 +308,7 @@ def _refresh(world: World, hand: Hand) -> Hand | None:
     row = world.row
     if row.attempt != hand.row.attempt or (FENCED and row.epoch != hand.row.epoch):
         return None
-    return replace(hand, row=row, mine=hand.mine and row.epoch == hand.row.epoch)
+    return hand._replace(row=row, mine=hand.mine and row.epoch == hand.row.epoch)
 
 
 def _start(world: World, run: Run) -> World:
@@ -321,7 +318,7 @@ def _start(world: World, run: Run) -> World:
             raise Broken("a command started although its row had ended")
         if world.row.bound != run.uid:
             raise Broken("a run started that was not bound")
-    return _with(replace(world, starts=(*world.starts, run.attempt)), replace(run, phase=Phase.RUNNING))
+    return _with(world._replace(starts=(*world.starts, run.attempt)), run._replace(phase=Phase.RUNNING))
 
 
 def _check_outcome(world: World, outcome: Outcome) -> None:
@@ -343,11 +340,11 @@ def _check_outcome(world: World, outcome: Outcome) -> None:
 
 
 def _believe(hand: Hand, uid: int | None, phase: Phase) -> Hand:
-    return replace(hand, view=tuple(replace(one, phase=phase) if one.uid == uid else one for one in hand.view))
+    return hand._replace(view=tuple(one._replace(phase=phase) if one.uid == uid else one for one in hand.view))
 
 
 def _put(world: World, who: int, hand: Hand | None) -> World:
-    return replace(world, hands=_pair(hand, world.hands[1 - who]))
+    return world._replace(hands=_pair(hand, world.hands[1 - who]))
 
 
 def _pair(one: Hand | None, other: Hand | None) -> tuple[Hand | None, Hand | None]:
@@ -356,11 +353,11 @@ def _pair(one: Hand | None, other: Hand | None) -> tuple[Hand | None, Hand | Non
 
 
 def _with(world: World, run: Run) -> World:
-    return replace(world, runs=tuple(run if one.uid == run.uid else one for one in world.runs))
+    return world._replace(runs=tuple(run if one.uid == run.uid else one for one in world.runs))
 
 
 def _without(world: World, uid: int) -> World:
-    return replace(world, runs=tuple(one for one in world.runs if one.uid != uid))
+    return world._replace(runs=tuple(one for one in world.runs if one.uid != uid))
 
 
 def explore(max_attempts: int, faults: int) -> dict[World, list[World]]:
