@@ -25,6 +25,8 @@ from psycopg.rows import DictRow, dict_row
 
 from controller.db.migrate import migrate
 from controller.requester.client import Client, RequestRefused
+from tests.support.command_line import run_here
+from tests.support.forked import Forked
 from tests.support.proxy import Proxy
 from tests.support.stage import Postgres
 
@@ -106,29 +108,26 @@ def end(sandboxes: Database, id: UUID, reason: str) -> None:
 def controller(database: str, sandboxes: Database, tmp_path: Path) -> Iterator[str]:
     """The URL of a database whose sandboxes run, as processes of this host."""
     settings = {"SANDBOX_BACKEND": "process", "SANDBOX_WORK_DIR": tmp_path / "work", "HTTP_PORT": 0}
-    with (tmp_path / "log").open("wb") as log:
-        ours = environment(database, SANDBOX_OUTPUT_BYTES=1024, **settings)
-        process = subprocess.Popen([sys.executable, "-m", "controller", "run"], env=ours, stdout=log, stderr=log)
-        listening = (
-            "select from pg_stat_activity where datname = current_database() and application_name = 'sandbox-listener'"
+    ours = environment(database, SANDBOX_OUTPUT_BYTES=1024, **settings)
+    process = Forked(run_here, "run", environment=ours, log=tmp_path / "log")
+    listening = (
+        "select from pg_stat_activity where datname = current_database() and application_name = 'sandbox-listener'"
+    )
+    try:
+        until("a controller that listens", lambda: process.poll() is not None or sandboxes.execute(listening).rowcount)
+        yield database
+    finally:
+        sandboxes.execute("update sandboxes set cancel_requested_at = now() where finished_at is null")
+        until(
+            "the end of all",
+            lambda: not sandboxes.execute("select from sandboxes where cleaned_at is null").rowcount,
         )
+        process.terminate()
         try:
-            until(
-                "a controller that listens", lambda: process.poll() is not None or sandboxes.execute(listening).rowcount
-            )
-            yield database
-        finally:
-            sandboxes.execute("update sandboxes set cancel_requested_at = now() where finished_at is null")
-            until(
-                "the end of all",
-                lambda: not sandboxes.execute("select from sandboxes where cleaned_at is null").rowcount,
-            )
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(10)
+        except TimeoutError:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,13 @@ import os
 import subprocess
 import sys
 
+from controller.__main__ import main
+
+
+def run_here(*words: str) -> None:
+    """Runs one verb in this process, which ends with its exit code."""
+    sys.exit(main(words))
+
 
 def command_line(url: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs one verb on that database to its end; it must never show a stack trace."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([f"tests.support.{name}" for name in ("crashing", "memory_controller", "remote_engine")])
+PRELOADED = ("command_line", "crashing", "memory_controller", "remote_engine")  # what the tests fork
+CONTEXT.set_forkserver_preload([f"tests.support.{name}" for name in PRELOADED])
 POLL_SECONDS = 0.02
 
 
