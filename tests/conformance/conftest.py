@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cluster import session_namespace
 from tests.support.engines import Engine, Watched, make_engine
 
 
@@ -29,7 +30,11 @@ async def watched(engine: Engine) -> AsyncIterator[Watched]:
 
 
 def clear(engine: Engine) -> None:
-    """Deletes every run that the test left."""
+    """Deletes every run that the test left; a cluster's are gone a few seconds later."""
+    if engine.name == "kubernetes":
+        for path in session_namespace().leftovers(f"installation={engine.installation}"):
+            session_namespace().delete(path)
+        return
 
     async def delete_all() -> None:
         async with engine.backend() as watched:
