@@ -199,7 +199,7 @@ def test_every_statement_reads_no_more_than_it_has_to_do_with(stage: str, filled
     [
         (f"select count(*) as n from sandbox_claim_v3('a', '{ENGINE}', 60, 1000, 100)", 100),
         ("select forgotten as n from sandbox_forget_v3(1000)", 1000),
-        ("select sandbox_cancel_all() as n", QUEUED - QUEUED // 50 + ACTIVE),
+        ("select sandbox_cancel_all_v5() as n", QUEUED - QUEUED // 50 + ACTIVE),
     ],
     ids=["claim", "forget", "cancel_all"],
 )

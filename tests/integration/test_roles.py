@@ -44,7 +44,8 @@ CALLS = {
     "sandbox_controller": {
         *("sandbox_now", "sandbox_claim", "sandbox_claim_v3", "sandbox_forget", "sandbox_forget_v3"),
         *("sandbox_cancel_all", "sandbox_register", "sandbox_unregister", "sandbox_saw", "sandbox_identify"),
-        "sandbox_connected",
+        *("sandbox_connected", "sandbox_connected_v5", "sandbox_register_v5", "sandbox_unregister_v5"),
+        *("sandbox_saw_v5", "sandbox_cancel_all_v5", "sandbox_identify_v5"),
     },
 }
 ROLES = pytest.mark.parametrize("role", ["sandbox_requester", "sandbox_controller"])
@@ -164,8 +165,8 @@ def test_what_runs_with_the_owners_rights_has_a_fixed_search_path(owner: Connect
         "select proname, proconfig from pg_proc where prosecdef and pronamespace = 'public'::regnamespace"
     ).fetchall()
     assert {each["proname"] for each in found} == {
-        *("sandbox_forget", "sandbox_forget_v3", "sandbox_cancel", "sandbox_apply_cancel", "sandbox_cancel_all"),
-        *("sandbox_register", "sandbox_unregister", "sandbox_saw", "sandbox_identify"),
+        *("sandbox_forget", "sandbox_forget_v3", "sandbox_cancel", "sandbox_apply_cancel", "sandbox_cancel_all_v5"),
+        *("sandbox_register_v5", "sandbox_unregister_v5", "sandbox_saw_v5", "sandbox_identify", "sandbox_identify_v5"),
     }
     assert {each["proconfig"][0] for each in found} == {"search_path=pg_catalog, public, pg_temp"}
 
@@ -206,6 +207,9 @@ def test_a_requester_does_nothing_else(database: str, owner: Connection) -> None
             "select sandbox_register('x', 'e')",
             "select sandbox_unregister(array['x'])",
             "select sandbox_identify()",
+            "select sandbox_identify_v5()",
+            "select sandbox_register_v5('x', 'e')",
+            "select sandbox_cancel_all_v5()",
             "select * from sandbox_migrations",
             "select sandbox_claim('me', 'e', 60, 1, 1)",
             "select sandbox_claim_v3('me', 'e', 60, 1, 1)",

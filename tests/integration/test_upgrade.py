@@ -237,6 +237,11 @@ def test_a_migration_leaves_the_sessions_of_a_running_controller_working(
             "select id, command from sandbox_claim_v3('a', 'e', 60, 1000, 1)",
             "select * from sandbox_forget_v3(1)",
         ]
+    if step.version > 4:
+        calls += [
+            *("select sandbox_connected()", "select sandbox_register('a', 'e')", "select sandbox_saw('a', array['a'])"),
+            *("select sandbox_unregister(array['a'])", "select sandbox_identify()", "select sandbox_cancel_all()"),
+        ]
     with connect(old_database) as session:
         for _ in range(6):
             insert(owner)
@@ -246,6 +251,42 @@ def test_a_migration_leaves_the_sessions_of_a_running_controller_working(
         for call in calls:
             insert(owner)
             assert session.execute(call.encode()).rowcount == 1, call
+
+
+def test_the_functions_of_the_versions_before_are_called_and_answer_like_the_new_ones(database: str) -> None:
+    """Controllers of the versions before call them by these names, beside controllers that call the others."""
+    shape = (
+        "select proargnames as names, proargtypes::text as types, proallargtypes as all_types, prorettype as returns,"
+        " proretset as many, provolatile as volatile from pg_proc where proname = %s"
+    )
+    with connect(database) as owner:
+        found = owner.execute("select proname from pg_proc where proname ~ '^sandbox_.*_v5$'").fetchall()
+        assert len(found) == 6
+        for name in (each["proname"] for each in found):
+            assert one(owner, shape, [name.removesuffix("_v5")]) == one(owner, shape, [name])
+    with connect(database, "sandbox_controller") as before, connect(database, "sandbox_controller") as after:
+        for beside, alone in ((before, ""), (after, "_v5")):
+            identity = one(beside, f"select id, standing from sandbox_identify{alone}()")
+            assert (identity["id"], identity["standing"]) == (installation(beside), "own")
+            assert one(beside, f"select sandbox_register{alone}('c{alone}', 'e') as new") == {"new": True}
+            assert one(beside, f"select sandbox_register{alone}('c{alone}', 'e') as new") == {"new": False}
+            beside.execute(f"select sandbox_saw{alone}('c{alone}', array['m'])")
+        seen = "select name, sees, looks from sandbox_controllers order by name"
+        told = {"sees": ["m"], "looks": 1}
+        assert before.execute(seen).fetchall() == [{"name": "c"} | told, {"name": "c_v5"} | told]
+        before.execute("select sandbox_unregister(array['c_v5'])")
+        after.execute("select sandbox_unregister_v5(array['c'])")
+        assert before.execute(seen).fetchall() == []
+        for beside, alone in ((before, ""), (after, "_v5")):
+            with connect(database, "sandbox_requester") as requester:
+                insert(requester)
+            assert one(beside, f"select sandbox_cancel_all{alone}() as asked") == {"asked": 1}
+            assert isinstance(one(beside, f"select sandbox_connected{alone}() as names")["names"], list)
+
+
+def installation(connection: Connection) -> UUID:
+    found: UUID = one(connection, "select id from sandbox_installation")["id"]
+    return found
 
 
 OLD_MODULES = """

@@ -47,6 +47,15 @@ def test_migrate_uses_every_statement_and_no_other() -> None:
     assert [name for name in sql.statements("roles.sql") if f'"{name}"' not in source] == []
 
 
+def test_a_controller_calls_only_functions_with_a_version_in_their_name() -> None:
+    """So that a changed one can stand beside the one that controllers of the version before call."""
+    called = {"identify": sql.statements("installation.sql")["identify"]}
+    called |= sql.statements("queue.sql") | sql.statements("controllers.sql")
+    for name, body in called.items():
+        functions = set(re.findall(r"sandbox_\w+(?=\()", re.sub(r"--.*", "", body))) - {"sandbox_now"}
+        assert {function for function in functions if not re.search(r"_v\d+$", function)} == set(), name
+
+
 def test_no_sql_stands_in_python() -> None:
     allowed = {"listener.py", "migrate.py", "store.py"}  # connection set-up: listen, set, alter role, the advisory lock
     for path in ROOT.parents[1].rglob("*.py"):

@@ -2,21 +2,21 @@
 
 -- register --
 -- This controller looks after this engine. `new`: it was not registered.
-select sandbox_register(%(me)s, %(engine)s) as new;
+select sandbox_register_v5(%(me)s, %(engine)s) as new;
 
 -- unregister --
 -- Controllers that stopped, or that have had no connection for long.
-select sandbox_unregister(%(names)s::text[]);
+select sandbox_unregister_v5(%(names)s::text[]);
 
 -- saw --
 -- This controller has looked at its engine, and seen the marks of these controllers.
-select sandbox_saw(%(me)s, %(marks)s::text[]);
+select sandbox_saw_v5(%(me)s, %(marks)s::text[]);
 
 -- attending --
 -- Every controller that is registered (seq), and every other holder of a row on an engine (seq null: a controller of the
 -- version before, or one that is gone; no name: a row without a holder); and whether it has a connection.
 with here as materialized (
-    select sandbox_connected() as names
+    select sandbox_connected_v5() as names
 ), held as materialized (
     select distinct engine, claimed_by as name from sandboxes
     where engine is not null and (state in ('launching', 'running') or finished_at is not null and cleaned_at is null)
@@ -28,10 +28,10 @@ where not exists (select from sandbox_controllers c where c.name = h.name and c.
 
 -- visible --
 -- Whether the server knows this controller's connections by its name.
-select %(me)s = any ((select sandbox_connected())::text[]) as visible;
+select %(me)s = any ((select sandbox_connected_v5())::text[]) as visible;
 
 -- unknown --
 -- Those of these controllers that are neither registered nor connected.
 select n.name from unnest(%(names)s::text[]) as n (name)
 where not exists (select from sandbox_controllers c where c.name = n.name)
-  and n.name <> all ((select sandbox_connected())::text[]);
+  and n.name <> all ((select sandbox_connected_v5())::text[]);

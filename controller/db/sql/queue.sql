@@ -278,7 +278,7 @@ update sandboxes s set retry_at = null from due d where s.id = d.id returning s.
 select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
        extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age,
        extract(epoch from sandbox_now() - started_at)::float8 as started_age, timeout_seconds,
-       claimed_by <> all ((select sandbox_connected())::text[]) as orphaned,
+       claimed_by <> all ((select sandbox_connected_v5())::text[]) as orphaned,
        coalesce(lease_until > sandbox_now(), false) as leased
 from sandboxes
 where engine = %(engine)s
@@ -309,7 +309,7 @@ select forgotten, kept, why from sandbox_forget_v3(1000);
 
 -- cancel_all --
 -- Asks for the end of everything that has not ended and that nobody else holds.
-select sandbox_cancel_all() as asked;
+select sandbox_cancel_all_v5() as asked;
 
 -- unfinished --
 -- What is left to end or to clean, by engine (null: not claimed).

@@ -73,7 +73,8 @@ declare
         'sandbox_claim', 'sandbox_claim_v3', 'sandbox_forget', 'sandbox_forget_v3', 'sandbox_forget_before',
         'sandbox_cancel', 'sandbox_cancel_all', 'sandbox_apply_cancel', 'sandbox_few_variables', 'sandbox_ended_now',
         'sandbox_register', 'sandbox_unregister', 'sandbox_saw', 'sandbox_place', 'sandbox_note_place', 'sandbox_under_way',
-        'sandbox_identify', 'sandbox_moved', 'sandbox_copied', 'sandbox_connected'];
+        'sandbox_identify', 'sandbox_moved', 'sandbox_copied', 'sandbox_connected', 'sandbox_connected_v5',
+        'sandbox_register_v5', 'sandbox_unregister_v5', 'sandbox_saw_v5', 'sandbox_cancel_all_v5', 'sandbox_identify_v5'];
     homes     text[];
     home      text;
     found     record;
@@ -163,7 +164,8 @@ do $$ begin
                   sandbox_forget, sandbox_forget_v3, sandbox_forget_before, sandbox_cancel, sandbox_cancel_all,
                   sandbox_apply_cancel, sandbox_few_variables, sandbox_ended_now, sandbox_register, sandbox_unregister,
                   sandbox_place, sandbox_note_place, sandbox_under_way, sandbox_identify, sandbox_moved, sandbox_copied,
-                  sandbox_connected, sandbox_saw
+                  sandbox_connected, sandbox_saw, sandbox_connected_v5, sandbox_register_v5, sandbox_unregister_v5,
+                  sandbox_saw_v5, sandbox_cancel_all_v5, sandbox_identify_v5
         from public, sandbox_controller, sandbox_requester;
 
     grant select on sandboxes, sandbox_attempts, sandbox_events, sandbox_results, sandbox_tenants
@@ -178,7 +180,9 @@ do $$ begin
     grant insert, update on sandbox_set_aside to sandbox_controller;
     grant update on sandbox_claim_turn to sandbox_controller;
     grant execute on function sandbox_claim, sandbox_claim_v3, sandbox_forget, sandbox_forget_v3, sandbox_cancel_all,
-                              sandbox_register, sandbox_unregister, sandbox_saw, sandbox_identify, sandbox_connected
+                              sandbox_register, sandbox_unregister, sandbox_saw, sandbox_identify, sandbox_connected,
+                              sandbox_connected_v5, sandbox_register_v5, sandbox_unregister_v5, sandbox_saw_v5,
+                              sandbox_cancel_all_v5, sandbox_identify_v5
         to sandbox_controller;
 
     grant insert (id, command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant, priority,
