@@ -24,12 +24,12 @@ from controller.errors import DatabaseReadOnlyError, SandboxError, SettingsError
 from controller.health.endpoints import Http
 from controller.metrics import Metrics
 from controller.reconcile.abandoned import Abandoned
-from controller.reconcile.controller import Controller, Pace, cancel
+from controller.reconcile.config import ControllerConfig
+from controller.reconcile.controller import Controller, cancel
 from controller.reconcile.presence import RENAMED, Presence
-from controller.reconcile.resync import Comparison
-from controller.reconcile.steps import Steps
-from controller.reconcile.tracker import Lives
-from controller.reconcile.worker import Carrier
+from controller.reconcile.resync import Resync
+from controller.reconcile.tracker import Tracker
+from controller.reconcile.worker import Worker
 from controller.settings import Settings
 
 log = logging.getLogger("controller")
@@ -37,8 +37,8 @@ log = logging.getLogger("controller")
 READS_SECONDS = 1.0  # between looks at a database that only reads
 
 
-async def serve(settings: Settings, backend: Backend) -> None:
-    """Runs a controller on this backend until SIGTERM or SIGINT. Raises DatabaseExchangedError if its database becomes
+async def serve(settings: Settings, backend: Backend, config: ControllerConfig | None = None) -> None:
+    """Run a controller on this backend until SIGTERM or SIGINT. Raises DatabaseExchangedError if its database becomes
     another installation's."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -51,7 +51,7 @@ async def serve(settings: Settings, backend: Backend) -> None:
     if not writes:
         await backend.close()
         return
-    async with assemble(settings, backend) as (controller, store, http):
+    async with assemble(settings, backend, config) as (controller, store, http):
         if settings.sandbox_retention_seconds is not None:
             await retain(settings.database_url, settings.sandbox_retention_seconds)
         server, port = await http.serve(settings.http_port)
@@ -82,9 +82,9 @@ async def _writes(url: str, stop: asyncio.Event) -> bool:
     return False
 
 
-async def drain(settings: Settings, backend: Backend, timeout: float) -> int:
-    """Ends every sandbox; returns the exit code, 1 where something is left after `timeout` seconds."""
-    async with assemble(settings, backend) as (controller, store, _):
+async def drain(settings: Settings, backend: Backend, timeout: float, config: ControllerConfig | None = None) -> int:
+    """End every sandbox; return the exit code, 1 if something is left after `timeout` seconds."""
+    async with assemble(settings, backend, config) as (controller, store, _):
         return await drain_with(controller, store, backend, timeout)
 
 
@@ -114,8 +114,15 @@ async def give_up(settings: Settings, engine: str) -> Counter[str]:
 
 
 @asynccontextmanager
-async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[Controller, Store, Http]]:
-    """A controller with its parts, on a database that fits and an engine that answers."""
+async def assemble(
+    settings: Settings,
+    backend: Backend,
+    config: ControllerConfig | None = None,
+) -> AsyncIterator[tuple[Controller, Store, Http]]:
+    """Yield a controller with its parts, on a database that fits and an engine that answers.
+
+    `config`: in place of the limits and intervals that follow from the settings.
+    """
     try:
         await check_schema(settings.database_url)
         await refuse_shared_sessions(settings.database_url)
@@ -127,10 +134,12 @@ async def assemble(settings: Settings, backend: Backend) -> AsyncIterator[tuple[
             store = Store(pool, me, settings.sandbox_output_bytes)
             registry = Registry(store)
             store.engine = await backend.open(installation)
-            pace = pace_of(settings, backend)
-            presence = Presence(registry, backend, me, store.engine, grace=pace.abandon, patience=pace.patience)
+            config = config or config_of(settings, backend)
+            presence = Presence(
+                registry, backend, me, store.engine, grace=config.engine_grace, patience=config.mark_patience
+            )
             async with presence.entered():
-                controller = wire(settings, pace, store, backend, presence, metrics := Metrics())
+                controller = wire(config, store, backend, presence, metrics := Metrics())
                 yield controller, store, Http(controller, store, backend, metrics, settings.database_url)
     finally:
         await backend.close()
@@ -141,23 +150,24 @@ def _name() -> str:
     return f"{socket.gethostname()[:40]}/{os.getpid()}-{uuid4().hex[:6]}"
 
 
-def pace_of(settings: Settings, backend: Backend) -> Pace:
-    """How much and how often, by the settings and the kind of engine."""
-    return Pace(
+def config_of(settings: Settings, backend: Backend) -> ControllerConfig:
+    """Return the limits and intervals that follow from the settings and the kind of engine."""
+    return ControllerConfig(
         max_running=settings.sandbox_max_running,
-        poll=settings.sandbox_poll_seconds,
+        max_launching=backend.launching,
+        engine_calls=backend.at_once,
+        output_bytes=settings.sandbox_output_bytes,
+        start_deadline=settings.sandbox_start_deadline_seconds,
         lease=settings.sandbox_lease_seconds,
-        launching=backend.launching,
+        poll=settings.sandbox_poll_seconds,
     )
 
 
-def wire(
-    settings: Settings, pace: Pace, store: Store, backend: Backend, presence: Presence, metrics: Metrics
-) -> Controller:
-    """A controller from its parts."""
-    lives = Lives(settings.sandbox_start_deadline_seconds)
-    steps = Steps(store, backend, lives, metrics, output_bytes=settings.sandbox_output_bytes, at_once=backend.at_once)
-    carrier = Carrier(store, steps, lives, metrics)
-    comparison = Comparison(store, backend, carrier, lives, metrics, presence, pace.grace)
-    abandoned = Abandoned(store, metrics, settings.sandbox_start_deadline_seconds, pace.abandon)
-    return Controller(store, backend, carrier, lives, comparison, presence, abandoned, metrics, pace)
+def wire(config: ControllerConfig, store: Store, backend: Backend, presence: Presence, metrics: Metrics) -> Controller:
+    """Return a controller made of its parts."""
+    claims_due = asyncio.Event()
+    tracker = Tracker(config.start_deadline, claims_due.set)
+    worker = Worker(store, backend, tracker, metrics, config, claims_due.set)
+    resync = Resync(store, backend, worker, tracker, metrics, presence, config.missing_grace)
+    abandoned = Abandoned(store, metrics, config.start_deadline, config.engine_grace)
+    return Controller(store, backend, worker, tracker, resync, presence, abandoned, metrics, config, claims_due)

@@ -101,9 +101,9 @@ class Launch:
     tenant: str = "default"  # who asked
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """How a sandbox's row stands, as last read or written."""
+    """A sandbox's row, as last read or written."""
 
     id: UUID
     attempt: int

@@ -1,4 +1,4 @@
-"""How one controller's claims go, and why none of them brings a row."""
+"""Whether one controller's claims are answered, and if none brings a row, why."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from controller.reconcile.tracker import Lives
+from controller.reconcile.tracker import Tracker
 
-TOLD = 2  # of what sandboxes wait for, the most frequent
+MOST_NAMED = 2  # of the causes that sandboxes wait for
 
 
 class Claims:
-    """Notes when claims are asked, answered and refused. Times are monotonic seconds."""
+    """Keeps when claims were sent, answered and rejected. Times are monotonic seconds."""
 
-    def __init__(self, lives: Lives, max_running: int) -> None:
-        self._lives, self.max_running = lives, max_running
+    def __init__(self, tracker: Tracker, max_running: int) -> None:
+        self._tracker, self.max_running = tracker, max_running
         self._answered = time.monotonic()  # the last one, or the controller's start
         self._asked: float | None = None  # since when one is under way
         self._error = ""  # of the last one, where it failed
@@ -25,7 +25,7 @@ class Claims:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Around each claim."""
+        """Keep, around each claim, when it was sent and how it was answered."""
         self._asked, self._full = time.monotonic(), None
         try:
             yield
@@ -37,12 +37,16 @@ class Claims:
         finally:
             self._asked = None
 
+    def brought_rows(self) -> None:
+        """Note that a claim brought rows."""
+        self.brought = time.monotonic()
+
     def full(self) -> None:
-        """There is no place for a launch."""
+        """Note that there is no place for another launch."""
         self._full = self._full or time.monotonic()
 
     def trouble(self, seconds: float) -> str | None:
-        """Why this controller has claimed nothing for that long; None where its claims are answered."""
+        """Return why this controller has claimed nothing for so many seconds; None if its claims are answered."""
         now = time.monotonic()
         if self._full is not None and now - self._full > seconds:
             return f"all places for launches have been taken for {now - self._full:.0f} s: {self._takers()}"
@@ -57,6 +61,6 @@ class Claims:
         return f"no claim has been sent for {silent:.0f} s: another statement of this controller holds it up"
 
     def _takers(self) -> str:
-        lives = [live for one in self._lives.launching if (live := self._lives.by_id.get(one)) is not None]
-        why = Counter(live.waiting or "the engine has not answered yet" for live in lives)
-        return "; ".join(f"{count} of {len(lives)}: {what}" for what, count in why.most_common(TOLD))
+        launching = self._tracker.launching()
+        why = Counter(tracked.waiting or "the engine has not answered yet" for tracked in launching)
+        return "; ".join(f"{count} of {len(launching)}: {what}" for what, count in why.most_common(MOST_NAMED))

@@ -1,4 +1,19 @@
-"""The controller: claims what may run, watches the engine, and lets time pass."""
+"""The controller's loops: what claims rows, watches the engine, and lets time pass.
+
+A row's way, and which coroutine takes it there:
+
+    claim ─► create ─► bind ─► release ─► observe ─► record ─► clean
+      │      └──────┬──────────────┘         │       └────┬─────┘
+      │     Worker.reconcile, one task       │     Worker.reconcile
+      │     a sandbox: decide, execute       │
+      │                                      └ _observe_loop: engine events and lists → Worker.observe
+      └ _claim_loop: rows → Tracker → Worker.track
+
+    _tick_loop    each poll, or a notification: cancels, retries, take-overs, lease renewals, retention
+    _resync_loop  each few seconds: the whole table with the whole engine, for what events missed
+    _attend_loop  each few seconds: this controller's registration and mark; rows of engines without a controller
+    _pulse_loop   each second: that the event loop turns
+"""
 
 from __future__ import annotations
 
@@ -7,44 +22,29 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from controller.backends.base import Backend
 from controller.db.store import Claimed, Store
 from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
 from controller.metrics import Metrics
-from controller.protocol.model import Listing, ObservedRun, Phase, State
+from controller.protocol.model import Listing, ObservedRun, State
 from controller.reconcile.abandoned import Abandoned
 from controller.reconcile.claims import Claims
+from controller.reconcile.config import ControllerConfig
 from controller.reconcile.presence import Presence
-from controller.reconcile.resync import Comparison
-from controller.reconcile.tracker import Live, Lives
-from controller.reconcile.worker import Carrier
+from controller.reconcile.resync import Resync
+from controller.reconcile.tracker import TrackedSandbox, Tracker
+from controller.reconcile.worker import Worker
 
 log = logging.getLogger(__name__)
 
 CLAIM_MOST = 500  # rows a claim; more would hold the claim's lock for long
 PULSE_SECONDS = 1.0
 FORGET_SECONDS = 60.0  # between deletions of what is past its retention
-STOP_SECONDS = 15.0  # for the steps under way when the controller is told to stop
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How much, how often."""
-
-    max_running: int
-    poll: float  # seconds
-    lease: float  # seconds
-    launching: int  # rows claimed and not yet released, at most: each has its start deadline running
-    compare: float = 5.0  # seconds between comparisons of the whole table with the whole engine
-    grace: float = 10.0  # seconds that a run must stay without a trace before it counts as gone
-    abandon: float = 20.0  # seconds that an engine, or a registration, must be without a controller to count as left
-    patience: float = 15.0  # seconds for the mark of an earlier controller to come back at a start
 
 
 async def cancel(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Ends these tasks. Asks again each second: before Python 3.12 `wait_for`, which libraries use, may swallow it."""
+    """End these tasks. Asks again each second: before Python 3.12 `wait_for`, which libraries use, may swallow it."""
     while left := [task for task in tasks if not task.done()]:
         for task in left:
             task.cancel()
@@ -52,57 +52,59 @@ async def cancel(tasks: Collection[asyncio.Task[None]]) -> None:
 
 
 class Controller:
-    """Runs until told to stop; any number may run at once on one database."""
+    """Runs until it is told to stop; any number may run at once on one database.
+
+    `claims_due` is set when another row may have become claimable.
+    """
 
     def __init__(
         self,
         store: Store,
         backend: Backend,
-        carrier: Carrier,
-        lives: Lives,
-        comparison: Comparison,
+        worker: Worker,
+        tracker: Tracker,
+        resync: Resync,
         presence: Presence,
         abandoned: Abandoned,
         metrics: Metrics,
-        pace: Pace,
+        config: ControllerConfig,
+        claims_due: asyncio.Event,
     ) -> None:
-        self._store, self._backend, self._carrier, self._lives = store, backend, carrier, lives
-        self._comparison, self._presence, self._abandoned = comparison, presence, abandoned
-        self._metrics, self._pace = metrics, pace
-        lives.freed = lambda: self._insert.set()
-        self._insert, self._update, self._listed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._peers = asyncio.Event()
+        self._store, self._backend, self._worker, self.tracker = store, backend, worker, tracker
+        self._resync, self._presence, self._abandoned = resync, presence, abandoned
+        self._metrics, self._config, self._claims_due = metrics, config, claims_due
+        self._update, self._listed, self._peers = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._listing: Listing | None = None
         self._claim_in_doubt = False
         self._renewed = self._forgot = 0.0
-        self.claims = Claims(lives, pace.max_running)
+        self.claims = Claims(tracker, config.max_running)
         self.turned = time.monotonic()  # when the event loop last turned
 
     def wake(self, payload: str = "") -> None:
         """The table changed: by an `insert`, an `update`, another controller's `register`, or in any way at all (the
         empty string)."""
         if payload in ("insert", ""):
-            self._insert.set()
+            self._claims_due.set()
         if payload in ("update", ""):
             self._update.set()
         if payload in ("register", ""):
             self._peers.set()
 
     async def run(self, stop: asyncio.Event, *, claim: bool = True) -> None:
-        """Works until `stop` is set; then finishes the steps under way, and leaves what runs running."""
-        parts = [self._pulse, self._ticks, self._observe, self._compare, self._attend]
-        parts += [self._claims] if claim else []
-        tasks = [asyncio.create_task(self._forever(part)) for part in parts]
+        """Work until `stop` is set; then finish the actions under way, and leave what runs running."""
+        loops = [self._pulse_loop, self._tick_loop, self._observe_loop, self._resync_loop, self._attend_loop]
+        loops += [self._claim_loop] if claim else []
+        tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
         try:
             await stop.wait()
         finally:
             await cancel(tasks)
-            await self._let_go()
+            await self._shut_down()
 
-    async def _forever(self, part: Callable[[], Awaitable[None]]) -> None:
+    async def _forever(self, loop: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await part()
+                await loop()
             except (DatabaseUnavailableError, WriteRejectedError) as error:
                 log.warning("%s, trying again", error)
             except TransientEngineError as error:
@@ -111,91 +113,98 @@ class Controller:
             except Exception:
                 self._metrics.errors.inc()
                 log.exception("the loop met an error of its own and goes on")
-            await asyncio.sleep(self._pace.poll)
+            await asyncio.sleep(self._config.poll)
 
-    async def _pulse(self) -> None:
-        while True:
-            self.turned = time.monotonic()
-            self._metrics.in_hand.set(len(self._lives.by_id))
-            await asyncio.sleep(PULSE_SECONDS)
+    # claim
 
-    async def _claims(self) -> None:
+    async def _claim_loop(self) -> None:
         while True:
-            self._insert.clear()
-            while (room := min(self._pace.launching - len(self._lives.launching), CLAIM_MOST)) > 0:
+            self._claims_due.clear()
+            while (room := min(self._config.max_launching - self.tracker.places_taken, CLAIM_MOST)) > 0:
                 if not await self._claim(room):
                     break
             else:
                 self.claims.full()
-            await self._insert.wait()
+            await self._claims_due.wait()
 
     async def _claim(self, room: int) -> int:
         with self.claims.one():
             count = await self._claim_now(room)
         if count:
-            self.claims.brought = time.monotonic()
+            self.claims.brought_rows()
         return count
 
     async def _claim_now(self, room: int) -> int:
         sent = time.monotonic()
-        if self._claim_in_doubt:  # a claim's reply was lost: what it claimed is ours, and nobody works on it
-            held = list(self._lives.by_id)
-            self._take_in_hand(await self._store.take_over(room, self._pace.lease, held), sent, "taken over")
+        if self._claim_in_doubt:  # a claim's reply was lost: what it claimed is this controller's, and not tracked
+            held = list(self.tracker.sandboxes)
+            self._track(await self._store.take_over(room, self._config.lease, held), sent, taken_over=True)
         self._claim_in_doubt = True
-        claimed = await self._store.claim(room, self._pace.max_running, self._pace.lease)
+        claimed = await self._store.claim(room, self._config.max_running, self._config.lease)
         self._claim_in_doubt = False
-        self._take_in_hand(claimed, sent, "claimed")
+        self._track(claimed, sent, taken_over=False)
         return len(claimed)
 
-    def _take_in_hand(self, claimed: Sequence[Claimed], sent: float, how: str) -> None:
+    def _track(self, claimed: Sequence[Claimed], sent: float, *, taken_over: bool) -> None:
         for each in claimed:
-            live = self._lives.by_id.get(each.row.id)
-            if live is None or live.row.attempt != each.row.attempt:
-                live = Live(each.row, sent)
-            live.row, live.read_at, live.lease_end = each.row, sent, sent + self._pace.lease
-            over = (Phase.NEVER_STARTED, Phase.GONE)  # believed under a lease that may have been lost meanwhile
-            live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase not in over}
-            live.launch, live.look, live.created, live.fresh = each.launch, how != "claimed", False, False
-            live.waiting = live.told = each.waited
-            self._metrics.claimed.labels(how).inc()
-            if how == "claimed" and each.waited is None:  # not again where it was put back
+            tracked = self.tracker.get(each.row.key) or TrackedSandbox(each.row, sent)
+            lease_end = sent + self._config.lease
+            tracked.on_claimed(each.row, each.launch, each.waited, now=sent, lease_end=lease_end, may_exist=taken_over)
+            self._metrics.claimed.labels("taken over" if taken_over else "claimed").inc()
+            if not taken_over and each.waited is None:  # not again if it was put back
                 self._metrics.queued_for.observe(each.created_age)
-            self._lives.launching.add(each.row.id)
-            self._carrier.hold(live)
+            self._worker.track(tracked, launching=True)
 
-    async def _ticks(self) -> None:
+    # tick
+
+    async def _tick_loop(self) -> None:
         while True:
             self._update.clear()
             await self._tick()
             try:
-                async with asyncio.timeout(self._pace.poll):  # wait_for would swallow a cancellation now and then
+                async with asyncio.timeout(self._config.poll):  # wait_for would swallow a cancellation now and then
                     await self._update.wait()
             except TimeoutError:
-                self._insert.set()  # the poll: it alone suffices
+                self._claims_due.set()  # the poll: it alone suffices
 
     async def _tick(self) -> None:
-        parts = (self._cancel_queued, self._retry, self._cancel, self._take_over, self._renew, self._forget)
+        parts = (self._cancel_queued, self._requeue_due, self._cancel, self._take_over, self._renew, self._forget)
         for part in parts:
             try:
                 await part()
-            except WriteRejectedError as error:  # for one row, it may be: the other parts go on
+            except WriteRejectedError as error:  # it may be for one row alone: the other parts go on
                 log.warning("%s, trying again", error)
 
     async def _cancel_queued(self) -> None:
         if await self._store.cancel_queued():
-            self._insert.set()
+            self._claims_due.set()
 
-    async def _retry(self) -> None:
+    async def _requeue_due(self) -> None:
         if await self._store.retry_due():
-            self._insert.set()
+            self._claims_due.set()
 
     async def _cancel(self) -> None:
         for sandbox_id in await self._store.cancelling():
-            self._carrier.cancel(sandbox_id)
+            self._worker.cancel(sandbox_id)
 
     async def _take_over(self) -> None:
-        now = time.monotonic()
-        self._take_in_hand(await self._store.take_over(CLAIM_MOST, self._pace.lease), now, "taken over")
+        sent = time.monotonic()
+        self._track(await self._store.take_over(CLAIM_MOST, self._config.lease), sent, taken_over=True)
+
+    async def _renew(self) -> None:
+        sent = time.monotonic()
+        if sent - self._renewed <= self._config.lease / 4:
+            return
+        self._renewed = sent
+        leased = [
+            tracked
+            for tracked in self.tracker.sandboxes.values()
+            if tracked.lease_end and tracked.row.state is State.LAUNCHING
+        ]
+        renewed = await self._store.renew([tracked.row for tracked in leased], self._config.lease)
+        for tracked in leased:
+            if tracked.row.id in renewed:  # a row that somebody held locked is renewed next time
+                tracked.on_renewed(sent + self._config.lease)
 
     async def _forget(self) -> None:
         now = time.monotonic()
@@ -208,51 +217,48 @@ class Controller:
             if await self._store.forget():
                 self._forgot = 0.0  # there may be more: next time round
 
-    async def _renew(self) -> None:
-        sent = time.monotonic()
-        if sent - self._renewed <= self._pace.lease / 4:
-            return
-        self._renewed = sent
-        lives = [live for live in self._lives.by_id.values() if live.lease_end and live.row.state is State.LAUNCHING]
-        held = await self._store.renew([live.row for live in lives], self._pace.lease)
-        for live in lives:
-            if live.row.id in held:  # one that somebody held locked keeps its old end, and is renewed next time
-                live.lease_end = sent + self._pace.lease
+    # observe, resync, attend
 
-    async def _observe(self) -> None:
+    async def _observe_loop(self) -> None:
         async for sight in self._backend.observe():
             self._metrics.engine_up.set(1)
             match sight:
                 case ObservedRun():
-                    self._carrier.saw(sight)
+                    self._worker.observe(sight)
                 case Listing():
-                    for seen in sight.runs:
-                        self._carrier.saw(seen)
+                    for run in sight.runs:
+                        self._worker.observe(run)
                     self._listing = sight
                     self._listed.set()
 
-    async def _compare(self) -> None:
+    async def _resync_loop(self) -> None:
         while True:
             await self._listed.wait()
             self._listed.clear()
             if self._listing is not None:
-                await self._comparison.make(self._listing)
+                await self._resync.run(self._listing)
             self._listing = None
-            await asyncio.sleep(self._pace.compare)
+            await asyncio.sleep(self._config.resync)
 
-    async def _attend(self) -> None:
+    async def _attend_loop(self) -> None:
         while True:
             self._peers.clear()
             await self._abandoned.look(await self._presence.tend())
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._pace.compare):
+                async with asyncio.timeout(self._config.resync):
                     await self._peers.wait()
 
-    async def _let_go(self) -> None:
-        self._lives.stopping = True
-        await self._carrier.settled(STOP_SECONDS)
+    async def _pulse_loop(self) -> None:
+        while True:
+            self.turned = time.monotonic()
+            self._metrics.in_hand.set(len(self.tracker.sandboxes))
+            await asyncio.sleep(PULSE_SECONDS)
+
+    async def _shut_down(self) -> None:
+        self.tracker.stop()
+        await self._worker.queue.drain(self._config.stop)
         try:
-            async with asyncio.timeout(STOP_SECONDS):
+            async with asyncio.timeout(self._config.stop):
                 await self._store.hand_back()
         except TimeoutError:
             log.warning("the database does not answer: this controller's leases run out by themselves")

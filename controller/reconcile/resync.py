@@ -1,4 +1,4 @@
-"""The whole table against the whole engine: finds what events missed, and what a dead controller left."""
+"""Periodic full resync: repairs what events missed, adopts the rows of dead controllers, and sweeps strays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from controller.backends.base import Backend
@@ -13,163 +14,151 @@ from controller.db.store import Store
 from controller.errors import TransientEngineError
 from controller.logs import about
 from controller.metrics import Metrics
-from controller.protocol.actions import Action, Wait
-from controller.protocol.decide import decide
+from controller.protocol.actions import Wait
 from controller.protocol.model import Key, Listing, ObservedRun, Phase, Row, State
 from controller.reconcile.presence import Presence
-from controller.reconcile.tracker import Live, Lives
-from controller.reconcile.worker import Carrier
+from controller.reconcile.tracker import TrackedSandbox, Tracker
+from controller.reconcile.worker import Worker
 
 log = logging.getLogger(__name__)
 
-SWEEP_SECONDS = 10.0  # of one look: the others are left for the next
+SWEEP_SECONDS = 10.0  # of one resync: the other strays are left for the next
 
 
-class Comparison:
-    """Compares rows with runs. Rows of a controller that is gone are adopted. Those of one that is still connected
-    are acted on only where a step stayed due between two looks: it is stuck, and a step taken twice does no harm.
-    A run counts as gone only if this controller may say so: it may be on another machine with the same identity."""
+class Resync:
+    """Compares the whole table with the whole engine.
+
+    Rows of a controller that is gone are adopted. Those of one that is still connected are acted on only if an action
+    stayed due between two looks: that controller is stuck, and an action taken twice does no harm. A run counts as gone
+    only if this controller may say so: it may be on another machine with the same identity.
+    """
 
     def __init__(
         self,
         store: Store,
         backend: Backend,
-        carrier: Carrier,
-        lives: Lives,
+        worker: Worker,
+        tracker: Tracker,
         metrics: Metrics,
         presence: Presence,
-        grace: float,
+        missing_grace: float,
     ) -> None:
-        self._store, self._backend, self._carrier, self._lives = store, backend, carrier, lives
-        self._metrics, self._presence, self._grace = metrics, presence, grace
-        # `grace`: seconds that a run must stay without a trace before it counts as gone
-        self._due: set[Key] = set()  # others' rows with a step due at the last look
+        self._store, self._backend, self._worker, self._tracker = store, backend, worker, tracker
+        self._metrics, self._presence, self._grace = metrics, presence, missing_grace
+        self._due: set[Key] = set()  # other controllers' rows with an action due at the last look
         self._strays: set[Key] = set()  # attempts without a row at the last look
         self._missing: dict[tuple[Key, str | None], float] = {}  # runs that the engine does not have, and since when
 
-    async def make(self, listing: Listing) -> None:
-        """Makes table and engine agree. The list was taken before the table is read, so every run in it that is
-        not a stray has its row."""
+    async def run(self, listing: Listing) -> None:
+        """Make table and engine agree. The list was taken before the table is read, so every run in it that is not a
+        stray has its row."""
         began = time.monotonic()
         rows = {row.id: row for row in await self._store.standing()}
         read = time.monotonic()  # the table may have kept us waiting for longer than any grace
         named = {(row.key, row.run_uid) for row in rows.values()}
         runs: dict[Key, list[ObservedRun]] = {}
-        for seen in listing.runs:
-            runs.setdefault(seen.key, []).append(seen)
-        for seen in listing.recorded:  # a database that lost its last commits asks for it again
-            if seen.key.sandbox_id in rows and not rows[seen.key.sandbox_id].state.terminal:
-                runs.setdefault(seen.key, []).append(seen)
-        self._missing = {one: since for one, since in self._missing.items() if one in named}
+        for run in listing.runs:
+            runs.setdefault(run.key, []).append(run)
+        for run in listing.recorded:  # a database that lost its last commits asks for it again
+            if run.key.sandbox_id in rows and not rows[run.key.sandbox_id].state.terminal:
+                runs.setdefault(run.key, []).append(run)
+        self._missing = {each: since for each, since in self._missing.items() if each in named}
         due, orphans = set(), []
         for row in rows.values():
             there = runs.get(row.key, [])
-            listed = read - listing.begun  # seconds ago
-            live = Live(row, began, runs={seen.run_uid: seen for seen in there if self._holds(seen, row, listed)})
-            made = row.run_uid is None and row.key in listing.pending
-            excused = made or not self._may_say(live)
-            live.missing = self._is_missing(row, there, excused, read, listing.begun)
-            held = self._lives.by_id.get(row.id)
-            if held is not None:
-                self._agree(held, row, live.missing, listing.pending.get(row.key))
-            elif row.orphaned and row.state is not State.LAUNCHING and self._may_adopt(live):
-                orphans.append(live)
-            elif not isinstance(self._next(live), Wait):
+            age = read - listing.begun
+            found = TrackedSandbox(row, began, runs={run.run_uid: run for run in there if self._counts(run, row, age)})
+            created = row.run_uid is None and row.key in listing.pending
+            excused = created or not self._may_say(found)
+            found = replace(found, missing=self._is_missing(row, there, excused, read, listing.begun))
+            tracked = self._tracker.sandboxes.get(row.id)
+            if tracked is not None:
+                self._agree(tracked, row, found.missing, listing.pending.get(row.key))
+            elif row.orphaned and row.state is not State.LAUNCHING and self._may_adopt(found):
+                orphans.append(found)
+            elif not isinstance(self._tracker.next_action(found), Wait):
                 due.add(row.key)
                 if row.key in self._due:
-                    self._carrier.hold(live)
+                    self._worker.track(found)
         await self._adopt(orphans)
         self._due = due
-        await self._let_go(
-            [live for one, live in self._lives.by_id.items() if one not in rows and live.read_at < began]
-        )
-        found: dict[Key, list[str | None]] = {key: [None] for key in listing.pending}
-        found |= {key: [seen.run_uid for seen in there] for key, there in runs.items()}
-        strays = {key: uids for key, uids in found.items() if self._is_stray(key, rows)}
+        tracked_before = [each for each in self._tracker.sandboxes.values() if each.read_at < began]
+        await self._drop_finished([each for each in tracked_before if each.row.id not in rows])
+        objects: dict[Key, list[str | None]] = {key: [None] for key in listing.pending}
+        objects |= {key: [run.run_uid for run in there] for key, there in runs.items()}
+        strays = {key: uids for key, uids in objects.items() if self._is_stray(key, rows)}
         await self._sweep({key: uids for key, uids in strays.items() if key in self._strays})
-        self._strays = set(strays)  # one that was recorded since the list was made is gone from the next
+        self._strays = set(strays)  # one that was recorded since the list was begun is not in the next
 
     def _is_missing(self, row: Row, there: Collection[ObservedRun], excused: bool, read: float, begun: float) -> bool:
-        """Whether a listing that began a whole grace after the row was first seen without its run has not got it
-        either: one that began before may be older than the run."""
-        if excused or row.state.terminal or any(row.run_uid in (None, seen.run_uid) for seen in there):
+        """Return whether a list lacks the run that was begun a whole grace after a list first lacked it: one that was
+        begun before may be older than the run."""
+        if excused or row.state.terminal or any(row.run_uid in (None, run.run_uid) for run in there):
             self._missing.pop((row.key, row.run_uid), None)
             return False
         return begun - self._missing.setdefault((row.key, row.run_uid), read) >= self._grace
 
-    def _holds(self, seen: ObservedRun, row: Row, listed: float) -> bool:
-        """Whether it may be acted on: a run that waits for its release, of a row that runs, is either from before that
-        start, or its engine was set back since. Only a list begun a grace after the start tells; taken for the second,
-        the first would be removed, with its result. `listed`: seconds since the list was begun."""
-        if seen.phase is not Phase.INERT or row.state is not State.RUNNING:
+    def _counts(self, run: ObservedRun, row: Row, age: float) -> bool:
+        """Return whether the run may be acted on. `age`: seconds since the list was begun.
+
+        An inert run of a row that runs is either from before that start, or its engine was restored since. Only a list
+        that was begun a grace after the start tells: the first, taken for the second, would be removed with its result.
+        """
+        if run.phase is not Phase.INERT or row.state is not State.RUNNING:
             return True
-        return row.started_age is not None and row.started_age - listed >= self._grace
+        return row.started_age is not None and row.started_age - age >= self._grace
 
-    def _may_say(self, live: Live) -> bool:
-        """Whether what this engine does not have is nowhere: else it is for the row's holder to say, and where that is
-        gone, for nobody before the run's own timer has ended it."""
-        mine = live.row.claimed_by == self._store.me
-        return self._presence.sole or mine or (live.row.orphaned and self._lives.context(live).past_timeout)
+    def _may_say(self, found: TrackedSandbox) -> bool:
+        """Return whether what this engine does not have is nowhere. Otherwise it is for the row's controller to say; if
+        that is gone, nobody may before the run's own timer has ended it."""
+        mine = found.row.claimed_by == self._store.me
+        return self._presence.sole or mine or (found.row.orphaned and found.past_timeout(time.monotonic()))
 
-    def _may_adopt(self, live: Live) -> bool:
-        """Whether this engine has its run, or will not have it any more."""
-        return live.row.state.terminal or live.missing or live.row.run_uid in live.runs
+    def _may_adopt(self, found: TrackedSandbox) -> bool:
+        """Return whether this engine has its run, or will not have it any more."""
+        return found.row.state.terminal or found.missing or found.row.run_uid in found.runs
 
-    def _next(self, live: Live) -> Action:
-        return decide(live.row, live.runs.values(), self._lives.context(live))
-
-    def _agree(self, live: Live, row: Row, missing: bool, waiting: str | None) -> None:
-        """Brings a sandbox in hand up to what the table says, and moves on what time alone moves on."""
-        if (row.attempt, row.epoch) != (live.row.attempt, live.row.epoch):
-            if not live.busy:
-                self._lives.drop(live)  # in other hands
+    def _agree(self, tracked: TrackedSandbox, row: Row, missing: bool, waiting: str | None) -> None:
+        """Bring a tracked sandbox up to what the table says, and go on with what time alone makes due."""
+        if not tracked.is_same_claim(row):
+            if not self._worker.queue.is_processing(tracked.row.key):
+                self._tracker.drop(tracked)  # in another controller's hands
             return
-        if row.run_uid != live.row.run_uid or (row.run_uid is None and live.runs):
-            missing = live.missing  # made or bound since the table was read: what was missing was no run of its own yet
-        ended = row.state.terminal and not live.row.state.terminal  # by another controller
-        lost = missing > live.missing and (live.created or live.row.run_uid is not None)
-        news = ended or lost or row.cancelled > live.row.cancelled
-        live.row.state = row.state if ended else live.row.state
-        live.row.cancelled |= row.cancelled
-        live.missing = missing
-        if missing:
-            over = (Phase.ENDED, Phase.NEVER_STARTED, Phase.GONE)
-            live.runs = {uid: seen for uid, seen in live.runs.items() if seen.phase in over}
-        live.waiting = waiting or live.waiting
-        if news:
-            self._carrier.news(live)
-        if live.busy:
+        if tracked.on_resync(row, missing, waiting):
+            self._worker.queue.add(tracked.row.key)
+        if self._worker.queue.is_processing(tracked.row.key):
             return
-        if not isinstance(self._next(live), Wait) or (waiting and waiting != live.told):
-            self._carrier.poke(live)
+        unwritten = waiting and waiting != tracked.written_waiting
+        if unwritten or not isinstance(self._tracker.next_action(tracked), Wait):
+            self._worker.queue.add_if_idle(tracked.row.key)
         elif row.claimed_by != self._store.me:
-            self._lives.drop(live)
+            self._tracker.drop(tracked)
 
-    async def _adopt(self, orphans: Sequence[Live]) -> None:
-        adopted = await self._store.adopt([live.row for live in orphans]) if orphans else set()
-        for live in orphans:
-            if live.row.id in adopted:
-                live.row.claimed_by = self._store.me
-                self._carrier.hold(live)
+    async def _adopt(self, orphans: Sequence[TrackedSandbox]) -> None:
+        adopted = await self._store.adopt([found.row for found in orphans]) if orphans else set()
+        for found in orphans:
+            if found.row.id in adopted:
+                found.on_adopted(self._store.me)
+                self._worker.track(found)
 
-    async def _let_go(self, lives: Collection[Live]) -> None:
-        """Drops what the table no longer has, or has as ended."""
-        rows = await self._store.facts([live.row.id for live in lives]) if lives else {}
-        for live in lives:
-            row = rows.get(live.row.id)
-            lost = row is None or (row.attempt, row.epoch) != (live.row.attempt, live.row.epoch)
-            if not live.busy and (lost or (row is not None and row.state.terminal)):
-                self._lives.drop(live)
+    async def _drop_finished(self, sandboxes: Collection[TrackedSandbox]) -> None:
+        """Drop what the table no longer has, or has as ended."""
+        rows = await self._store.facts([tracked.row.id for tracked in sandboxes]) if sandboxes else {}
+        for tracked in sandboxes:
+            row = rows.get(tracked.row.id)
+            over = row is None or row.state.terminal or not tracked.is_same_claim(row)
+            if over and not self._worker.queue.is_processing(tracked.row.key):
+                self._tracker.drop(tracked)
 
     def _is_stray(self, key: Key, rows: Mapping[UUID, Row]) -> bool:
         row = rows.get(key.sandbox_id)
-        return (row is None or row.attempt != key.attempt) and key.sandbox_id not in self._lives.by_id
+        return (row is None or row.attempt != key.attempt) and key.sandbox_id not in self._tracker.sandboxes
 
     async def _sweep(self, strays: Mapping[Key, Collection[str | None]]) -> None:
-        """Deletes runs (None: what was made for one) whose row is gone, ended and cleaned, or past their attempt."""
+        """Delete objects (uid None: an object without a run) whose row is gone, cleaned, or at a later attempt."""
         rows = await self._store.facts([key.sandbox_id for key in strays]) if strays else {}
         began = time.monotonic()
-        for key in random.sample(sorted(strays), len(strays)):  # in no order: one that is stuck is not always the first
+        for key in random.sample(sorted(strays), len(strays)):  # so that no stuck object is always the first
             if time.monotonic() - began > SWEEP_SECONDS:
                 return
             uids = strays[key]

@@ -7,16 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from controller import app
-from controller.reconcile.controller import Pace
 from controller.settings import Settings
 from tests.support.control import Table, control, table
 from tests.support.memory_backend import Fault, MemoryBackend, MemoryEngine
@@ -227,8 +225,9 @@ def test_drain_ends_what_is_left_on_a_gone_engine(database: str, capsys: pytest.
         sandboxes = [await leave(asked, "running", uid="u"), await leave(asked, "launching", uid=None)]
         await asked.rows("update sandboxes set started_at = now(), claimed_at = now() where started_at is not null")
         settings = Settings(database_url=database, sandbox_poll_seconds=0.1)
-        with patch.object(app, "Pace", partial(Pace, compare=0.2, abandon=0.5)):
-            assert await app.drain(settings, MemoryBackend(), 20) == 0
+        backend = MemoryBackend()
+        config = replace(app.config_of(settings, backend), resync=0.2, engine_grace=0.5)
+        assert await app.drain(settings, backend, 20, config) == 0
         assert {(await asked.row(sandbox))["state"] for sandbox in sandboxes} == {"cancelled"}
 
     go(database, test)

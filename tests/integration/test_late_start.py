@@ -15,7 +15,6 @@ from psycopg.rows import DictRow
 
 from controller.backends.base import Backend
 from controller.protocol.model import Key, Listing, ObservedRun, Phase
-from controller.reconcile import controller
 from tests.support.control import Table, control, table
 from tests.support.engines import Engine, make_engine
 from tests.support.passing import Passing
@@ -91,13 +90,11 @@ def test_a_run_that_started_too_late_and_was_ended_for_it_says_so(engine: Engine
 
 
 def test_a_controller_that_dies_right_after_that_kill_leaves_it_to_the_next_to_say(
-    engine: Engine, database: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, database: str
 ) -> None:
-    monkeypatch.setattr(controller, "STOP_SECONDS", 0.1)
-
     async def test(asked: Table, backend: Backend) -> None:
         late = Late(backend, crash=True)
-        async with control(database, late, **SETTINGS):
+        async with control(database, late, {"stop": 0.1}, **SETTINGS):
             sandbox = await insert(engine, asked, "sleep 600")
             async with asyncio.timeout(30):
                 await late.killed.wait()

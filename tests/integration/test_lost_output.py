@@ -12,7 +12,6 @@ import pytest
 from controller.backends.base import Backend
 from controller.errors import TransientEngineError
 from controller.protocol.model import Key, Listing, ObservedRun, Output, Phase
-from controller.reconcile import steps
 from tests.support.control import control, table
 from tests.support.engines import Engine, make_engine
 from tests.support.passing import Passing
@@ -52,8 +51,8 @@ class Removed(Passing):
                     await self.backend.delete(seen.key, None)
 
 
-async def results(engine: Engine, url: str, backend: Backend, command: str) -> dict[str, Any]:
-    async with table(url) as asked, control(url, backend):
+async def results(engine: Engine, url: str, backend: Backend, command: str, **config: float) -> dict[str, Any]:
+    async with table(url) as asked, control(url, backend, config):
         sandbox = await asked.insert(command, image=engine.image, memory_mib=64, disk_mib=16)
         await asked.cleaned(sandbox)
         return (await asked.rows("select * from sandbox_results"))[0]
@@ -69,9 +68,8 @@ def test_an_ended_run_that_is_removed_before_its_output_is_read_says_so(
     assert row["message"].startswith("the command exited with 3; " if state == "failed" else "its output")
 
 
-def test_output_that_no_try_can_read_is_told(engine: Engine, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "OUTPUT_SECONDS", 0.0)
-    row = asyncio.run(results(engine, database, Unread(engine.connect()), "echo hi"))
+def test_output_that_no_try_can_read_is_told(engine: Engine, database: str) -> None:
+    row = asyncio.run(results(engine, database, Unread(engine.connect()), "echo hi", output_patience=0.0))
     assert (row["state"], row["output"], row["output_truncated"]) == ("succeeded", None, True)
     assert row["message"] == "its output could not be had: the engine gave no answer in time"
 

@@ -11,7 +11,6 @@ import pytest
 
 from controller.errors import TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, ObservedRun, Phase
-from controller.reconcile import worker
 from controller.reconcile.controller import Controller
 from tests.support.control import Table, control, table
 from tests.support.memory_backend import Fault, MemoryBackend, MemoryEngine
@@ -19,11 +18,7 @@ from tests.support.memory_backend import Fault, MemoryBackend, MemoryEngine
 HOUR = 3600.0
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What backs off stays away for longer than any test waits."""
-    monkeypatch.setattr(worker, "BACKOFF_FIRST", HOUR)
-    monkeypatch.setattr(worker, "BACKOFF_MOST", HOUR)
+PATIENT = {"backoff": (HOUR, HOUR)}  # what backs off stays away for longer than any test waits
 
 
 class Gated(MemoryBackend):
@@ -63,7 +58,7 @@ def on(url: str, verb: str, test: Callable[[Table, Gated, Controller], Awaitable
 
     async def go() -> None:
         backend = Gated(MemoryEngine(), verb, does=does)
-        async with table(url) as asked, control(url, backend) as controller:
+        async with table(url) as asked, control(url, backend, PATIENT) as controller:
             await test(asked, backend, controller)
         assert all(count == 1 for count in backend.engine.starts.values())
 
@@ -125,7 +120,7 @@ def test_a_cancel_while_a_step_is_under_way_that_fails_is_taken_at_once(database
         sandbox = await asked.insert()
         await reached(backend)
         await asked.cancel(sandbox)
-        await until(lambda: any(live.row.cancelled for live in controller._lives.by_id.values()))
+        await until(lambda: any(each.row.cancelled for each in controller.tracker.sandboxes.values()))
         backend.go_on.set()
         row = await asked.cleaned(sandbox)
         assert row["state"] == "cancelled"
@@ -154,7 +149,7 @@ def test_a_run_found_missing_while_a_step_is_under_way_is_recorded_at_once(datab
         await asked.cancel(sandbox)
         await reached(backend)
         backend.engine.runs.clear()  # and nobody is told: only a listing shows it
-        await until(lambda: any(live.missing for live in controller._lives.by_id.values()))
+        await until(lambda: any(each.missing for each in controller.tracker.sandboxes.values()))
         backend.go_on.set()
         row = await asked.cleaned(sandbox)
         assert row["state"] == "cancelled"
@@ -169,7 +164,7 @@ def test_a_row_that_another_controller_ended_while_a_step_was_under_way_is_clean
         await reached(backend)
         end = "update sandboxes set state = 'failed', reason = 'Killed', finished_at = now() where id = %s"
         await asked.rows(end, sandbox)
-        await until(lambda: any(live.row.state.terminal for live in controller._lives.by_id.values()))
+        await until(lambda: any(each.row.state.terminal for each in controller.tracker.sandboxes.values()))
         backend.go_on.set()
         await asked.cleaned(sandbox)
 
@@ -186,7 +181,7 @@ def test_a_step_that_fails_without_news_is_not_taken_again_at_once(database: str
             return Fault.BUSY if called == verb else None
 
         backend = Counted(engine, busy, list_seconds=0.05)
-        async with table(database) as asked, control(database, backend):
+        async with table(database) as asked, control(database, backend, PATIENT):
             sandbox = await asked.insert()
             await asked.until(sandbox, lambda row: row["waiting"] is not None)
             since = backend.listings

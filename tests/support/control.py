@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -16,7 +15,7 @@ from psycopg.rows import DictRow, dict_row
 from controller import app
 from controller.backends.base import Backend
 from controller.db.listener import listen
-from controller.reconcile.controller import Controller, Pace, cancel
+from controller.reconcile.controller import Controller, cancel
 from controller.settings import Settings
 
 DEADLINE = 20.0  # seconds that a condition may take to come true
@@ -72,20 +71,22 @@ async def table(url: str) -> AsyncIterator[Table]:
 
 
 @asynccontextmanager
-async def control(url: str, backend: Backend, **settings: Any) -> AsyncIterator[Controller]:
-    """A controller at work, which stops in order at the end."""
-    asked: dict[str, Any] = {"sandbox_poll_seconds": 0.1} | settings
-    hurried = partial(Pace, compare=0.2, grace=0.6, abandon=0.5, patience=0.5)
-    with patch.object(app, "Pace", hurried):
-        async with app.assemble(Settings(database_url=url, **asked), backend) as (controller, _, _):
-            stop = asyncio.Event()
-            tasks = [
-                asyncio.create_task(controller.run(stop)),
-                asyncio.create_task(listen(url, "sandbox_wake", controller.wake)),
-            ]
-            try:
-                yield controller
-            finally:
-                stop.set()
-                await tasks[0]
-                await cancel(tasks)
+async def control(
+    url: str, backend: Backend, config: Mapping[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Controller]:
+    """A controller at work, which stops in order at the end. `config`: fields of its ControllerConfig."""
+    asked = Settings(database_url=url, **{"sandbox_poll_seconds": 0.1, **settings})
+    hurried: dict[str, Any] = {"resync": 0.2, "missing_grace": 0.6, "engine_grace": 0.5, "mark_patience": 0.5}
+    hurried_config = replace(app.config_of(asked, backend), **hurried, **(config or {}))
+    async with app.assemble(asked, backend, hurried_config) as (controller, _, _):
+        stop = asyncio.Event()
+        tasks = [
+            asyncio.create_task(controller.run(stop)),
+            asyncio.create_task(listen(url, "sandbox_wake", controller.wake)),
+        ]
+        try:
+            yield controller
+        finally:
+            stop.set()
+            await tasks[0]
+            await cancel(tasks)

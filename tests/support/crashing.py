@@ -9,8 +9,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +23,6 @@ from controller.backends.kubernetes.backend import KubernetesBackend
 from controller.backends.process.backend import ProcessBackend
 from controller.db.store import Store
 from controller.protocol.model import Key
-from controller.reconcile.controller import Pace
 from controller.settings import Settings
 from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE
@@ -122,6 +120,9 @@ async def _run(backend: Backend, place: Path, failpoint: Failpoint | None) -> No
         if failpoint is not None and failpoint.step in QUEUE_STEPS:
             failpoint.install(self)
 
-    hurried = partial(Pace, compare=0.5, grace=3.0, abandon=3.0, patience=3.0)  # a test has no ten seconds to wait
-    with patch.object(Store, "__init__", made), patch.object(app, "Pace", hurried), with_marker_directory(place):
-        await app.serve(settings, backend)
+    # a test has no ten seconds to wait
+    config = replace(
+        app.config_of(settings, backend), resync=0.5, missing_grace=3.0, engine_grace=3.0, mark_patience=3.0
+    )
+    with patch.object(Store, "__init__", made), with_marker_directory(place):
+        await app.serve(settings, backend, config)

@@ -42,7 +42,7 @@ def test_a_module_is_under_350_lines(path: Path) -> None:  # one thing each: an 
 
 
 def test_the_thin_controller_stays_thin() -> None:
-    assert sum(code_lines(path) for path in THIN) < 2900
+    assert sum(code_lines(path) for path in THIN) < 3050
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
@@ -53,3 +53,17 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
 def test_one_module_makes_every_connection() -> None:
     calls = ("Connection.connect(", "Connection[DictRow].connect(", "psycopg.connect(", "ConnectionPool(")
     assert {name(path) for path in MODULES if any(call in path.read_text() for call in calls)} == {"db/pool.py"}
+
+
+def assigned_attributes(path: Path) -> list[ast.Attribute]:
+    """Every attribute that a module assigns or deletes."""
+    stores = (ast.Store, ast.Del)
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, stores)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "reconcile").glob("*.py")), ids=name)
+def test_what_is_tracked_is_changed_by_its_own_methods_alone(path: Path) -> None:
+    foreign = [node for node in assigned_attributes(path) if ast.unparse(node.value) != "self"]
+    assert not [f"{path.name}:{node.lineno} assigns {ast.unparse(node)}" for node in foreign]
+    assert "setattr(" not in path.read_text()

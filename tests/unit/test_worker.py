@@ -1,0 +1,221 @@
+"""What an action may conclude: never that a run did not start unless nothing could have started it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+
+from controller.db.writes import Bind, Ended
+from controller.errors import RunNotFoundError, TransientEngineError
+from controller.metrics import Metrics
+from controller.protocol import actions
+from controller.protocol.model import Key, Launch, ObservedRun, Phase, Row, State
+from controller.reconcile.config import ControllerConfig
+from controller.reconcile.tracker import TrackedSandbox, Tracker
+from controller.reconcile.worker import Worker
+from controller.reconcile.workqueue import Again, Retry
+
+ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
+BOUND = replace(ROW, run_uid="a")
+INERT = ObservedRun(Key(ROW.id, 1), "a", Phase.INERT)
+NEVER = replace(INERT, phase=Phase.NEVER_STARTED)
+LAUNCH = Launch(INERT.key, "true", 60)
+CONFIG = ControllerConfig(
+    max_running=1, max_launching=1, engine_calls=1, output_bytes=1024, start_deadline=600.0, lease=60.0, poll=1.0
+)
+
+
+@dataclass
+class World:
+    """A table that takes every write, or none, and an engine that answers as told."""
+
+    answers: list[Exception | None] = field(default_factory=list)
+    row: Row | None = None
+    takes: bool = True
+    written: list[Ended] = field(default_factory=list)
+
+    async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
+        return replace(INERT, run_uid="made")
+
+    async def bind(self, item: Bind) -> bool:
+        return True
+
+    async def wait(self, item: object) -> bool:
+        return True
+
+    async def record(self, item: Ended) -> bool:
+        self.written.append(item)
+        return self.takes
+
+    again = record
+
+    async def facts(self, ids: list[UUID]) -> dict[UUID, Row]:
+        return {self.row.id: self.row} if self.row else {}
+
+    async def release(self, key: Key, run_uid: str) -> None:
+        answer = self.answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    async def delete(self, key: Key, run_uid: str | None) -> None:
+        pass
+
+
+class Reconciled:
+    """One tracked sandbox, and the worker that takes it from action to action."""
+
+    def __init__(self, world: World, row: Row = ROW, run: ObservedRun = INERT, launch: Launch | None = None) -> None:
+        self.tracker = Tracker(CONFIG.start_deadline, lambda: None)
+        either = cast(Any, world)
+        self._worker = Worker(either, either, self.tracker, Metrics(), CONFIG, lambda: None)
+        self.tracked = TrackedSandbox(row, time.monotonic(), lease_end=1e12, launch=launch, runs={run.run_uid: run})
+        self.tracker.add(self.tracked)
+
+    def next(self) -> actions.Action:
+        """What the real decision is now."""
+        return self.tracker.next_action(self.tracked)
+
+    def does(self, expected: type[actions.Action], result: type = Again) -> None:
+        """The worker executes just that."""
+        assert type(self.next()) is expected
+        assert type(asyncio.run(self._worker.reconcile(INERT.key))) is result
+
+    def sees(self, run: ObservedRun) -> None:
+        """The engine reports this."""
+        self.tracked.on_observed(run, time.monotonic())
+
+    def expires(self) -> None:
+        """The start deadline passes."""
+        self.tracked.on_row(replace(self.tracked.row, claimed_age=1e6), time.monotonic())
+
+    @property
+    def phase(self) -> Phase:
+        """What is believed of the run."""
+        return self.tracked.runs["a"].phase
+
+
+def bound(world: World) -> Reconciled:
+    """After its bind."""
+    made = Reconciled(world)
+    made.does(actions.Bind)
+    return made
+
+
+def lost_release(world: World) -> Reconciled:
+    """After a release that was answered, and that the engine lost."""
+    made = bound(world)
+    made.does(actions.Release)
+    made.sees(INERT)
+    return made
+
+
+def unanswered_release(world: World) -> Reconciled:
+    """After a release without an answer."""
+    made = bound(world)
+    made.does(actions.Release, Retry)
+    return made
+
+
+def test_what_vanished_before_its_first_release_never_started() -> None:
+    made = bound(World([RunNotFoundError()]))
+    made.does(actions.Release)
+    assert made.phase is Phase.NEVER_STARTED
+
+
+def test_what_is_discarded_before_its_first_release_never_started() -> None:
+    made = bound(World())
+    made.expires()
+    made.does(actions.Discard)
+    assert made.phase is Phase.NEVER_STARTED
+
+
+def test_what_vanished_after_a_release_without_answer_may_have_started() -> None:
+    made = unanswered_release(World([TransientEngineError(), RunNotFoundError()]))
+    made.does(actions.Release)
+    assert made.phase is Phase.GONE
+
+
+def test_a_release_that_met_an_error_of_our_own_may_have_started() -> None:
+    made = unanswered_release(World([ValueError("not an answer"), RunNotFoundError()]))
+    made.does(actions.Release)
+    assert made.phase is Phase.GONE
+
+
+def test_what_vanished_after_a_release_may_have_started() -> None:
+    made = lost_release(World([None, RunNotFoundError()]))
+    made.does(actions.Release)
+    assert made.phase is Phase.GONE
+
+
+@pytest.mark.parametrize(
+    ("released", "answer"),
+    [(lost_release, None), (unanswered_release, TransientEngineError())],
+    ids=["answered", "without answer"],
+)
+def test_what_is_discarded_after_a_release_may_have_started(
+    released: Callable[[World], Reconciled], answer: Exception | None
+) -> None:
+    made = released(World([answer]))
+    made.expires()
+    made.does(actions.Discard)
+    assert made.phase is Phase.GONE
+
+
+def test_what_was_removed_before_its_first_release_never_started() -> None:
+    made = bound(World())
+    made.sees(replace(INERT, phase=Phase.GONE))
+    assert isinstance(made.next(), actions.Retry)
+
+
+def test_what_was_removed_after_its_release_may_have_started() -> None:
+    made = lost_release(World([None]))
+    made.sees(replace(INERT, phase=Phase.GONE))
+    action = made.next()
+    assert isinstance(action, actions.Record)
+    assert action.outcome.state is State.LOST
+
+
+def test_a_bind_that_another_controller_made_is_no_proof_that_nothing_was_released() -> None:
+    made = Reconciled(World([RunNotFoundError()]), BOUND)
+    made.does(actions.Release)
+    assert made.phase is Phase.GONE
+
+
+def test_what_was_just_made_is_bound_and_not_what_a_listing_from_before_still_shows() -> None:
+    made = Reconciled(World(), launch=LAUNCH)  # "a" was half made, and the call that made another removed it
+    made.tracked.on_created(replace(INERT, run_uid="made"), time.monotonic())
+    action = made.next()
+    assert isinstance(action, actions.Bind)
+    assert action.run.run_uid == "made"
+
+
+def test_what_went_past_its_gate_stays_known_when_another_is_made() -> None:
+    made = Reconciled(World(), run=replace(INERT, phase=Phase.RUNNING), launch=LAUNCH)
+    made.tracked.on_created(replace(INERT, run_uid="made"), time.monotonic())
+    assert made.phase is Phase.RUNNING
+
+
+def test_what_is_created_is_bound_next() -> None:
+    made = Reconciled(World(), run=replace(INERT, phase=Phase.GONE), launch=LAUNCH)
+    made.does(actions.Create)
+    assert isinstance(made.next(), actions.Bind)
+
+
+def test_that_it_never_started_is_said_only_under_the_lease() -> None:
+    world = World()
+    made = Reconciled(world, BOUND, NEVER)
+    made.does(actions.Retry)
+    assert [ended.epoch for ended in world.written] == [1]
+
+
+def test_of_what_is_in_other_hands_nothing_is_believed_any_more() -> None:
+    world = World(row=replace(BOUND, epoch=2), takes=False)
+    made = Reconciled(world, BOUND, NEVER)
+    made.does(actions.Retry)
+    assert made.tracker.get(INERT.key) is None
