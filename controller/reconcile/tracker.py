@@ -60,13 +60,14 @@ class TrackedSandbox:
         """Begin a lease.
 
         A run is believed gone, or never started, only under the lease under which that was learned: the lease may have
-        been lost meanwhile, and another controller have released the run. `created` and `unreleased` begin anew.
+        been lost meanwhile, and another controller have released the run. `created`, `unreleased` and `missing` begin
+        anew: the run that was missing need not be the one that the row is bound to now.
         """
         over = (Phase.NEVER_STARTED, Phase.GONE)
         self.runs = {uid: run for uid, run in self.runs.items() if run.phase not in over}
         self.row, self.read_at, self.lease_end = row, now, lease_end
         self.launch, self.may_exist = launch, may_exist
-        self.created = self.unreleased = False
+        self.created = self.unreleased = self.missing = False
         self.waiting = self.written_waiting = waiting
 
     def on_renewed(self, lease_end: float) -> None:

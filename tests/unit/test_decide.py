@@ -37,7 +37,9 @@ from controller.protocol.model import (
     exit_outcome,
     timeout_outcome,
 )
+from controller.reconcile.tracker import TrackedSandbox
 from tests.support import protocol_model
+from tests.support.protocol_model import Rules
 
 ROW = Row(
     id=UUID(int=7),
@@ -481,8 +483,58 @@ def test_two_controllers_start_an_attempt_once_and_end_every_row(max_attempts: i
     assert not protocol_model.stuck(graph)
 
 
-@pytest.mark.parametrize("rule", ["FENCED", "SPENT", "MARKED", "DOUBTED"])
-def test_the_model_finds_what_a_missing_rule_breaks(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol_model, rule, False)
+class BelievesOldSights(TrackedSandbox):
+    """Once a release was answered, an old sight of the run says that it has not begun."""
+
+    def on_released(self, run: ObservedRun) -> None:
+        unreleased = self.unreleased
+        super().on_released(run)
+        self.unreleased = unreleased
+
+
+class ForgetsUnansweredReleases(TrackedSandbox):
+    """A release without an answer did not take effect."""
+
+    def on_release_unanswered(self) -> None:
+        pass
+
+
+class BelievesDeletions(TrackedSandbox):
+    """A bound run that was deleted while it seemed inert never started."""
+
+    def on_discarded(self, run: ObservedRun) -> None:
+        self.unreleased = True
+        super().on_discarded(run)
+
+
+class KeepsForeignRows(TrackedSandbox):
+    """A row that another controller took over is still this controller's."""
+
+    def is_same_claim(self, row: Row) -> bool:
+        return row.attempt == self.row.attempt
+
+
+class BelievesWhatWasMissing(TrackedSandbox):
+    """A run that was missing before a take-over still is."""
+
+    def on_claimed(self, *claimed: Any, **lease: Any) -> None:
+        missing = self.missing
+        super().on_claimed(*claimed, **lease)
+        self.missing = missing
+
+
+BROKEN_RULES = {
+    "an answered release is no doubt": Rules(tracked=BelievesOldSights),
+    "an unanswered release is no doubt": Rules(tracked=ForgetsUnansweredReleases),
+    "a deletion is a proof": Rules(tracked=BelievesDeletions),
+    "an epoch is no fence": Rules(tracked=KeepsForeignRows, fenced=False),
+    "a take-over forgets nothing": Rules(tracked=BelievesWhatWasMissing),
+    "an engine forgets kills": Rules(marked=False),
+    "another engine's bound row counts as never started": Rules(proven=False),
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN_RULES)
+def test_the_model_finds_what_a_missing_rule_breaks(rule: str) -> None:
     with pytest.raises(protocol_model.Broken):
-        protocol_model.explore(1, 2)
+        protocol_model.explore(1, 2, BROKEN_RULES[rule])
