@@ -10,6 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from uuid import uuid4
 
 from controller.backends.base import Backend
@@ -21,7 +22,9 @@ from controller.db.registry import Registry
 from controller.db.store import Store
 from controller.drain import drain as drain_with
 from controller.errors import DatabaseReadOnlyError, SandboxError, SettingsError
-from controller.health.endpoints import Http
+from controller.health.config import HealthConfig
+from controller.health.endpoints import HealthServer
+from controller.health.readiness import Readiness
 from controller.metrics import Metrics
 from controller.reconcile.abandoned import Abandoned
 from controller.reconcile.config import ControllerConfig
@@ -118,10 +121,11 @@ async def assemble(
     settings: Settings,
     backend: Backend,
     config: ControllerConfig | None = None,
-) -> AsyncIterator[tuple[Controller, Store, Http]]:
+    health: HealthConfig | None = None,
+) -> AsyncIterator[tuple[Controller, Store, HealthServer]]:
     """Yield a controller with its parts, on a database that fits and an engine that answers.
 
-    `config`: in place of the limits and intervals that follow from the settings.
+    `config`: in place of the limits and intervals that follow from the settings; `health`: of the HTTP server.
     """
     try:
         await check_schema(settings.database_url)
@@ -140,7 +144,9 @@ async def assemble(
             )
             async with presence.entered():
                 controller = wire(config, store, backend, presence, metrics := Metrics())
-                yield controller, store, Http(controller, store, backend, metrics, settings.database_url)
+                check, health = partial(check_schema, settings.database_url), health or HealthConfig()
+                readiness = Readiness(store, backend, controller.claims, check, health)
+                yield controller, store, HealthServer(controller, store, metrics, readiness, health)
     finally:
         await backend.close()
 

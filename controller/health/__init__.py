@@ -1,1 +1,1 @@
-"""What a controller tells over HTTP: whether it lives, whether it can work, and its metrics."""
+"""What a controller reports over HTTP: whether it is alive, whether it is ready, and its metrics."""

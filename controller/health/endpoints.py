@@ -1,4 +1,4 @@
-"""What the controller tells over HTTP: /healthz, /readyz, /metrics."""
+"""The HTTP endpoints: /healthz, /readyz, /metrics."""
 
 from __future__ import annotations
 
@@ -9,58 +9,62 @@ import time
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from controller.backends.base import Backend
 from controller.db.store import Store
 from controller.errors import SandboxError, SettingsError
+from controller.health.config import HealthConfig
 from controller.health.readiness import Readiness
-from controller.health.server import Door
+from controller.health.server import ConnectionLimiter
 from controller.metrics import Metrics
 from controller.protocol.text import without_addresses
 from controller.reconcile.controller import Controller
 
-STALLED_SECONDS = 15.0  # an event loop that has not turned for this long is not healthy
-WAITING = 1024  # connections kept by the kernel until taken; one that it drops comes again after 1 s: a probe missed
-COUNT_SECONDS = 3.0  # for the database to count rows; a scrape must not wait longer for it
+BACKLOG = (
+    1024  # connections that the kernel keeps until accepted; one that it drops is retried after 1 s: a probe missed
+)
 
 
-class Http:
+class HealthServer:
     """Answers for one controller."""
 
-    def __init__(self, controller: Controller, store: Store, backend: Backend, metrics: Metrics, url: str):
+    def __init__(
+        self, controller: Controller, store: Store, metrics: Metrics, readiness: Readiness, config: HealthConfig
+    ) -> None:
         self._controller, self._store, self._metrics = controller, store, metrics
-        self._readiness = Readiness(store, backend, controller.claims, url)
+        self._readiness, self._config = readiness, config
 
-    async def serve(self, port: int) -> tuple[Door, int]:
-        """Listens on every address; returns what to clean up, and the port. Raises SettingsError."""
+    async def serve(self, port: int) -> tuple[ConnectionLimiter, int]:
+        """Listen on every address; return what to clean up, and the port. Raises SettingsError."""
         app = web.Application()
         for path, answer in (("/healthz", self.healthz), ("/readyz", self.readyz), ("/metrics", self.metrics)):
             app.router.add_get(path, answer)
         both = socket.has_dualstack_ipv6()  # one socket, so that port 0 is one port
         family = socket.AF_INET6 if both else socket.AF_INET
         try:
-            listening = socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=WAITING)
+            listening = socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=BACKLOG)
         except OSError as error:
             raise SettingsError(f"HTTP_PORT = {port} cannot be listened on: {error.strerror}; set another") from error
-        door, port = Door(app, listening), listening.getsockname()[1]
-        await door.open()
-        return door, port
+        limiter = ConnectionLimiter(app, listening, self._config)
+        await limiter.open()
+        return limiter, listening.getsockname()[1]
 
     async def healthz(self, request: web.Request) -> web.Response:
-        """200 while the loop turns."""
+        """Answer 200 while the event loop turns."""
         age = time.monotonic() - self._controller.turned
-        return web.Response(status=200 if age < STALLED_SECONDS else 503, text=f"the loop turned {age:.1f} s ago\n")
+        return web.Response(
+            status=200 if age < self._config.stalled_loop else 503, text=f"the loop turned {age:.1f} s ago\n"
+        )
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """200 where database, schema and engine will do and rows are claimed; else 503 and what is wrong."""
+        """Answer 200 if database, schema and engine will do and rows are claimed; else 503 and what is wrong."""
         trouble = await self._readiness.trouble()
         if trouble:
             return web.Response(status=503, text=f"{without_addresses(trouble)}\n")
         return web.Response(text="ready\n")
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """The counters, and the rows by state."""
+        """Answer with the counters, and the rows by state."""
         try:
-            async with asyncio.timeout(COUNT_SECONDS):
+            async with asyncio.timeout(self._config.count):
                 counts = await self._store.counts()
             for state, count in {"queued": 0, "launching": 0, "running": 0, **counts}.items():
                 self._metrics.rows.labels(state).set(count)

@@ -1,4 +1,4 @@
-"""Takes the connections of the HTTP server: so many at once, each for one request and for so long."""
+"""Limits the HTTP server's connections: how many at once, and how long each may last, for one request."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from contextlib import suppress
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from controller.health.config import HealthConfig
+
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 64  # at once
 SHARE = 8  # of the files that the process may have open, connections may have one in so many
-REQUEST_SECONDS = 5.0  # from a connection's start to the end of its request's headers
-ANSWER_SECONDS = 10.0  # from there to the end of its answer
 STOP_SECONDS = 2.0  # for the answers under way at the end
-PAUSE_SECONDS = 0.2  # where no connection can be taken
-TELL_SECONDS = 60.0  # between log lines about the same trouble
+PAUSE_SECONDS = 0.2  # after a connection could not be accepted
+WARN_SECONDS = 60.0  # between log lines about the same fault
 LINE_BYTES = 4096  # of the request's first line, and of each header
 SILENT = logging.Logger("silent", logging.CRITICAL + 1)  # what strangers send is no news, and may be sent without end
 
 
-class Door:
+class ConnectionLimiter:
     """Serves an application on a listening socket.
 
-    Where there are too many connections, the one that has been without a request for the longest makes room: whoever
+    When there are too many connections, the one that has been without a request for the longest is closed: whoever
     asks is answered, whatever others hold open.
     """
 
-    def __init__(self, app: web.Application, listening: socket.socket) -> None:
-        self._listening = listening
+    def __init__(self, app: web.Application, listening: socket.socket, config: HealthConfig) -> None:
+        self._listening, self._config = listening, config
         listening.setblocking(False)
         app.middlewares.append(self._once)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS)
         self._most = most_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._idle: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}  # no request yet; the oldest first
         self._asking: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
-        self._told: dict[str, float] = {}
+        self._warned: dict[str, float] = {}
 
     async def open(self) -> None:
-        """Begins to take connections."""
+        """Begin to accept connections."""
         await self._runner.setup()
         self._accepting = asyncio.create_task(self._accept())
 
     async def cleanup(self) -> None:
-        """Takes no more connections, and ends those that there are."""
+        """Accept no more connections, and end those that there are."""
         self._accepting.cancel()
         with suppress(asyncio.CancelledError):
             await self._accepting
@@ -58,16 +58,16 @@ class Door:
         await self._runner.cleanup()
 
     def opened(self, transport: asyncio.BaseTransport) -> None:
-        """A connection has come."""
+        """A connection was opened."""
         if len(self._idle) + len(self._asking) >= self._most:
-            self._tell(f"there are over {self._most} HTTP connections at once: those that ask nothing are closed")
+            self._warn(f"there are over {self._most} HTTP connections at once: those that ask nothing are closed")
             oldest = next(iter(self._idle or self._asking))
             self.closed(oldest)
             _abort(oldest)
-        self._idle[transport] = self._end_later(transport, REQUEST_SECONDS)
+        self._idle[transport] = self._end_later(transport, self._config.request)
 
     def closed(self, transport: asyncio.BaseTransport) -> None:
-        """A connection is gone."""
+        """A connection was closed."""
         for held in (self._idle, self._asking):
             if (timer := held.pop(transport, None)) is not None:
                 timer.cancel()
@@ -79,7 +79,7 @@ class Door:
             try:  # not asyncio's own server: out of files, it logs an error a thousand times a second
                 taken, _ = await loop.sock_accept(self._listening)
             except OSError as error:
-                self._tell(f"no HTTP connection can be taken: {error.strerror}")
+                self._warn(f"no HTTP connection can be taken: {error.strerror}")
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
             try:
@@ -89,10 +89,10 @@ class Door:
 
     @web.middleware
     async def _once(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answers one request, and ends the connection with the answer: nothing is kept open for later."""
+        """Answer one request, and end the connection with the answer: nothing is kept open for later."""
         if request.transport is not None and (timer := self._idle.pop(request.transport, None)) is not None:
             timer.cancel()
-            self._asking[request.transport] = self._end_later(request.transport, ANSWER_SECONDS)
+            self._asking[request.transport] = self._end_later(request.transport, self._config.answer)
         try:
             answer = await handler(request)
         except web.HTTPException as refusal:
@@ -107,19 +107,19 @@ class Door:
     def _end_later(self, transport: asyncio.BaseTransport, seconds: float) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(seconds, _abort, transport)
 
-    def _tell(self, trouble: str) -> None:
+    def _warn(self, fault: str) -> None:
         now = time.monotonic()
-        if now - self._told.get(trouble, -TELL_SECONDS) >= TELL_SECONDS:
-            self._told[trouble] = now
-            log.warning(trouble)
+        if now - self._warned.get(fault, -WARN_SECONDS) >= WARN_SECONDS:
+            self._warned[fault] = now
+            log.warning(fault)
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's side of one connection, which tells the door of its beginning and its end."""
+    """aiohttp's side of one connection, which reports its beginning and its end."""
 
-    __slots__ = ("_door", "_held")
+    __slots__ = ("_held", "_limiter")
 
-    def __init__(self, door: Door, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, limiter: ConnectionLimiter, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -129,22 +129,22 @@ class _Connection(web.RequestHandler):
             max_field_size=LINE_BYTES,
             lingering_time=0,
         )
-        self._door = door
+        self._limiter = limiter
         self._held: asyncio.BaseTransport | None = None  # aiohttp forgets it before it is lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._held = transport
-        self._door.opened(transport)
+        self._limiter.opened(transport)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._held is not None:
-            self._door.closed(self._held)
+            self._limiter.closed(self._held)
         super().connection_lost(exc)
 
 
 def most_connections(files: int) -> int:
-    """How many connections there may be at once, where the process may have so many files open (-1: any number)."""
+    """Return how many connections there may be at once if the process may have so many files open (-1: any number)."""
     return CONNECTIONS if files < 0 else max(4, min(CONNECTIONS, files // SHARE))
 
 

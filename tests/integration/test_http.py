@@ -9,17 +9,18 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
-from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg.sql import SQL, Identifier
 
 from controller.app import assemble
 from controller.errors import BackendUnavailableError
-from controller.health import endpoints, readiness, server
+from controller.health import server
+from controller.health.config import HealthConfig
 from controller.reconcile.controller import Controller
 from controller.settings import Settings
 from tests.support import memory_controller
@@ -28,11 +29,7 @@ from tests.support.forked import Forked
 from tests.support.memory_backend import MemoryBackend
 from tests.support.proxy import Proxy
 
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each question is asked anew."""
-    monkeypatch.setattr(readiness, "KEPT_SECONDS", 0.0)
+CONFIG = HealthConfig(kept=0.0)  # each question is asked anew
 
 
 class Get:
@@ -57,11 +54,13 @@ class Get:
 
 
 @asynccontextmanager
-async def served(url: str, backend: MemoryBackend | None = None) -> AsyncIterator[tuple[Get, Controller]]:
+async def served(
+    url: str, backend: MemoryBackend | None = None, **config: float
+) -> AsyncIterator[tuple[Get, Controller]]:
     settings = Settings(database_url=url, sandbox_poll_seconds=0.05)
     async with (
         asyncio.timeout(30),
-        assemble(settings, backend or MemoryBackend()) as (controller, _, http),
+        assemble(settings, backend or MemoryBackend(), health=replace(CONFIG, **config)) as (controller, _, http),
         aiohttp.ClientSession() as session,
     ):
         runner, port = await http.serve(0)
@@ -101,7 +100,7 @@ def test_a_working_controller_is_healthy_and_ready_and_counts(database: str) -> 
 def test_a_stalled_loop_is_not_healthy(database: str) -> None:
     async def go() -> None:
         async with served(database) as (get, controller):
-            controller.turned = time.monotonic() - endpoints.STALLED_SECONDS - 1
+            controller.turned = time.monotonic() - CONFIG.stalled_loop - 1
             status, text = await get("/healthz")
             assert status == 503
             assert text.startswith("the loop turned 16.")
@@ -110,12 +109,10 @@ def test_a_stalled_loop_is_not_healthy(database: str) -> None:
 
 
 def test_without_its_database_it_is_alive_not_ready_and_still_counts(
-    database: str, monkeypatch: pytest.MonkeyPatch
+    database: str,
 ) -> None:
-    monkeypatch.setattr(endpoints, "COUNT_SECONDS", 0.3)
-
     async def go() -> None:
-        async with Proxy(database) as proxy, served(proxy.url) as (get, _):
+        async with Proxy(database) as proxy, served(proxy.url, count=0.3) as (get, _):
             assert (await get("/readyz"))[0] == 200
             await proxy.refuse()
             status, text = await get("/readyz")
@@ -129,16 +126,10 @@ def test_without_its_database_it_is_alive_not_ready_and_still_counts(
     asyncio.run(go())
 
 
-def test_a_database_that_says_nothing_does_not_hang_the_probe(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readiness, "READY_SECONDS", 0.3)
-
+def test_a_database_that_says_nothing_does_not_hang_the_probe(database: str) -> None:
     async def go() -> None:
-        async with served(database) as (get, _):
-
-            async def silent(url: str) -> None:
-                await asyncio.Event().wait()
-
-            monkeypatch.setattr(readiness, "check_schema", silent)
+        async with Proxy(database) as proxy, served(proxy.url, ready=0.3) as (get, _):
+            proxy.mute()
             assert await get("/readyz") == (503, "the database does not answer\n")
 
     asyncio.run(go())
@@ -240,20 +231,18 @@ def test_connections_that_are_held_open_keep_nobody_from_an_answer(database: str
     assert "Traceback" not in str(told)
 
 
-@pytest.mark.parametrize("text", ["", "GET /healthz HTTP/1.1\r\nHost:", "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"])
-def test_a_connection_ends_by_itself(database: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.2)
-    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.4)
+class Silent(MemoryBackend):
+    """An engine that never answers whether it is there."""
 
-    async def forever(self: endpoints.Http, request: web.Request) -> web.Response:
+    async def ping(self) -> None:
+        """No answer."""
         await asyncio.Event().wait()
-        return web.Response()
 
-    monkeypatch.setattr(endpoints.Http, "healthz", forever)
-    text = text.replace("slow", "healthz")
 
+@pytest.mark.parametrize("text", ["", "GET /healthz HTTP/1.1\r\nHost:", "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_connection_ends_by_itself(database: str, text: str) -> None:
     async def go() -> None:
-        async with served(database) as (get, _):
+        async with served(database, Silent(), request=0.2, answer=0.4, ready=60.0) as (get, _):
             reader, writer = await asyncio.open_connection("127.0.0.1", get.port)
             writer.write(text.encode())
             async with asyncio.timeout(5):

@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
-import pytest
 
 from controller import app
 from controller.db.listener import listen
 from controller.db.migrate import check_schema
-from controller.health import readiness
+from controller.health.config import HealthConfig
+from controller.health.readiness import MANY_ASIDE, Readiness
 from controller.protocol.model import Launch, ObservedRun
 from controller.reconcile.controller import Controller, cancel
 from controller.settings import Settings
@@ -24,10 +24,7 @@ from tests.support.memory_backend import MemoryBackend
 Ask = Callable[[], Awaitable[tuple[int, str]]]
 
 
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readiness, "STALLED_SECONDS", 0.5)
-    monkeypatch.setattr(readiness, "KEPT_SECONDS", 0.0)
+CONFIG = HealthConfig(unclaimed=0.5, kept=0.0)
 
 
 @asynccontextmanager
@@ -36,7 +33,7 @@ async def working(url: str, backend: MemoryBackend, **settings: Any) -> AsyncIte
     asked = Settings(database_url=url, sandbox_poll_seconds=0.1, **settings)
     async with (
         asyncio.timeout(40),
-        app.assemble(asked, backend) as (controller, _, http),
+        app.assemble(asked, backend, health=CONFIG) as (controller, _, http),
         aiohttp.ClientSession() as session,
     ):
         door, port = await http.serve(0)
@@ -196,7 +193,7 @@ def test_a_database_that_refuses_every_claim_makes_it_not_ready_with_its_words(d
         async with table(database) as asked:
             await asked.rows(f"create function no() returns trigger language plpgsql as $$ {refuse} $$")
             await asked.rows("create trigger no before update on sandboxes for each row execute function no()")
-            for _ in range(readiness.MANY_ASIDE):
+            for _ in range(MANY_ASIDE):
                 await insert_old(asked)
             async with working(database, MemoryBackend()) as (ask, _):
                 text = await until(ask, 503)
@@ -205,21 +202,19 @@ def test_a_database_that_refuses_every_claim_makes_it_not_ready_with_its_words(d
     asyncio.run(go())
 
 
-def test_however_many_ask_at_once_the_database_is_asked_once(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readiness, "KEPT_SECONDS", 60.0)
-    real, asked = check_schema, 0
+def test_however_many_ask_at_once_the_database_is_asked_once(database: str) -> None:
+    asked = 0
 
-    async def counted(url: str) -> None:
+    async def counted() -> None:
         nonlocal asked
         asked += 1
-        await real(url)
-
-    monkeypatch.setattr(readiness, "check_schema", counted)
+        await check_schema(database)
 
     async def go() -> None:
-        async with working(database, MemoryBackend()) as (ask, _):
-            answers = await asyncio.gather(*(ask() for _ in range(50)))
-            assert set(answers) == {(200, "ready\n")}
+        backend, settings = MemoryBackend(), Settings(database_url=database)
+        async with app.assemble(settings, backend) as (controller, store, _):
+            readiness = Readiness(store, backend, controller.claims, counted, HealthConfig(kept=60.0))
+            assert set(await asyncio.gather(*(readiness.trouble() for _ in range(50)))) == {""}
         assert asked == 1
 
     asyncio.run(go())

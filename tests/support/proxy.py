@@ -19,6 +19,7 @@ class Proxy:
         self._open: list[tuple[asyncio.Event, asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._mute = False
         self.accepted = 0
 
     @property
@@ -46,6 +47,10 @@ class Proxy:
         """From now on nothing passes on the connections that are open; new ones work."""
         for loud, _, _ in self._open:
             loud.clear()
+
+    def mute(self) -> None:
+        """From now on nothing passes on new connections either."""
+        self._mute = True
 
     def cut(self) -> None:
         """Closes every connection."""
@@ -77,7 +82,8 @@ class Proxy:
         else:
             behind = await asyncio.open_connection(self._host, int(self._port))
         loud = asyncio.Event()
-        loud.set()
+        if not self._mute:
+            loud.set()
         self._open.append((loud, writer, behind[1]))
         for source, target in ((reader, behind[1]), (behind[0], writer)):
             task = asyncio.create_task(self._pass(source, target, loud))
