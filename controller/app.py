@@ -25,6 +25,7 @@ from controller.errors import DatabaseReadOnlyError, SandboxError, SettingsError
 from controller.health.config import HealthConfig
 from controller.health.endpoints import HealthServer
 from controller.health.readiness import Readiness
+from controller.logs import about
 from controller.metrics import Metrics
 from controller.reconcile.abandoned import Abandoned
 from controller.reconcile.config import ControllerConfig
@@ -58,13 +59,13 @@ async def serve(settings: Settings, backend: Backend, config: ControllerConfig |
         if settings.sandbox_retention_seconds is not None:
             await retain(settings.database_url, settings.sandbox_retention_seconds)
         server, port = await http.serve(settings.http_port)
-        log.info("%s runs sandboxes on %s, http on port %d", store.me, store.engine, port)
+        log.info("controller started", extra=about(controller=store.me, engine=store.engine, http_port=port))
         listener = asyncio.create_task(listen(settings.database_url, "sandbox_wake", controller.wake))
         store.exchanged.add_done_callback(lambda _: stop.set())
         try:
             await controller.run(stop)
             store.refuse_exchanged()
-            log.info("stopped: what runs goes on, and the next controller finds it")
+            log.info("controller stopped, what runs goes on")
         finally:
             await cancel([listener])
             await server.cleanup()
@@ -76,7 +77,7 @@ async def _writes(url: str, stop: asyncio.Event) -> bool:
         try:
             await check_schema(url)
         except DatabaseReadOnlyError as error:
-            log.warning("%s, waiting for it", error)
+            log.warning("database read-only, waiting", extra=about(error=error))
         else:
             return True
         with suppress(TimeoutError):
@@ -133,7 +134,7 @@ async def assemble(
         me = _name()
         installation, renewed = await identify(settings.database_url)
         if renewed:
-            log.warning("this database is a copy: its installation has an id of its own now, %s", installation)
+            log.warning("database is a copy, it has an id of its own now", extra=about(installation=installation))
         async with Pool(settings.database_url, me, installation) as pool:
             store = Store(pool, me, settings.sandbox_output_bytes)
             registry = Registry(store)

@@ -1,4 +1,4 @@
-"""Structured logs: one line an event, with the sandbox and attempt where it has one, never an env value."""
+"""Structured logs: one line an event, a fixed message with its variables as fields, and never a value of an env."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 from controller.protocol.model import Key
 from controller.protocol.text import harmless, visible
 
-FIELDS = ("sandbox", "attempt")
+
+def about(key: Key | None = None, **fields: object) -> dict[str, Any]:
+    """Return the `extra` of a log line: its fields, and the sandbox and attempt that it is about."""
+    attempt = {} if key is None else {"sandbox": str(key.sandbox_id), "attempt": key.attempt}
+    return {"fields": fields | attempt}
 
 
-def about(key: Key) -> dict[str, Any]:
-    """The `extra` of a log line about this attempt."""
-    return {"sandbox": str(key.sandbox_id), "attempt": key.attempt}
-
-
-class Json(logging.Formatter):
-    """One JSON object a line."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the event's fields beside them."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -29,25 +28,33 @@ class Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        line = line | _fields(record) | line  # a field replaces no part of the line
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return json.dumps(line, default=str)
 
 
-class Console(logging.Formatter):
-    """Time, level, message and what it is about; nothing in it can steer a terminal."""
+class ConsoleFormatter(logging.Formatter):
+    """Time, level, message, and the fields as name=value; nothing in it can steer a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
-        about = "".join(f" {name}={getattr(record, name)}" for name in FIELDS if hasattr(record, name))
+        fields = "".join(f" {name}={visible(_quoted(str(value)))}" for name, value in _fields(record).items())
         trace = "\n" + harmless(self.formatException(record.exc_info)) if record.exc_info else ""
-        return f"{at} {record.levelname.lower():7} {visible(record.getMessage())}{about}{trace}"
+        return f"{at} {record.levelname.lower():7} {visible(record.getMessage())}{fields}{trace}"
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return dict(getattr(record, "fields", {}))
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if not value or {*value} & {" ", '"', "="} else value
 
 
 def set_up(log_format: str) -> None:
-    """Sends the process's logs to standard error in this format, `json` or `console`."""
+    """Send the process's logs to standard error in this format, `json` or `console`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Json() if log_format == "json" else Console())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each lost connection is told once, by the queue
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # the store reports each lost connection once

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from controller.health.config import HealthConfig
+from controller.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class ConnectionLimiter:
     def opened(self, transport: asyncio.BaseTransport) -> None:
         """A connection was opened."""
         if len(self._idle) + len(self._asking) >= self._most:
-            self._warn(f"there are over {self._most} HTTP connections at once: those that ask nothing are closed")
+            self._warn("too many HTTP connections, closing those without a request", most=self._most)
             oldest = next(iter(self._idle or self._asking))
             self.closed(oldest)
             _abort(oldest)
@@ -79,7 +80,7 @@ class ConnectionLimiter:
             try:  # not asyncio's own server: out of files, it logs an error a thousand times a second
                 taken, _ = await loop.sock_accept(self._listening)
             except OSError as error:
-                self._warn(f"no HTTP connection can be taken: {error.strerror}")
+                self._warn("HTTP connection not accepted, retrying", error=error.strerror)
                 await asyncio.sleep(PAUSE_SECONDS)
                 continue
             try:
@@ -99,7 +100,7 @@ class ConnectionLimiter:
             refusal.force_close()
             raise
         except Exception:
-            log.exception("an HTTP request met an error of the controller's own")
+            log.exception("unexpected error in an HTTP request")
             answer = web.Response(status=500, text="an error of the controller's own: its log has it\n")
         answer.force_close()
         return answer
@@ -107,11 +108,11 @@ class ConnectionLimiter:
     def _end_later(self, transport: asyncio.BaseTransport, seconds: float) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(seconds, _abort, transport)
 
-    def _warn(self, fault: str) -> None:
+    def _warn(self, fault: str, **fields: object) -> None:
         now = time.monotonic()
         if now - self._warned.get(fault, -WARN_SECONDS) >= WARN_SECONDS:
             self._warned[fault] = now
-            log.warning(fault)
+            log.warning(fault, extra=about(None, **fields))
 
 
 class _Connection(web.RequestHandler):

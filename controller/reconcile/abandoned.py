@@ -1,4 +1,4 @@
-"""Settles the rows of engines that have no controller: nobody else would."""
+"""Settles the rows of engines that have no controller, since nobody else would."""
 
 from __future__ import annotations
 
@@ -25,26 +25,27 @@ log = logging.getLogger(__name__)
 
 
 class Abandoned:
-    """Writes what `abandon` decides. Each write is the compare-and-set of a controller of that engine, so one that
-    comes back meanwhile is never written over. `start_deadline` and `grace`, without a controller, in seconds."""
+    """Writes what `abandon` decides. Each write is the compare-and-set of a controller of that engine, so it never
+    overwrites what one that comes back writes meanwhile. `start_deadline` and `grace`, for which an engine must be
+    without a controller, are in seconds."""
 
     def __init__(self, store: Store, metrics: Metrics, start_deadline: float, grace: float) -> None:
         self._store, self._metrics, self._start_deadline = store, metrics, start_deadline
         self._left: Lasting[str] = Lasting(grace)
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     async def look(self, attending: Collection[Attendant]) -> None:
-        """Settles the rows of engines that have had no controller throughout the grace."""
+        """Settle the rows of engines that have had no controller throughout the grace."""
         attended = {each.engine for each in attending if each.connected} | {self._store.engine}
         left = self._left.look({each.engine for each in attending} - attended)
         for engine in sorted(left):
-            if await self.settle(engine) and engine not in self._told:
-                self._told.add(engine)
-                log.warning("no controller of engine %s is connected: its rows are settled without it", engine)
-        self._told &= left
+            if await self.settle(engine) and engine not in self._reported:
+                self._reported.add(engine)
+                log.warning("engine has no controller, settling its rows", extra=about(engine=engine))
+        self._reported &= left
 
     async def settle(self, engine: str, *, given_up: bool = False) -> Counter[str]:
-        """Takes the next step for every row of that engine; returns how many came to what."""
+        """Take the next action for every row of that engine; return how many became what."""
         rows = await self._store.standing(engine)
         done = await asyncio.gather(*(self._settle(row, given_up) for row in rows))
         return Counter(each for each in done if each)
@@ -62,7 +63,7 @@ class Abandoned:
                 case Wait() | Drop():
                     return None
         except SandboxError as error:
-            log.warning("%s, trying again", error, extra=about(row.key))
+            log.warning("row of an abandoned engine not settled, retrying", extra=about(row.key, error=error))
             return None
         assert_never(action)
 
@@ -71,5 +72,6 @@ class Abandoned:
         done = await write(ended)
         if done:
             self._metrics.ended(ended.outcome)
-            log.info("%s %s", ended.outcome.state, ended.outcome.reason, extra=about(row.key))
+            outcome = ended.outcome
+            log.info("outcome recorded", extra=about(row.key, state=outcome.state, reason=outcome.reason))
         return done

@@ -26,6 +26,7 @@ from contextlib import suppress
 from controller.backends.base import Backend
 from controller.db.store import Claimed, Store
 from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
+from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.model import Listing, ObservedRun, State
 from controller.reconcile.abandoned import Abandoned
@@ -81,8 +82,8 @@ class Controller:
         self.turned = time.monotonic()  # when the event loop last turned
 
     def wake(self, payload: str = "") -> None:
-        """The table changed: by an `insert`, an `update`, another controller's `register`, or in any way at all (the
-        empty string)."""
+        """Take in that the table changed: by an `insert`, an `update`, another controller's `register`, or in any way
+        (the empty string)."""
         if payload in ("insert", ""):
             self._claims_due.set()
         if payload in ("update", ""):
@@ -106,13 +107,13 @@ class Controller:
             try:
                 await loop()
             except (DatabaseUnavailableError, WriteRejectedError) as error:
-                log.warning("%s, trying again", error)
+                log.warning("database unavailable, retrying", extra=about(loop=loop.__name__, error=error))
             except TransientEngineError as error:
                 self._metrics.engine_up.set(0)
-                log.warning("the engine does not answer, trying again: %s", error)
+                log.warning("engine unavailable, retrying", extra=about(loop=loop.__name__, error=error))
             except Exception:
                 self._metrics.errors.inc()
-                log.exception("the loop met an error of its own and goes on")
+                log.exception("unexpected error, retrying", extra=about(loop=loop.__name__))
             await asyncio.sleep(self._config.poll)
 
     # claim
@@ -150,7 +151,7 @@ class Controller:
             tracked = self.tracker.get(each.row.key) or TrackedSandbox(each.row, sent)
             lease_end = sent + self._config.lease
             tracked.on_claimed(each.row, each.launch, each.waited, now=sent, lease_end=lease_end, may_exist=taken_over)
-            self._metrics.claimed.labels("taken over" if taken_over else "claimed").inc()
+            self._metrics.claimed.labels("taken_over" if taken_over else "claimed").inc()
             if not taken_over and each.waited is None:  # not again if it was put back
                 self._metrics.queued_for.observe(each.created_age)
             self._worker.track(tracked, launching=True)
@@ -173,7 +174,7 @@ class Controller:
             try:
                 await part()
             except WriteRejectedError as error:  # it may be for one row alone: the other parts go on
-                log.warning("%s, trying again", error)
+                log.warning("statement rejected, retrying", extra=about(error=error))
 
     async def _cancel_queued(self) -> None:
         if await self._store.cancel_queued():
@@ -211,9 +212,7 @@ class Controller:
         if now - self._forgot > FORGET_SECONDS:
             self._forgot = now
             for each in await self._store.aside(FORGET_SECONDS):
-                log.warning(
-                    "%d rows are set aside, since the database refuses to have them claimed: %s", each.n, each.why
-                )
+                log.warning("rows set aside, their claim is rejected", extra=about(rows=each.n, error=each.why))
             if await self._store.forget():
                 self._forgot = 0.0  # there may be more: next time round
 
@@ -261,4 +260,4 @@ class Controller:
             async with asyncio.timeout(self._config.stop):
                 await self._store.hand_back()
         except TimeoutError:
-            log.warning("the database does not answer: this controller's leases run out by themselves")
+            log.warning("leases not handed back, left to expire: the database does not answer")

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from controller.backends.base import Backend
 from controller.db.registry import Attendant, Registry
 from controller.errors import BackendUnavailableError, SandboxError, SettingsError, TransientEngineError
+from controller.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Presence:
                 self.sole = False
                 return []
             if await self._registry.register():
-                log.warning("this controller was not registered any more, and is again")
+                log.warning("registration was missing, registered again")
             if marked is not None:
                 await self._registry.saw(marked)
             attending = await self._registry.attending()
@@ -144,7 +145,7 @@ class Presence:
                 await marks.leave(self._me)
             return found
         except TransientEngineError as error:
-            log.warning("the marks of controllers cannot be read, trying again: %s", error)
+            log.warning("engine marks unreadable, retrying", extra=about(error=error))
             return None
 
     async def _remove_stale(self, names: set[str]) -> None:
@@ -162,4 +163,4 @@ class Presence:
                 await self._backend.marks.remove(self._me)
         except (SandboxError, TimeoutError) as error:
             why = str(error) or "the database does not answer"
-            log.warning("this controller's registration is left to the next one: %s", why)
+            log.warning("registration not removed, left to the next controller", extra=about(error=why))

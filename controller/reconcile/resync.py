@@ -169,7 +169,7 @@ class Resync:
                 try:
                     await self._backend.delete(key, uid)
                 except TransientEngineError as error:
-                    log.warning("an object without a row is left for the next look: %s", error, extra=about(key))
+                    log.warning("stray not deleted, left for the next resync", extra=about(key, error=error))
                     continue
                 self._metrics.swept.inc()
-                log.info("deleted an object without a row: %s", key.name, extra=about(key))
+                log.info("stray deleted", extra=about(key, object=key.name))

@@ -87,10 +87,10 @@ class Worker:
                 await self._write_waiting(tracked)
                 return Retry(self._config.output_pause if tracked.output_deadline is not None else None)
         except (DatabaseUnavailableError, WriteRejectedError) as error:
-            log.warning("sandbox %s: %s, trying again", key.sandbox_id, error, extra=about(key))
+            log.warning("action failed, retrying", extra=about(key, error=error))
         except Exception:  # one row's error must not stop the others
             self._metrics.errors.inc()
-            log.exception("a step failed and will be tried again", extra=about(key))
+            log.exception("unexpected error, retrying", extra=about(key))
         tracked.on_failed()
         return Retry()
 
@@ -220,13 +220,13 @@ class Worker:
                 raise
             outcome = _without_output(outcome, f"could not be stored: {error}")
             done = await write(replace(ended, outcome=outcome, output=None, lost=True))
-            log.error("recorded without its output: %s", error, extra=about(row.key))
+            log.error("recorded without the output", extra=about(row.key, error=error))
         if not done:
             return await self._refresh(tracked)
         self._tracker.free_place(tracked)
         self._on_room()
         self._metrics.ended(outcome)
-        log.info("%s %s", outcome.state, outcome.reason, extra=about(row.key))
+        log.info("outcome recorded", extra=about(row.key, state=outcome.state, reason=outcome.reason))
         if isinstance(action, actions.Record):
             return tracked.on_recorded(outcome)
         self._tracker.drop(tracked)
@@ -249,7 +249,7 @@ class Worker:
         except TransientEngineError as error:
             if tracked.on_output_unanswered(self._tracker.clock(), self._config.output_patience):
                 raise
-            log.warning("recording without output: %s", error, extra=about(run.key))
+            log.warning("recording without the output", extra=about(run.key, error=error))
             return None, str(error)
 
     async def _refresh(self, tracked: TrackedSandbox) -> None:

@@ -4,6 +4,7 @@ own output, soon after it is well again, and what is wrong is told by its name."
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,6 +17,7 @@ import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
 
+from controller import logs
 from controller.app import serve
 from controller.db.migrate import check_schema, migrate
 from controller.errors import DatabaseUnavailableError
@@ -110,13 +112,13 @@ def ended_sessions(connection: Connection, on: bool) -> None:
 
 FAULTS: dict[str, tuple[Fault, str]] = {  # and what the log says of it
     "only reads": (only_reads, "the database only reads: cannot execute"),
-    "full disk": (full_disk, "the outcome cannot be written: it is broken (disk full), trying again"),
-    "no memory": (full_memory, "the outcome cannot be written: it is broken (out of memory), trying again"),
-    "deadlocks": (deadlocks, "the outcome cannot be written: it is broken (deadlock detected), trying again"),
+    "full disk": (full_disk, "the outcome cannot be written: it is broken (disk full)"),
+    "no memory": (full_memory, "the outcome cannot be written: it is broken (out of memory)"),
+    "deadlocks": (deadlocks, "the outcome cannot be written: it is broken (deadlock detected)"),
     "an internal error": (internal_error, "the outcome cannot be written: it is broken (internal error"),
-    "a rule of the operator's": (rule, "the outcome cannot be written: it is broken (check violation), trying again"),
+    "a rule of the operator's": (rule, "the outcome cannot be written: it is broken (check violation)"),
     "a right is missing": (missing_right, "cannot be written: permission denied for table"),
-    "a table is missing": (missing_table, 'relation "sandbox_events" does not exist (undefined table), trying again'),
+    "a table is missing": (missing_table, 'relation "sandbox_events" does not exist (undefined table)'),
     "sessions are ended": (ended_sessions, "polling until notifications come again: "),
     "no connection is to be had": (no_connections, "couldn't get a connection after"),
 }
@@ -134,9 +136,14 @@ def as_controller(url: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}user=sandbox_controller&password=controller"
 
 
+def line(record: logging.LogRecord) -> str:
+    """What the log says to people, without the quotes that a field may have."""
+    return logs.ConsoleFormatter().format(record).replace('\\"', '"')
+
+
 async def until_told(caplog: pytest.LogCaptureFixture, told: str, times: int = 1) -> None:
     async with asyncio.timeout(20):
-        while sum(told in record.getMessage() for record in caplog.records) < times:
+        while sum(told in line(record) for record in caplog.records) < times:
             await asyncio.sleep(0.02)
 
 
@@ -216,17 +223,18 @@ def test_a_refused_write_is_told_by_its_name_with_its_sandbox(
 
     async def go() -> None:
         async with control(as_controller(database), MemoryBackend()):
-            await until_told(caplog, "trying again", 2)
+            await until_told(caplog, "action failed, retrying", 2)
             operator.execute("grant insert on sandbox_attempts to sandbox_controller")
             await asyncio.to_thread(until, operator, "select cleaned_at is not null from sandboxes")
 
     asyncio.run(go())
-    told = [record for record in caplog.records if "trying again" in record.getMessage()]
-    assert {record.getMessage() for record in told} == {
-        f"sandbox {sandbox}: the outcome cannot be written: "
-        "permission denied for table sandbox_attempts (insufficient privilege), trying again"
+    told = [record.__dict__["fields"] for record in caplog.records if record.levelno >= logging.WARNING]
+    assert {(fields["sandbox"], str(fields["error"])) for fields in told} == {
+        (
+            str(sandbox),
+            "the outcome cannot be written: permission denied for table sandbox_attempts (insufficient privilege)",
+        )
     }
-    assert {record.__dict__["sandbox"] for record in told} == {str(sandbox)}
 
 
 @pytest.mark.parametrize("condition", ["disk_full", "query_canceled", "deadlock_detected"])

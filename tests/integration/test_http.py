@@ -196,7 +196,7 @@ def controller_with_few_files(url: str, log: Path) -> Iterator[int]:
     process = Forked(memory_controller.run, environment=environment, log=log, open_files=300)
     try:
         give_up = time.monotonic() + 30
-        while not (found := re.search(r"http on port (\d+)", log.read_text() if log.exists() else "")):
+        while not (found := re.search(r'"http_port": (\d+)', log.read_text() if log.exists() else "")):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < give_up
             time.sleep(0.05)

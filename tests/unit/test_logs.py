@@ -29,20 +29,20 @@ def _restored() -> Iterator[None]:
 
 
 def record(message: str, **extra: object) -> logging.LogRecord:
-    made = logging.LogRecord("controller.reconcile.steps", logging.WARNING, __file__, 1, message, (), None)
+    made = logging.LogRecord("controller.reconcile.worker", logging.WARNING, __file__, 1, message, (), None)
     made.__dict__.update(extra)
     return made
 
 
 def test_json_is_one_object_a_line_with_sandbox_and_attempt() -> None:
-    line = logs.Json().format(record("two\nlines “€” \x1b[31m", **logs.about(KEY)))
+    line = logs.JsonFormatter().format(record("two\nlines “€” \x1b[31m", **logs.about(KEY)))
     assert "\n" not in line
     assert line.isascii()
     read = json.loads(line)
     assert read.pop("at").endswith("+00:00")
     assert read == {
         "level": "warning",
-        "logger": "controller.reconcile.steps",
+        "logger": "controller.reconcile.worker",
         "message": "two\nlines “€” \x1b[31m",
         "sandbox": str(KEY.sandbox_id),
         "attempt": 2,
@@ -50,29 +50,45 @@ def test_json_is_one_object_a_line_with_sandbox_and_attempt() -> None:
 
 
 def test_json_without_a_sandbox_has_no_empty_fields() -> None:
-    assert set(json.loads(logs.Json().format(record("ready")))) == {"at", "level", "logger", "message"}
+    assert set(json.loads(logs.JsonFormatter().format(record("ready")))) == {"at", "level", "logger", "message"}
 
 
 def test_console_tells_the_same_to_people() -> None:
-    line = logs.Console().format(record("released", **logs.about(KEY)))
+    line = logs.ConsoleFormatter().format(record("released", **logs.about(KEY)))
     assert line.endswith(f" warning released sandbox={KEY.sandbox_id} attempt=2")
 
 
+def test_what_varies_is_a_field_of_its_own() -> None:
+    made = record("action failed, retrying", **logs.about(KEY, error=ValueError("no room, yet"), tries=3))
+    read = json.loads(logs.JsonFormatter().format(made))
+    assert (read["message"], read["error"], read["tries"]) == ("action failed, retrying", "no room, yet", 3)
+    line = logs.ConsoleFormatter().format(made)
+    assert f' action failed, retrying error="no room, yet" tries=3 sandbox={KEY.sandbox_id} attempt=2' in line
+
+
+def test_a_field_replaces_no_part_of_the_line() -> None:
+    read = json.loads(logs.JsonFormatter().format(record("ready", **logs.about(message="forged", level="debug"))))
+    assert (read["message"], read["level"]) == ("ready", "warning")
+
+
 def test_a_line_for_people_steers_no_terminal() -> None:
-    line = logs.Console().format(record("the engine says: \x1b]0;t\x07\r\x9b2J\u202e\nforged line"))
-    assert line.isprintable()
-    assert r"\x1b]0;t\x07\r\x9b2J\u202e\nforged line" in line
+    text = "the engine says: \x1b]0;t\x07\r\x9b2J\u202e\nforged line"
+    for made in (record(text), record("failed", **logs.about(error=text))):
+        line = logs.ConsoleFormatter().format(made)
+        assert line.isprintable()
+        assert r"\x9b2J\u202e" in line
+        assert r"\nforged line" in line
 
 
 def test_a_trace_for_people_steers_no_terminal() -> None:
     try:
         raise ValueError("broken \x1b[2J here")
     except ValueError:
-        line = logs.Console().format(record("failed", exc_info=sys.exc_info()))
+        line = logs.ConsoleFormatter().format(record("failed", exc_info=sys.exc_info()))
     assert line.replace("\n", "").isprintable()
 
 
-@pytest.mark.parametrize("formatter", [logs.Json(), logs.Console()])
+@pytest.mark.parametrize("formatter", [logs.JsonFormatter(), logs.ConsoleFormatter()])
 def test_an_error_brings_its_trace(formatter: logging.Formatter) -> None:
     try:
         raise ValueError("broken here")
@@ -105,4 +121,4 @@ def test_no_log_line_and_no_error_holds_an_env_value(caplog: pytest.LogCaptureFi
 
     asyncio.run(refused())
     assert caplog.records
-    assert not [line for line in caplog.records if "s3cr3t" in logs.Json().format(line) + repr(line.__dict__)]
+    assert not [line for line in caplog.records if "s3cr3t" in logs.JsonFormatter().format(line) + repr(line.__dict__)]
