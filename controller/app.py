@@ -1,4 +1,4 @@
-"""The composition root: the one place where the parts are wired together."""
+"""The composition root: the only module that wires the parts together."""
 
 from __future__ import annotations
 
@@ -38,24 +38,28 @@ from controller.settings import Settings
 
 log = logging.getLogger("controller")
 
-READS_SECONDS = 1.0  # between looks at a database that only reads
+READ_ONLY_SECONDS = 1.0  # between tries of a read-only database
 
 
-async def serve(settings: Settings, backend: Backend, config: ControllerConfig | None = None) -> None:
-    """Run a controller on this backend until SIGTERM or SIGINT. Raises DatabaseExchangedError if its database becomes
-    another installation's."""
+async def serve(
+    settings: Settings, backend: Backend, config: ControllerConfig | None = None, store_type: type[Store] = Store
+) -> None:
+    """Run a controller on this backend until SIGTERM or SIGINT. `config`, `store_type`: as in `assemble`.
+
+    Raises DatabaseExchangedError if its database becomes another installation's.
+    """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        writes = await _writes(settings.database_url, stop)
+        writable = await _wait_for_writes(settings.database_url, stop)
     except BaseException:
         await backend.close()
         raise
-    if not writes:
+    if not writable:
         await backend.close()
         return
-    async with assemble(settings, backend, config) as (controller, store, http):
+    async with assemble(settings, backend, config, store_type=store_type) as (controller, store, http):
         if settings.sandbox_retention_seconds is not None:
             await retain(settings.database_url, settings.sandbox_retention_seconds)
         server, port = await http.serve(settings.http_port)
@@ -71,8 +75,8 @@ async def serve(settings: Settings, backend: Backend, config: ControllerConfig |
             await server.cleanup()
 
 
-async def _writes(url: str, stop: asyncio.Event) -> bool:
-    """Waits while the database only reads, as a controller does that runs already; returns False where `stop` came."""
+async def _wait_for_writes(url: str, stop: asyncio.Event) -> bool:
+    """Wait while the database is read-only, as a running controller does; return False if `stop` came first."""
     while not stop.is_set():
         try:
             await check_schema(url)
@@ -81,7 +85,7 @@ async def _writes(url: str, stop: asyncio.Event) -> bool:
         else:
             return True
         with suppress(TimeoutError):
-            async with asyncio.timeout(READS_SECONDS):
+            async with asyncio.timeout(READ_ONLY_SECONDS):
                 await stop.wait()
     return False
 
@@ -93,8 +97,8 @@ async def drain(settings: Settings, backend: Backend, timeout: float, config: Co
 
 
 async def give_up(settings: Settings, engine: str) -> Counter[str]:
-    """Settles all that an engine without a controller is owed; returns how many rows became what. Raises SandboxError
-    where a controller of that engine is connected, or nothing is left there."""
+    """Settle every row of an engine without a controller; return how many became what. Raises SandboxError if a
+    controller of that engine is connected, or no row is left there."""
     await check_schema(settings.database_url)
     me = _name()
     installation, _ = await identify(settings.database_url)  # the rows of a copy are the original's to settle
@@ -123,6 +127,7 @@ async def assemble(
     backend: Backend,
     config: ControllerConfig | None = None,
     health: HealthConfig | None = None,
+    store_type: type[Store] = Store,
 ) -> AsyncIterator[tuple[Controller, Store, HealthServer]]:
     """Yield a controller with its parts, on a database that fits and an engine that answers.
 
@@ -136,7 +141,7 @@ async def assemble(
         if renewed:
             log.warning("database is a copy, it has an id of its own now", extra=about(installation=installation))
         async with Pool(settings.database_url, me, installation) as pool:
-            store = Store(pool, me, settings.sandbox_output_bytes)
+            store = store_type(pool, me, settings.sandbox_output_bytes)
             registry = Registry(store)
             store.engine = await backend.open(installation)
             config = config or config_of(settings, backend)
@@ -153,7 +158,7 @@ async def assemble(
 
 
 def _name() -> str:
-    """Of this process's connections: Postgres keeps 63 bytes."""
+    """Return a name for this process's connections, of which Postgres keeps 63 bytes."""
     return f"{socket.gethostname()[:40]}/{os.getpid()}-{uuid4().hex[:6]}"
 
 

@@ -1,4 +1,4 @@
-"""`drain`: everything is cancelled and ends, and the engine keeps nothing of this installation."""
+"""`drain`: cancels everything, waits until it has ended, and leaves nothing of this installation on the engine."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from controller.protocol.model import Listing, ObservedRun
 from controller.reconcile.controller import Controller
 
 POLL_SECONDS = 0.2
-TELL_SECONDS = 5.0  # between two lines about what is waited for
-LOOKS = 2  # at the engine, at least: what nothing uses is removed at the second
+REPORT_SECONDS = 5.0  # between two lines about what is waited for
+LISTINGS = 2  # of the engine, at least: what no row uses is deleted at the second
 
 
 async def drain(controller: Controller, store: Store, backend: Backend, timeout: float) -> int:
-    """Returns the exit code: 1 where something is left after `timeout` seconds, which it tells."""
-    left = _Left()
+    """End everything; return the exit code: 1 if something is left after `timeout` seconds, which it then names."""
+    remaining = _Remaining()
     try:
         async with asyncio.timeout(timeout):
-            await _end_rows(controller, store, left)
-            await _clear_engine(store, backend, left)
+            await _end_rows(controller, store, remaining)
+            await _clear_engine(store, backend, remaining)
     except TimeoutError:
-        terminal.say(*(f"drain: {words}" for words in left.words))
+        terminal.say(*(f"drain: {words}" for words in remaining.words))
         return 1
     terminal.show("drain: nothing is left")
     return 0
 
 
-class _Left:
-    """What is waited for, told at once where the wait is long."""
+class _Remaining:
+    """What is waited for, reported again and again while the wait is long."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
-    def are(self, words: list[str]) -> None:
+    def update(self, words: list[str]) -> None:
         self.words = words
-        if time.monotonic() - self._told >= TELL_SECONDS:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._reported = time.monotonic()
             terminal.say(*(f"drain: waiting, {line}" for line in words))
 
 
-async def _end_rows(controller: Controller, store: Store, left: _Left) -> None:
+async def _end_rows(controller: Controller, store: Store, remaining: _Remaining) -> None:
     stop = asyncio.Event()
     running = asyncio.create_task(controller.run(stop, claim=False))
     try:
@@ -60,7 +60,7 @@ async def _end_rows(controller: Controller, store: Store, left: _Left) -> None:
             unfinished = await store.unfinished()
             if not unfinished:
                 return
-            left.are(_rows(unfinished, store.engine))
+            remaining.update(_rows(unfinished, store.engine))
             await asyncio.sleep(POLL_SECONDS)
     finally:
         stop.set()
@@ -72,7 +72,7 @@ def _rows(unfinished: Mapping[str | None, int], here: str) -> list[str]:
 
 
 def _where(engine: str | None, here: str) -> str:
-    """Where rows are left, and what to do about it."""
+    """Return where rows are left, and what to do about it."""
     if engine is None:
         return "in the queue: another transaction holds them"
     if engine == here:
@@ -81,20 +81,20 @@ def _where(engine: str | None, here: str) -> str:
     return f"on engine {engine}: {words} {shlex.quote(engine)}`"
 
 
-async def _clear_engine(store: Store, backend: Backend, left: _Left) -> None:
-    """Waits for what is being removed; removes what no row wants, and the marks of controllers that are gone."""
-    looks = 0
+async def _clear_engine(store: Store, backend: Backend, remaining: _Remaining) -> None:
+    """Wait for what is being deleted; delete what no row uses, and the marks of controllers that are gone."""
+    listings = 0
     while True:
         try:
             names = await _remove(store, backend, await _listing(backend))
             await _remove_marks(store, backend)
         except TransientEngineError as error:
-            left.are([str(error)])
+            remaining.update([str(error)])
         else:
-            looks += 1
-            if looks >= LOOKS and not names:
+            listings += 1
+            if listings >= LISTINGS and not names:
                 return
-            left.are([f"{len(names)} that ended are still on this engine: {', '.join(names[:3])}"])
+            remaining.update([f"{len(names)} that ended are still on this engine: {', '.join(names[:3])}"])
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -107,7 +107,7 @@ async def _listing(backend: Backend) -> Listing:
 
 
 async def _remove(store: Store, backend: Backend, listing: Listing) -> list[str]:
-    """Removes what has no row, or one that has ended; returns its names. Another controller may have claimed since."""
+    """Delete what has no row, or an ended one; return its names. Another controller may have claimed rows since."""
     keys = {seen.key for seen in (*listing.runs, *listing.recorded)} | listing.pending.keys()
     rows = await store.facts([key.sandbox_id for key in keys]) if keys else {}
     over = [key for key in keys if (row := rows.get(key.sandbox_id)) is None or row.state.terminal]

@@ -18,9 +18,8 @@ from controller.metrics import Metrics
 from controller.protocol.text import without_addresses
 from controller.reconcile.controller import Controller
 
-BACKLOG = (
-    1024  # connections that the kernel keeps until accepted; one that it drops is retried after 1 s: a probe missed
-)
+# Connections that the kernel keeps until they are accepted. A dropped one is retried after 1 s: a probe is missed.
+BACKLOG = 1024
 
 
 class HealthServer:

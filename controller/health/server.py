@@ -18,7 +18,7 @@ from controller.logs import about
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 64  # at once
-SHARE = 8  # of the files that the process may have open, connections may have one in so many
+SHARE = 8  # connections may take this fraction, 1/8, of the files that the process may have open
 STOP_SECONDS = 2.0  # for the answers under way at the end
 PAUSE_SECONDS = 0.2  # after a connection could not be accepted
 WARN_SECONDS = 60.0  # between log lines about the same fault

@@ -1,4 +1,4 @@
-"""The words of the protocol as types: states, reasons, runs, what is asked and what is seen."""
+"""The protocol's types: states, reasons, rows, requests, and what an engine reports of runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KILL_MARGIN = 35.0  # seconds past its timeout after which a run's own timer mus
 
 
 class State(StrEnum):
-    """Where a sandbox stands; the last five are terminal and written once."""
+    """The state of a sandbox. The last five are terminal, and are written once."""
 
     QUEUED = "queued"
     LAUNCHING = "launching"
@@ -36,13 +36,13 @@ class Reason(StrEnum):
     DEADLINE_EXCEEDED = "DeadlineExceeded"  # ran longer than timeout_seconds
     OOM_KILLED = "OOMKilled"  # went over memory_mib
     KILLED = "Killed"  # ended by a signal from outside the command
-    EVICTED = "Evicted"  # put out by its node, or for files over disk_mib
+    EVICTED = "Evicted"  # evicted by its node, or for files over disk_mib
     CANCELLED = "Cancelled"  # its requester asked for it
-    DELETED = "Deleted"  # its object was removed by somebody else
+    DELETED = "Deleted"  # its object was deleted by somebody else
     NODE_LOST = "NodeLost"  # its node went away
-    LOST = "Lost"  # its engine has no trace of it
-    INVALID_REQUEST = "InvalidRequest"  # the engine refused it; message has its words
-    NAME_CONFLICT = "NameConflict"  # a foreign object bears its name
+    LOST = "Lost"  # its engine has no trace of the run
+    INVALID_REQUEST = "InvalidRequest"  # the engine rejected it; `message` has the engine's words
+    NAME_CONFLICT = "NameConflict"  # an object of somebody else has its name
     IMAGE_PULL_FAILED = "ImagePullFailed"  # no such image, or no right to it
     START_FAILED = "StartFailed"  # the engine could not start the command's shell
     START_TIMEOUT = "StartTimeout"  # not started within the start deadline
@@ -51,10 +51,10 @@ class Reason(StrEnum):
 
 
 class Phase(StrEnum):
-    """What an engine says of one run."""
+    """The phase of one run, as its engine reports it."""
 
-    INERT = "inert"  # made, not released: its command has not started
-    STARTING = "starting"  # released, its command not yet seen running
+    INERT = "inert"  # created, not released: its command has not started
+    STARTING = "starting"  # released, its command not yet observed running
     RUNNING = "running"
     ENDED = "ended"
     NEVER_STARTED = "never"  # over, and its command provably never started
@@ -63,7 +63,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """One attempt of one sandbox; names the workload on every engine."""
+    """One attempt of one sandbox. It names the attempt's object on every engine."""
 
     sandbox_id: UUID
     attempt: int
@@ -76,7 +76,7 @@ class Key:
 
     @classmethod
     def of_name(cls, name: str) -> Key | None:
-        """The key whose name this is, or None for any other name."""
+        """Return the key whose name this is, or None for any other name."""
         head, identity, suffix = name[:8], name[8:44], name[44:]
         try:
             key = cls(UUID(identity), int(suffix[1:]) if suffix else 1)
@@ -87,7 +87,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What an attempt asks of its engine."""
+    """What an attempt requests of its engine."""
 
     key: Key
     command: str  # for `/bin/sh -c`
@@ -96,9 +96,9 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     cpu_millis: int = 1000  # limit; 1000 is one core
     memory_mib: int = 1024  # limit
-    disk_mib: int = 1024  # of work directory and temporary files together
+    disk_mib: int = 1024  # limit of work directory and temporary files together
     network: str = "none"  # or "egress"
-    tenant: str = "default"  # who asked
+    tenant: str = "default"  # who requested it
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +111,14 @@ class Row:
     state: State
     run_uid: str | None  # the one run that this attempt may start
     claimed_by: str | None
-    cancelled: bool  # its requester asked for its end
+    cancelled: bool  # its requester asked for a cancel
     max_attempts: int
     failed_attempts: int  # attempts that counted against max_attempts
     timeout_seconds: int
-    claimed_age: float | None  # seconds from its first claim to this reading
-    started_age: float | None  # seconds from its start to this reading
+    claimed_age: float | None  # seconds from its first claim until it was read
+    started_age: float | None  # seconds from its start until it was read
     orphaned: bool = False  # its controller has no connection to the database
-    leased: bool = False  # its claim's lease runs on
+    leased: bool = False  # the lease of its claim has not expired
 
     @property
     def key(self) -> Key:
@@ -127,7 +127,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a sandbox ended."""
+    """How a sandbox, or an attempt of it, ended."""
 
     state: State
     reason: Reason
@@ -145,16 +145,16 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class ObservedRun:
-    """One look of an engine at one run."""
+    """What an engine reports of one run at one moment."""
 
     key: Key
     run_uid: str
     phase: Phase
     outcome: Outcome | None = None  # set if and only if the phase is ENDED
     waiting: str | None = None  # why it does not run yet, in a sentence
-    timeout_reason: Reason | None = None  # how the row ends where that stays so until the start deadline
-    permanent: bool = False  # it will stay so: no use in waiting for the deadline
-    ending: bool = False  # a controller asked its engine to end it, as far as the engine keeps that
+    timeout_reason: Reason | None = None  # the row's reason if it still waits at the start deadline
+    permanent: bool = False  # it will not recover: fail without waiting for the deadline
+    ending: bool = False  # a controller sent a kill, as far as the engine keeps that
     started_at: datetime | None = None  # the engine's own clock
     ended_at: datetime | None = None
     node: str | None = None
@@ -165,17 +165,17 @@ class ObservedRun:
 class Listing:
     """Every run of this installation that the engine has, from one whole successful list.
 
-    `begun`: monotonic seconds when it was asked for. What was made later may be missing, however late it is read.
+    `begun`: monotonic seconds when it was requested. What was created later may be missing, however late it is read.
     """
 
     runs: tuple[ObservedRun, ...]
     begun: float
-    pending: Mapping[Key, str | None] = field(default_factory=dict)  # made, with no run yet; and why, where known
-    recorded: tuple[ObservedRun, ...] = ()  # ended and cleaned, still there: for rows that do not know it any more
+    pending: Mapping[Key, str | None] = field(default_factory=dict)  # created, with no run yet; and why, if known
+    recorded: tuple[ObservedRun, ...] = ()  # ended and cleaned, still there: for rows restored to before
 
 
 def exit_outcome(code: int) -> Outcome:
-    """The outcome of a command that ended by itself with `code` (128 + n where signal n ended it)."""
+    """Return the outcome of a command that ended by itself with `code` (128 + n if signal n ended it)."""
     if code == 0:
         return Outcome(State.SUCCEEDED, Reason.COMPLETED, exit_code=0)
     signal = f" (signal {code - 128})" if 128 < code <= 192 else ""
@@ -183,6 +183,6 @@ def exit_outcome(code: int) -> Outcome:
 
 
 def timeout_outcome(timeout_seconds: int) -> Outcome:
-    """The outcome of a command that its timeout ended."""
+    """Return the outcome of a command that its timeout ended."""
     message = f"the command ran longer than timeout_seconds = {timeout_seconds}"
     return Outcome(State.TIMED_OUT, Reason.DEADLINE_EXCEEDED, message)

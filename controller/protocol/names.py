@@ -1,4 +1,4 @@
-"""The grammars of names that others define: images, and Kubernetes' objects."""
+"""The grammars of names that others define: images, and Kubernetes objects."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SUBDOMAIN = "at most 253 lower-case letters, digits, - and ., with a letter or a
 
 
 def is_image(text: str) -> bool:
-    """Whether it is what IMAGE says; every engine and the table's own rule take it."""
+    """Return whether the text is what IMAGE says, which every engine and the table's own check accept."""
     return len(text) <= 500 and _REFERENCE.fullmatch(text) is not None
 
 
 def is_label(text: str) -> bool:
-    """Whether it is what LABEL says: the name of a Kubernetes namespace."""
+    """Return whether the text is what LABEL says: the name of a Kubernetes namespace."""
     return _LABEL.fullmatch(text) is not None
 
 
 def is_subdomain(text: str) -> bool:
-    """Whether it is what SUBDOMAIN says: the name of most of Kubernetes' objects."""
+    """Return whether the text is what SUBDOMAIN says: the name of most Kubernetes objects."""
     return len(text) <= _SUBDOMAIN_MOST and all(is_label(part) for part in text.split("."))
 
 
 def is_label_value(text: str) -> bool:
-    """Whether a label of Kubernetes may have this value."""
+    """Return whether a Kubernetes label may have this value."""
     return _LABEL_VALUE.fullmatch(text) is not None

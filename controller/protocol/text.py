@@ -1,4 +1,4 @@
-"""Text from anywhere, made into what Postgres can store and what a terminal can show."""
+"""Turns text from anywhere into what Postgres can store and what a terminal can show."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LINE_END = re.compile(r"(\r+)(?=\n)")
 
 
 def storable(raw: str) -> str:
-    """The same text with NUL and lone surrogates replaced."""
+    """Return the text with NUL and lone surrogates replaced."""
     return raw.encode("utf-8", "replace").decode("utf-8").replace("\0", REPLACEMENT)
 
 
 def tail(raw: bytes, limit: int) -> tuple[str, bool]:
-    """The end of `raw` as text of at most `limit` bytes, and whether something before it was cut off.
+    """Return the end of `raw` as text of at most `limit` bytes, and whether something before it was cut off.
 
     What is not UTF-8, and NUL, is replaced.
     """
@@ -37,12 +37,12 @@ def tail(raw: bytes, limit: int) -> tuple[str, bool]:
 
 
 def visible(text: str) -> str:
-    """The same text on one line, with whatever could steer a terminal, or does not show, written out."""
+    """Return the text on one line, with whatever could steer a terminal, or does not show, escaped."""
     return "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def harmless(text: str) -> str:
-    """The same text, lines and all, with whatever could steer a terminal written out.
+    """Return the text, lines and all, with whatever could steer a terminal escaped.
 
     A carriage return steers nothing just before a line's end; elsewhere it lets later text hide what came before.
     """
@@ -52,7 +52,7 @@ def harmless(text: str) -> str:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """The same text in that encoding's characters, with those that it has not written out; an ellipsis is dots."""
+    """Return the text in that encoding's characters, with those that it lacks escaped; an ellipsis becomes dots."""
     try:
         text.encode(encoding)
         return text
@@ -61,8 +61,8 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """The same words without what would tell a stranger where things are: what stands in quotes (logins, hosts and
-    databases in Postgres' errors), URLs, addresses, ports and sockets."""
+    """Return the text without what would tell a stranger where things are: quoted words (logins, hosts and databases in
+    Postgres' errors), URLs, addresses, ports and sockets."""
     return ADDRESS.sub("…", text)
 
 
@@ -75,7 +75,7 @@ def _escape(character: str) -> str:
 
 
 def _whole_character(raw: bytes, start: int) -> int:
-    """The first position from `start` on, at most three further, that is not inside a UTF-8 character."""
+    """Return the first position from `start` on, at most three further, that is not inside a UTF-8 character."""
     last = min(start + 4, len(raw))
     for position in range(start, last):
         if raw[position] & 0xC0 != 0x80:

@@ -1,1 +1,1 @@
-"""The controller's loop: claims rows, takes each sandbox from step to step, and compares the table with the engine."""
+"""Reconciles rows with runs: claims rows, takes each sandbox from action to action, and resyncs table and engine."""

@@ -17,15 +17,15 @@ class Claims:
 
     def __init__(self, tracker: Tracker, max_running: int) -> None:
         self._tracker, self.max_running = tracker, max_running
-        self._answered = time.monotonic()  # the last one, or the controller's start
-        self._asked: float | None = None  # since when one is under way
-        self._error = ""  # of the last one, where it failed
+        self._answered = time.monotonic()  # when the last claim was answered, or the controller started
+        self._asked: float | None = None  # since when a claim is under way
+        self._error = ""  # of the last claim, if it failed
         self._full: float | None = None  # since when every place for a launch is taken
-        self.brought = -float("inf")  # when the last one that brought a row was answered
+        self.brought = -float("inf")  # when the last claim that brought rows was answered
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Keep, around each claim, when it was sent and how it was answered."""
+    def sent(self) -> Iterator[None]:
+        """Keep, around a claim, when it was sent and how it was answered."""
         self._asked, self._full = time.monotonic(), None
         try:
             yield

@@ -129,7 +129,7 @@ class Controller:
             await self._claims_due.wait()
 
     async def _claim(self, room: int) -> int:
-        with self.claims.one():
+        with self.claims.sent():
             count = await self._claim_now(room)
         if count:
             self.claims.brought_rows()

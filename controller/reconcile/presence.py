@@ -1,11 +1,11 @@
-"""A controller's presence: on its engine by a mark, in the table by its registration; and who else is there."""
+"""A controller's presence: its mark on the engine, its registration in the table, and which others there are."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Hashable
+from collections.abc import AsyncIterator, Callable, Collection, Hashable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
@@ -16,38 +16,38 @@ from controller.logs import about
 
 log = logging.getLogger(__name__)
 
-GAP_SECONDS = 5.0  # between two looks, at least, after which what was seen before counts no more
+GAP_SECONDS = 5.0  # a gap between two looks as long as this discards what was seen before
 LEAVE_SECONDS = 5.0  # for the table's answer when a controller stops
-RENAMED = (  # whoever is not known by its name would be taken for gone
+RENAMED = (  # a controller that is not known by its name would be taken for gone
     "DATABASE_URL leads through a pooler that changes application_name, by which controllers know each other: connect "
     "without it, or let it keep the name (PgBouncer: pool_mode = session, application_name_add_host = 0)"
 )
 
-Thing = TypeVar("Thing", bound=Hashable)
+T = TypeVar("T", bound=Hashable)
 
 
-class Lasting(Generic[Thing]):
-    """What has been so at every look for `seconds`. After a gap as long as that, it begins anew."""
+class Lasting(Generic[T]):
+    """Finds what was there at every look for `seconds`. After a gap as long as that, it begins anew."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._since: dict[Thing, float] = {}
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._since: dict[T, float] = {}
         self._looked = 0.0
 
-    def look(self, things: Collection[Thing]) -> set[Thing]:
-        """Those of these that have lasted."""
-        now = time.monotonic()
+    def look(self, seen: Collection[T]) -> set[T]:
+        """Return those that were there at every look for long enough."""
+        now = self._clock()
         since = self._since if now - self._looked <= max(self._seconds, GAP_SECONDS) else {}
         self._looked = now
-        self._since = {thing: since.get(thing, now) for thing in things}
-        return {thing for thing, begun in self._since.items() if now - begun >= self._seconds}
+        self._since = {each: since.get(each, now) for each in seen}
+        return {each for each, begun in self._since.items() if now - begun >= self._seconds}
 
 
 class Presence:
-    """Says that this controller looks after its engine, and finds who else does.
+    """Registers this controller for its engine, and finds which others are.
 
-    `sole`: every controller that is connected under this engine's identity is on this very engine, so what the
-    engine does not have is nowhere.
+    `sole`: every controller that is connected under this engine's identity is on this very engine, so what the engine
+    does not have is nowhere.
     """
 
     def __init__(
@@ -60,8 +60,11 @@ class Presence:
 
     @asynccontextmanager
     async def entered(self) -> AsyncIterator[None]:
-        """Is present inside the block. Raises BackendUnavailableError if a controller that came first is on another
-        engine of this identity, SettingsError if the server does not know controllers by their names."""
+        """Be registered inside the block.
+
+        Raises BackendUnavailableError if an earlier controller is on another engine of this identity, SettingsError if
+        the server does not know controllers by their names.
+        """
         try:
             await self._enter()
             yield
@@ -69,7 +72,7 @@ class Presence:
             await self._leave()
 
     async def tend(self) -> list[Attendant]:
-        """Renews what is missing, removes what is stale; returns who attends which engine."""
+        """Renew what is missing, remove what is stale; return which controllers attend which engine."""
         marked = await self._marked()
         try:
             if not await self._registry.visible():  # nor are others: nobody is known to be gone
@@ -104,9 +107,12 @@ class Presence:
             raise BackendUnavailableError(str(error)) from error
 
     async def _refuse_twins(self) -> None:
-        """A machine that was copied while a controller ran there has that controller's mark; but its original does not
+        """Raise BackendUnavailableError if an earlier controller is on another machine of the same identity.
+
+        A machine that was copied while a controller ran there has that controller's mark; but its original does not
         have the copy's. So an earlier controller is here if it sees this one's mark, and elsewhere if it has looked and
-        does not. One that does not look is believed by its own mark."""
+        does not. For one that does not look, its own mark decides.
+        """
         marks, begun, give_up = self._backend.marks, dict[str, int](), time.monotonic() + self._patience
         while marks is not None:
             here = await marks.names()
@@ -114,7 +120,7 @@ class Presence:
                 await marks.leave(self._me)
                 begun.clear()
             unproven = {name: each for name, each in (await self._earlier()).items() if self._me not in each.sees}
-            # a look that was under way when the mark came may have missed it, the one after it not
+            # a look under way when the mark was left may have missed it; the next look cannot have
             twins = {name for name, each in unproven.items() if each.looks >= begun.setdefault(name, each.looks) + 2}
             late = time.monotonic() > give_up
             if late:
@@ -129,13 +135,13 @@ class Presence:
             await asyncio.sleep(min(0.2, self._patience / 10))
 
     async def _earlier(self) -> dict[str, Attendant]:
-        """The controllers that registered for this engine before this one, and are connected, by name."""
-        attending = [one for one in await self._registry.attending() if one.engine == self._engine]
-        mine = next((one.seq for one in attending if one.name == self._me), None) or 0
-        return {one.name: one for one in attending if one.name and one.connected and one.seq and one.seq < mine}
+        """Return the connected controllers that registered for this engine before this one, by name."""
+        attending = [each for each in await self._registry.attending() if each.engine == self._engine]
+        mine = next((each.seq for each in attending if each.name == self._me), None) or 0
+        return {each.name: each for each in attending if each.name and each.connected and each.seq and each.seq < mine}
 
     async def _marked(self) -> set[str] | None:
-        """Whose marks are on the engine, this controller's left again if it went; None if that cannot be told."""
+        """Return whose marks are on the engine, after restoring this controller's if it is gone; None if unknown."""
         marks = self._backend.marks
         if marks is None:
             return None
@@ -155,7 +161,7 @@ class Presence:
                 await marks.remove(name)
 
     async def _leave(self) -> None:
-        """The registration goes before the mark: whoever is registered has one."""
+        """Remove the registration before the mark: a registered controller always has one."""
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self._registry.unregister([self._me])

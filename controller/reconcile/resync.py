@@ -91,8 +91,8 @@ class Resync:
         self._strays = set(strays)  # one that was recorded since the list was begun is not in the next
 
     def _is_missing(self, row: Row, there: Collection[ObservedRun], excused: bool, read: float, begun: float) -> bool:
-        """Return whether a list lacks the run that was begun a whole grace after a list first lacked it: one that was
-        begun before may be older than the run."""
+        """Return whether the run is missing: a list lacks it that was begun a whole grace after another list was found
+        to lack it. A list that was begun before may be older than the run."""
         if excused or row.state.terminal or any(row.run_uid in (None, run.run_uid) for run in there):
             self._missing.pop((row.key, row.run_uid), None)
             return False

@@ -1,6 +1,6 @@
 """A controller as `python -m controller run` has it, that may kill or stop itself at a named point of the protocol.
 
-A point is `before:STEP` or `after:STEP`, STEP a call on the queue or the backend.
+A point is `before:STEP` or `after:STEP`, STEP a call on the store or the backend.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE
 from tests.support.remote_engine import RemoteBackend
 
-QUEUE_STEPS = ("claim", "bind", "start", "record", "again", "clean")
+STORE_STEPS = ("claim", "bind", "start", "record", "again", "clean")
 BACKEND_STEPS = ("create", "release", "output", "delete", "kill")
 
 
@@ -113,16 +113,18 @@ async def _run(backend: Backend, place: Path, failpoint: Failpoint | None) -> No
     logs.set_up("console")
     if failpoint is not None and failpoint.step in BACKEND_STEPS:
         failpoint.install(backend)
-    make = Store.__init__
 
-    def made(self: Store, *words: Any, **named: Any) -> None:
-        make(self, *words, **named)
-        if failpoint is not None and failpoint.step in QUEUE_STEPS:
-            failpoint.install(self)
+    class CrashingStore(Store):
+        """The real store, which dies at its step."""
+
+        def __init__(self, *words: Any, **named: Any) -> None:
+            super().__init__(*words, **named)
+            if failpoint is not None and failpoint.step in STORE_STEPS:
+                failpoint.install(self)
 
     # a test has no ten seconds to wait
     config = replace(
         app.config_of(settings, backend), resync=0.5, missing_grace=3.0, engine_grace=3.0, mark_patience=3.0
     )
-    with patch.object(Store, "__init__", made), with_marker_directory(place):
-        await app.serve(settings, backend, config)
+    with with_marker_directory(place):
+        await app.serve(settings, backend, config, CrashingStore)

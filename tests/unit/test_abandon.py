@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from uuid import UUID
 
@@ -68,10 +67,9 @@ def test_what_never_started_costs_no_attempt_and_has_a_start_deadline_of_its_own
     assert (action.counted, action.outcome.reason) == (True, Reason.LOST)
 
 
-def test_something_lasts_if_every_look_saw_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_something_lasts_if_every_look_saw_it() -> None:
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    lasting: Lasting[str] = Lasting(20.0)
+    lasting: Lasting[str] = Lasting(20.0, lambda: now)
     for at, seen, lasted in [
         (100, "ab", ""),
         (115, "ab", ""),
@@ -85,10 +83,9 @@ def test_something_lasts_if_every_look_saw_it(monkeypatch: pytest.MonkeyPatch) -
         assert lasting.look(set(seen)) == set(lasted), at
 
 
-def test_a_short_time_may_lie_between_any_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_time_may_lie_between_any_two_looks() -> None:
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    lasting: Lasting[str] = Lasting(0.5)
+    lasting: Lasting[str] = Lasting(0.5, lambda: now)
     assert lasting.look({"a"}) == set()
     now += GAP_SECONDS
     assert lasting.look({"a"}) == {"a"}
