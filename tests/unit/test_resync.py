@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -46,17 +45,13 @@ async def done(key: Key) -> Done:
     return Done()
 
 
-def resynced(tracked: TrackedSandbox, table: Table, looks: int) -> None:
+async def resynced(tracked: TrackedSandbox, table: Table, looks: int) -> None:
     """Compares the table with an engine that has nothing, each look begun a grace after the one before."""
-
-    async def go() -> None:
-        tracker, any_of = Tracker(600, lambda: None), cast(Any, table)
-        tracker.add(tracked)
-        resync = Resync(any_of, any_of, any_of, tracker, Metrics(), any_of, missing_grace=0.0)
-        for _ in range(looks):
-            await resync.run(Listing((), time.monotonic()))
-
-    asyncio.run(go())
+    tracker, any_of = Tracker(600, lambda: None), cast(Any, table)
+    tracker.add(tracked)
+    resync = Resync(any_of, any_of, any_of, tracker, Metrics(), any_of, missing_grace=0.0)
+    for _ in range(looks):
+        await resync.run(Listing((), time.monotonic()))
 
 
 def tracked_with(run_uid: str | None, *runs: ObservedRun) -> TrackedSandbox:
@@ -65,42 +60,41 @@ def tracked_with(run_uid: str | None, *runs: ObservedRun) -> TrackedSandbox:
     return TrackedSandbox(row, time.monotonic(), lease_end=1e12, created=True, runs=runs_by_uid)
 
 
-def test_a_run_that_was_bound_since_the_table_was_read_is_not_missing() -> None:
+async def test_a_run_that_was_bound_since_the_table_was_read_is_not_missing() -> None:
     tracked = tracked_with("made", INERT)
-    resynced(tracked, Table(ROW), looks=3)
+    await resynced(tracked, Table(ROW), looks=3)
     assert not tracked.missing
     assert tracked.runs == {"made": INERT}
 
 
-def test_a_run_that_is_just_being_bound_is_not_missing() -> None:
+async def test_a_run_that_is_just_being_bound_is_not_missing() -> None:
     tracked = tracked_with(None, INERT)
-    resynced(tracked, Table(ROW), looks=3)
+    await resynced(tracked, Table(ROW), looks=3)
     assert not tracked.missing
     assert tracked.runs == {"made": INERT}
 
 
-def test_what_was_made_and_shows_no_run_is_missing() -> None:
+async def test_what_was_made_and_shows_no_run_is_missing() -> None:
     tracked = tracked_with(None)
-    resynced(tracked, Table(ROW), looks=3)
+    await resynced(tracked, Table(ROW), looks=3)
     assert tracked.missing
 
 
-def test_a_bound_run_that_the_engine_has_not_got_is_missing() -> None:
+async def test_a_bound_run_that_the_engine_has_not_got_is_missing() -> None:
     tracked = tracked_with("made", INERT)
-    resynced(tracked, Table(replace(ROW, run_uid="made")), looks=3)
+    await resynced(tracked, Table(replace(ROW, run_uid="made")), looks=3)
     assert tracked.missing
     assert tracked.runs == {}
 
 
 @pytest.mark.parametrize(("begun", "acted_on"), [(-9.0, False), (-5.0, False), (-1.0, True)])
-def test_a_run_listed_before_its_start_is_not_taken_for_one_of_an_engine_set_back(begun: float, acted_on: bool) -> None:
+async def test_a_run_listed_before_its_start_is_not_taken_for_one_of_an_engine_set_back(
+    begun: float, acted_on: bool
+) -> None:
     table = Table(replace(ROW, state=State.RUNNING, run_uid="made", claimed_by="gone", orphaned=True, started_age=6.0))
 
-    async def go() -> None:
-        any_of = cast(Any, table)
-        tracker = Tracker(600, lambda: None)
-        resync = Resync(any_of, any_of, any_of, tracker, Metrics(), any_of, missing_grace=2.0)
-        await resync.run(Listing((INERT,), time.monotonic() + begun))
-
-    asyncio.run(go())
+    any_of = cast(Any, table)
+    tracker = Tracker(600, lambda: None)
+    resync = Resync(any_of, any_of, any_of, tracker, Metrics(), any_of, missing_grace=2.0)
+    await resync.run(Listing((INERT,), time.monotonic() + begun))
     assert [(each.row.id, each.runs) for each in table.worked_on] == ([(ROW.id, {"made": INERT})] if acted_on else [])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import UUID
@@ -81,10 +80,10 @@ class Reconciled:
         """What the real decision is now."""
         return self.tracker.next_action(self.tracked)
 
-    def does(self, expected: type[actions.Action], result: type = Again) -> None:
+    async def does(self, expected: type[actions.Action], result: type = Again) -> None:
         """The worker executes just that."""
         assert type(self.next()) is expected
-        assert type(asyncio.run(self._worker.reconcile(INERT.key))) is result
+        assert type(await self._worker.reconcile(INERT.key)) is result
 
     def sees(self, run: ObservedRun) -> None:
         """The engine reports this."""
@@ -100,56 +99,56 @@ class Reconciled:
         return self.tracked.runs["a"].phase
 
 
-def bound(world: World) -> Reconciled:
+async def bound(world: World) -> Reconciled:
     """After its bind."""
     made = Reconciled(world)
-    made.does(actions.Bind)
+    await made.does(actions.Bind)
     return made
 
 
-def lost_release(world: World) -> Reconciled:
+async def lost_release(world: World) -> Reconciled:
     """After a release that was answered, and that the engine lost."""
-    made = bound(world)
-    made.does(actions.Release)
+    made = await bound(world)
+    await made.does(actions.Release)
     made.sees(INERT)
     return made
 
 
-def unanswered_release(world: World) -> Reconciled:
+async def unanswered_release(world: World) -> Reconciled:
     """After a release without an answer."""
-    made = bound(world)
-    made.does(actions.Release, Retry)
+    made = await bound(world)
+    await made.does(actions.Release, Retry)
     return made
 
 
-def test_what_vanished_before_its_first_release_never_started() -> None:
-    made = bound(World([RunNotFoundError()]))
-    made.does(actions.Release)
+async def test_what_vanished_before_its_first_release_never_started() -> None:
+    made = await bound(World([RunNotFoundError()]))
+    await made.does(actions.Release)
     assert made.phase is Phase.NEVER_STARTED
 
 
-def test_what_is_discarded_before_its_first_release_never_started() -> None:
-    made = bound(World())
+async def test_what_is_discarded_before_its_first_release_never_started() -> None:
+    made = await bound(World())
     made.expires()
-    made.does(actions.Discard)
+    await made.does(actions.Discard)
     assert made.phase is Phase.NEVER_STARTED
 
 
-def test_what_vanished_after_a_release_without_answer_may_have_started() -> None:
-    made = unanswered_release(World([TransientEngineError(), RunNotFoundError()]))
-    made.does(actions.Release)
+async def test_what_vanished_after_a_release_without_answer_may_have_started() -> None:
+    made = await unanswered_release(World([TransientEngineError(), RunNotFoundError()]))
+    await made.does(actions.Release)
     assert made.phase is Phase.GONE
 
 
-def test_a_release_that_met_an_error_of_our_own_may_have_started() -> None:
-    made = unanswered_release(World([ValueError("not an answer"), RunNotFoundError()]))
-    made.does(actions.Release)
+async def test_a_release_that_met_an_error_of_our_own_may_have_started() -> None:
+    made = await unanswered_release(World([ValueError("not an answer"), RunNotFoundError()]))
+    await made.does(actions.Release)
     assert made.phase is Phase.GONE
 
 
-def test_what_vanished_after_a_release_may_have_started() -> None:
-    made = lost_release(World([None, RunNotFoundError()]))
-    made.does(actions.Release)
+async def test_what_vanished_after_a_release_may_have_started() -> None:
+    made = await lost_release(World([None, RunNotFoundError()]))
+    await made.does(actions.Release)
     assert made.phase is Phase.GONE
 
 
@@ -158,36 +157,36 @@ def test_what_vanished_after_a_release_may_have_started() -> None:
     [(lost_release, None), (unanswered_release, TransientEngineError())],
     ids=["answered", "without answer"],
 )
-def test_what_is_discarded_after_a_release_may_have_started(
-    released: Callable[[World], Reconciled], answer: Exception | None
+async def test_what_is_discarded_after_a_release_may_have_started(
+    released: Callable[[World], Awaitable[Reconciled]], answer: Exception | None
 ) -> None:
-    made = released(World([answer]))
+    made = await released(World([answer]))
     made.expires()
-    made.does(actions.Discard)
+    await made.does(actions.Discard)
     assert made.phase is Phase.GONE
 
 
-def test_what_was_removed_before_its_first_release_never_started() -> None:
-    made = bound(World())
+async def test_what_was_removed_before_its_first_release_never_started() -> None:
+    made = await bound(World())
     made.sees(replace(INERT, phase=Phase.GONE))
     assert isinstance(made.next(), actions.Retry)
 
 
-def test_what_was_removed_after_its_release_may_have_started() -> None:
-    made = lost_release(World([None]))
+async def test_what_was_removed_after_its_release_may_have_started() -> None:
+    made = await lost_release(World([None]))
     made.sees(replace(INERT, phase=Phase.GONE))
     action = made.next()
     assert isinstance(action, actions.Record)
     assert action.outcome.state is State.LOST
 
 
-def test_a_bind_that_another_controller_made_is_no_proof_that_nothing_was_released() -> None:
+async def test_a_bind_that_another_controller_made_is_no_proof_that_nothing_was_released() -> None:
     made = Reconciled(World([RunNotFoundError()]), BOUND)
-    made.does(actions.Release)
+    await made.does(actions.Release)
     assert made.phase is Phase.GONE
 
 
-def test_what_was_just_made_is_bound_and_not_what_a_listing_from_before_still_shows() -> None:
+async def test_what_was_just_made_is_bound_and_not_what_a_listing_from_before_still_shows() -> None:
     made = Reconciled(World(), launch=LAUNCH)  # "a" was half made, and the call that made another removed it
     made.tracked.on_created(replace(INERT, run_uid="made"), time.monotonic())
     action = made.next()
@@ -195,27 +194,27 @@ def test_what_was_just_made_is_bound_and_not_what_a_listing_from_before_still_sh
     assert action.run.run_uid == "made"
 
 
-def test_what_went_past_its_gate_stays_known_when_another_is_made() -> None:
+async def test_what_went_past_its_gate_stays_known_when_another_is_made() -> None:
     made = Reconciled(World(), run=replace(INERT, phase=Phase.RUNNING), launch=LAUNCH)
     made.tracked.on_created(replace(INERT, run_uid="made"), time.monotonic())
     assert made.phase is Phase.RUNNING
 
 
-def test_what_is_created_is_bound_next() -> None:
+async def test_what_is_created_is_bound_next() -> None:
     made = Reconciled(World(), run=replace(INERT, phase=Phase.GONE), launch=LAUNCH)
-    made.does(actions.Create)
+    await made.does(actions.Create)
     assert isinstance(made.next(), actions.Bind)
 
 
-def test_that_it_never_started_is_said_only_under_the_lease() -> None:
+async def test_that_it_never_started_is_said_only_under_the_lease() -> None:
     world = World()
     made = Reconciled(world, BOUND, NEVER)
-    made.does(actions.Retry)
+    await made.does(actions.Retry)
     assert [ended.epoch for ended in world.written] == [1]
 
 
-def test_of_what_is_in_other_hands_nothing_is_believed_any_more() -> None:
+async def test_of_what_is_in_other_hands_nothing_is_believed_any_more() -> None:
     world = World(row=replace(BOUND, epoch=2), takes=False)
     made = Reconciled(world, BOUND, NEVER)
-    made.does(actions.Retry)
+    await made.does(actions.Retry)
     assert made.tracker.get(INERT.key) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,15 +52,15 @@ class Work:
         self.processed: list[tuple[str, float]] = []
         self.gate = asyncio.Event()
         self.gate.set()
-        self.under_way = 0
+        self.under_way: set[str] = set()
         self.queue: WorkQueue[str] = WorkQueue(self._process, BACKOFF, self.clock.schedule)
 
     async def _process(self, key: str) -> Result:
         self.processed.append((key, self.clock.now))
-        self.under_way += 1
-        assert self.under_way == 1 or len({each for each, _ in self.processed}) > 1
+        assert key not in self.under_way
+        self.under_way.add(key)
         await self.gate.wait()
-        self.under_way -= 1
+        self.under_way.remove(key)
         return self.answers.pop(0) if self.answers else Done()
 
     async def settle(self) -> None:
@@ -73,175 +73,135 @@ class Work:
         return [at for _, at in self.processed]
 
 
-def go(test: Callable[[], Awaitable[None]]) -> None:
-    async def run() -> None:
-        await test()
+async def test_an_added_key_is_processed_once() -> None:
+    work = Work()
+    work.queue.add("a")
+    await work.settle()
+    assert work.processed == [("a", 0.0)]
+    assert not work.queue.is_processing("a")
 
-    asyncio.run(run())
+
+async def test_a_key_that_made_progress_is_processed_again_at_once() -> None:
+    work = Work(Again(), Again(), Done())
+    work.queue.add("a")
+    await work.settle()
+    assert work.times == [0.0, 0.0, 0.0]
 
 
-def test_an_added_key_is_processed_once() -> None:
-    async def test() -> None:
-        work = Work()
+async def test_whatever_comes_while_a_key_is_processed_is_one_more_time_and_not_at_the_same_time() -> None:
+    work = Work(Done(), Done())
+    work.gate.clear()
+    work.queue.add("a")
+    await work.settle()
+    for _ in range(3):
         work.queue.add("a")
+    await work.settle()
+    assert len(work.processed) == 1
+    work.gate.set()
+    await work.settle()
+    assert len(work.processed) == 2
+
+
+async def test_keys_are_processed_beside_each_other() -> None:
+    work = Work()
+    work.gate.clear()
+    work.queue.add("a")
+    work.queue.add("b")
+    await work.settle()
+    assert [key for key, _ in work.processed] == ["a", "b"]
+    assert work.queue.is_processing("a")
+    assert work.queue.is_processing("b")
+    work.gate.set()
+    await work.settle()
+
+
+async def test_failures_back_off_up_to_a_limit() -> None:
+    work = Work(*[Retry()] * 9)
+    work.queue.add("a")
+    for _ in range(120):
         await work.settle()
-        assert work.processed == [("a", 0.0)]
-        assert not work.queue.is_processing("a")
-
-    go(test)
-
-
-def test_a_key_that_made_progress_is_processed_again_at_once() -> None:
-    async def test() -> None:
-        work = Work(Again(), Again(), Done())
-        work.queue.add("a")
-        await work.settle()
-        assert work.times == [0.0, 0.0, 0.0]
-
-    go(test)
+        work.clock.passes(0.5)
+    await work.settle()
+    assert work.times == [0, 1, 3, 7, 15, 23, 31, 39, 47, 55]  # after 1, 2, 4, 8, 8, ... seconds; then it is done
 
 
-def test_whatever_comes_while_a_key_is_processed_is_one_more_time_and_not_at_the_same_time() -> None:
-    async def test() -> None:
-        work = Work(Done(), Done())
-        work.gate.clear()
-        work.queue.add("a")
-        await work.settle()
-        for _ in range(3):
-            work.queue.add("a")
-        await work.settle()
-        assert len(work.processed) == 1
-        work.gate.set()
-        await work.settle()
-        assert len(work.processed) == 2
-
-    go(test)
+async def test_news_while_it_is_processed_is_not_held_up_by_its_failure() -> None:
+    work = Work(Retry(), Done())
+    work.gate.clear()
+    work.queue.add("a")
+    await work.settle()
+    work.queue.add("a")
+    work.gate.set()
+    await work.settle()
+    assert work.times == [0.0, 0.0]
+    work.clock.passes(100.0)
+    await work.settle()
+    assert len(work.processed) == 2
 
 
-def test_keys_are_processed_beside_each_other() -> None:
-    async def test() -> None:
-        work = Work()
-        work.gate.clear()
-        work.queue.add("a")
-        work.queue.add("b")
-        await work.settle()
-        assert [key for key, _ in work.processed] == ["a", "b"]
-        assert work.queue.is_processing("a")
-        assert work.queue.is_processing("b")
-        work.gate.set()
-        await work.settle()
-
-    go(test)
-
-
-def test_failures_back_off_up_to_a_limit() -> None:
-    async def test() -> None:
-        work = Work(*[Retry()] * 9)
-        work.queue.add("a")
-        for _ in range(120):
-            await work.settle()
-            work.clock.passes(0.5)
-        await work.settle()
-        assert work.times == [0, 1, 3, 7, 15, 23, 31, 39, 47, 55]  # after 1, 2, 4, 8, 8, ... seconds; then it is done
-
-    go(test)
+async def test_news_ends_a_backoff_and_resets_it() -> None:
+    work = Work(Retry(), Retry(), Retry(), Retry())
+    work.queue.add("a")
+    await work.settle()
+    work.clock.passes(1.0)
+    await work.settle()  # the next try is due at 3
+    work.clock.passes(1.0)
+    work.queue.add("a")
+    await work.settle()
+    assert work.times == [0.0, 1.0, 2.0]
+    work.clock.passes(1.0)  # after the first backoff, not the third
+    await work.settle()
+    assert work.times == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_news_while_it_is_processed_is_not_held_up_by_its_failure() -> None:
-    async def test() -> None:
-        work = Work(Retry(), Done())
-        work.gate.clear()
-        work.queue.add("a")
-        await work.settle()
-        work.queue.add("a")
-        work.gate.set()
-        await work.settle()
-        assert work.times == [0.0, 0.0]
-        work.clock.passes(100.0)
-        await work.settle()
-        assert len(work.processed) == 2
-
-    go(test)
+async def test_progress_resets_the_backoff() -> None:
+    work = Work(Retry(), Again(), Retry(), Done())
+    work.queue.add("a")
+    await work.settle()
+    work.clock.passes(1.0)
+    await work.settle()
+    work.clock.passes(1.0)
+    await work.settle()
+    assert work.times == [0.0, 1.0, 1.0, 2.0]
 
 
-def test_news_ends_a_backoff_and_resets_it() -> None:
-    async def test() -> None:
-        work = Work(Retry(), Retry(), Retry(), Retry())
-        work.queue.add("a")
-        await work.settle()
-        work.clock.passes(1.0)
-        await work.settle()  # the next try is due at 3
-        work.clock.passes(1.0)
-        work.queue.add("a")
-        await work.settle()
-        assert work.times == [0.0, 1.0, 2.0]
-        work.clock.passes(1.0)  # after the first backoff, not the third
-        await work.settle()
-        assert work.times == [0.0, 1.0, 2.0, 3.0]
-
-    go(test)
+async def test_a_retry_may_name_its_own_time() -> None:
+    work = Work(Retry(5.0), Retry(), Done())
+    work.queue.add("a")
+    await work.settle()
+    work.clock.passes(4.9)
+    await work.settle()
+    assert work.times == [0.0]
+    work.clock.passes(0.1)
+    await work.settle()
+    assert work.times == [0.0, 5.0]
 
 
-def test_progress_resets_the_backoff() -> None:
-    async def test() -> None:
-        work = Work(Retry(), Again(), Retry(), Done())
-        work.queue.add("a")
-        await work.settle()
-        work.clock.passes(1.0)
-        await work.settle()
-        work.clock.passes(1.0)
-        await work.settle()
-        assert work.times == [0.0, 1.0, 1.0, 2.0]
-
-    go(test)
-
-
-def test_a_retry_may_name_its_own_time() -> None:
-    async def test() -> None:
-        work = Work(Retry(5.0), Retry(), Done())
-        work.queue.add("a")
-        await work.settle()
-        work.clock.passes(4.9)
-        await work.settle()
-        assert work.times == [0.0]
-        work.clock.passes(0.1)
-        await work.settle()
-        assert work.times == [0.0, 5.0]
-
-    go(test)
+async def test_without_news_a_key_is_not_processed_in_its_backoff_nor_twice_at_once() -> None:
+    work = Work(Retry(), Done(), Done())
+    work.gate.clear()
+    work.queue.add_if_idle("a")
+    await work.settle()
+    work.queue.add_if_idle("a")
+    work.gate.set()
+    await work.settle()
+    work.queue.add_if_idle("a")
+    await work.settle()
+    assert work.times == [0.0]
+    work.clock.passes(1.0)
+    await work.settle()
+    work.queue.add_if_idle("a")
+    await work.settle()
+    assert work.times == [0.0, 1.0, 1.0]
 
 
-def test_without_news_a_key_is_not_processed_in_its_backoff_nor_twice_at_once() -> None:
-    async def test() -> None:
-        work = Work(Retry(), Done(), Done())
-        work.gate.clear()
-        work.queue.add_if_idle("a")
-        await work.settle()
-        work.queue.add_if_idle("a")
-        work.gate.set()
-        await work.settle()
-        work.queue.add_if_idle("a")
-        await work.settle()
-        assert work.times == [0.0]
-        work.clock.passes(1.0)
-        await work.settle()
-        work.queue.add_if_idle("a")
-        await work.settle()
-        assert work.times == [0.0, 1.0, 1.0]
-
-    go(test)
-
-
-def test_drain_waits_for_what_is_processed_and_no_longer_than_it_may() -> None:
-    async def test() -> None:
-        work = Work()
-        work.gate.clear()
-        work.queue.add("a")
-        await work.queue.drain(0.0)
-        assert work.queue.is_processing("a")
-        work.gate.set()
-        await work.queue.drain(60.0)
-        assert not work.queue.is_processing("a")
-        await work.queue.drain(60.0)  # nothing is left
-
-    go(test)
+async def test_drain_waits_for_what_is_processed_and_no_longer_than_it_may() -> None:
+    work = Work()
+    work.gate.clear()
+    work.queue.add("a")
+    await work.queue.drain(0.0)
+    assert work.queue.is_processing("a")
+    work.gate.set()
+    await work.queue.drain(60.0)
+    assert not work.queue.is_processing("a")
+    await work.queue.drain(60.0)  # nothing is left
