@@ -20,7 +20,7 @@ class Claims:
         self._answered = time.monotonic()  # when the last claim was answered, or the controller started
         self._asked: float | None = None  # since when a claim is under way
         self._error = ""  # of the last claim, if it failed
-        self._full: float | None = None  # since when every place for a launch is taken
+        self._full: float | None = None  # since when every launch slot is taken
         self.brought = -float("inf")  # when the last claim that brought rows was answered
 
     @contextmanager
@@ -42,7 +42,7 @@ class Claims:
         self.brought = time.monotonic()
 
     def full(self) -> None:
-        """Note that there is no place for another launch."""
+        """Note that every launch slot is taken."""
         self._full = self._full or time.monotonic()
 
     def trouble(self, seconds: float) -> str | None:

@@ -121,7 +121,7 @@ class Controller:
     async def _claim_loop(self) -> None:
         while True:
             self._claims_due.clear()
-            while (room := min(self._config.max_launching - self.tracker.places_taken, CLAIM_MOST)) > 0:
+            while (room := min(self._config.max_launching - self.tracker.slots_taken, CLAIM_MOST)) > 0:
                 if not await self._claim(room):
                     break
             else:

@@ -262,7 +262,7 @@ class TrackedSandbox:
 
 
 class Tracker:
-    """Every tracked sandbox, and which of them take up a place for a launch.
+    """Every tracked sandbox, and which of them hold a launch slot.
 
     `on_room` is called when another row may have become claimable. `start_deadline` is in seconds.
     """
@@ -281,7 +281,7 @@ class Tracker:
         return tracked if tracked is not None and tracked.row.attempt == key.attempt else None
 
     def add(self, tracked: TrackedSandbox, *, launching: bool = False) -> None:
-        """Track the sandbox, in place of what was tracked of it; `launching`: it takes up a place for a launch."""
+        """Track the sandbox, in place of what was tracked of it; `launching`: it holds a launch slot."""
         self.sandboxes[tracked.row.id] = tracked
         if launching:
             self._launching.add(tracked.row.id)
@@ -290,21 +290,21 @@ class Tracker:
         """Stop tracking a sandbox that needs nothing more, or is in another controller's hands."""
         if self.sandboxes.get(tracked.row.id) is tracked:
             del self.sandboxes[tracked.row.id]
-        self.free_place(tracked)
+        self.free_slot(tracked)
 
-    def free_place(self, tracked: TrackedSandbox) -> None:
-        """The sandbox no longer takes up a place for a launch."""
+    def free_slot(self, tracked: TrackedSandbox) -> None:
+        """The sandbox no longer holds a launch slot."""
         if tracked.row.id in self._launching:
             self._launching.discard(tracked.row.id)
             self._on_room()
 
     @property
-    def places_taken(self) -> int:
-        """How many places for a launch are taken."""
+    def slots_taken(self) -> int:
+        """How many launch slots are taken."""
         return len(self._launching)
 
     def launching(self) -> list[TrackedSandbox]:
-        """Return those that take up a place for a launch."""
+        """Return those that hold a launch slot."""
         return [tracked for each in self._launching if (tracked := self.sandboxes.get(each)) is not None]
 
     def stop(self) -> None:

@@ -190,13 +190,13 @@ class Worker:
             raise
         else:
             tracked.on_released(run)
-        self._tracker.free_place(tracked)
+        self._tracker.free_slot(tracked)
 
     async def _mark_running(self, tracked: TrackedSandbox, run: ObservedRun) -> None:
         if not await self._store.start(MarkRunning(tracked.row.key, run.run_uid)):
             return await self._refresh(tracked)
         tracked.on_marked_running(self._tracker.clock())
-        return self._tracker.free_place(tracked)
+        return self._tracker.free_slot(tracked)
 
     async def _kill(self, tracked: TrackedSandbox, run: ObservedRun) -> None:
         tracked.on_kill_sending(self._tracker.clock())
@@ -223,7 +223,7 @@ class Worker:
             log.error("recorded without the output", extra=about(row.key, error=error))
         if not done:
             return await self._refresh(tracked)
-        self._tracker.free_place(tracked)
+        self._tracker.free_slot(tracked)
         self._on_room()
         self._metrics.ended(outcome)
         log.info("outcome recorded", extra=about(row.key, state=outcome.state, reason=outcome.reason))
