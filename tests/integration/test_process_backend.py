@@ -148,7 +148,7 @@ def test_a_ping_tells_a_work_directory_that_is_gone_or_another_one(tmp_path: Pat
         other = ProcessBackend(work)
         await other.open(INSTALLATION)
         await other.close()
-        with pytest.raises(BackendUnavailableError, match="another than at the start"):
+        with pytest.raises(BackendUnavailableError, match="not the directory that this controller started with"):
             await backend.ping()
         await backend.close()
 

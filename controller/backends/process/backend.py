@@ -60,7 +60,8 @@ class ProcessBackend:
         """Checks that the work directory is still the same, and writable."""
         if await self._in_work_dir(self._runs.check) != self._identity:
             raise BackendUnavailableError(
-                f"SANDBOX_WORK_DIR = {self._work_dir} is not the one of the start any more: restart the controller"
+                f"SANDBOX_WORK_DIR = {self._work_dir} is not the directory that this controller started with: "
+                "restart the controller"
             )
 
     async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
