@@ -12,6 +12,7 @@ from typing import Any
 
 import pulumi
 import pytest
+from pulumi.runtime.mocks import MockMonitor
 
 from infra import program
 from infra.config.keys import written
@@ -30,6 +31,7 @@ class Recorded:
     """Every resource and output of one run. Counts what a test asks, so that one that asks nothing fails."""
 
     resources: list[tuple[str, str, Inputs]] = field(default_factory=list)
+    urns: list[str] = field(default_factory=list)
     exported: dict[str, Any] = field(default_factory=dict)
     secret_outputs: set[str] = field(default_factory=set)
     asked: int = 0
@@ -110,8 +112,11 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Deploy]:
         recorded = Recorded()
         with own_loops():
             configure(config, stack, secrets)
-            pulumi.runtime.set_mocks(Mocks(recorded), project=PROJECT, stack=stack, preview=False)
+            mocks = Mocks(recorded)
+            monitor = MockMonitor(mocks)
+            pulumi.runtime.set_mocks(mocks, project=PROJECT, stack=stack, preview=False, monitor=monitor)
             _run(recorded)
+            recorded.urns = sorted(monitor.get_registered_resources())
             pulumi.runtime.reset_options()
         made.append(recorded)
         return recorded
