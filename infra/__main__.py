@@ -1,4 +1,4 @@
-"""What Pulumi runs."""
+"""The entry point that Pulumi runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from infra.program import main
 
 
 def _end(signal_number: int, frame: object) -> None:
-    """Where a resource failed, the engine says why and interrupts the program: a trace of its waits would hide that."""
+    """Exits without a stack trace: if a resource fails, the engine reports why and interrupts the program."""
     os._exit(1)
 
 

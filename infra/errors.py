@@ -1,4 +1,4 @@
-"""What stops a stack: what happened, to which thing, what to do. Pulumi shows the words without a stack trace."""
+"""The errors that stop a stack. Pulumi shows their messages without a stack trace."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import pulumi
 
 
 class ConfigError(pulumi.RunError):
-    """The stack's configuration is wrong; the message says each key, what it was given and what it takes."""
+    """The stack's configuration is wrong; the message names each key, its value and what it takes."""
 
 
 class PreflightError(pulumi.RunError):
-    """Something that the stack needs is not there; the message says what, and what to do."""
+    """Something that the stack needs is missing; the message names it, and says what to do."""
 
     @classmethod
     def of(cls, faults: Sequence[str]) -> Self:
-        """One fault, or all of them, a line each."""
+        """The error for one fault, or for all of them, one line each."""
         return cls(faults[0] if len(faults) == 1 else "\n  ".join(["the stack cannot come up:", *faults]))
 
 
-class NotReady(pulumi.RunError):
-    """What was made does not come up; the message says why, in its own words or those of the engine or cluster."""
+class NotReadyError(pulumi.RunError):
+    """Something that was created does not become ready; the message has the reason that it, the engine or the
+    cluster reports."""
 
 
-class EndRefused(pulumi.RunError):
+class EndRefusedError(pulumi.RunError):
     """The stack cannot end yet; the message says what is in the way, and what to do."""

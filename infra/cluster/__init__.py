@@ -1,1 +1,1 @@
-"""A cluster's API server, as the stacks ask it."""
+"""A cluster: its API server, and the names and rights of a stack on it."""

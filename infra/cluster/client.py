@@ -1,4 +1,4 @@
-"""A cluster's API server, asked with the rights of a context's user; nothing is asked twice."""
+"""A client of a cluster's API server, with the rights of a context's user. It does not retry."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from kubernetes import client
 from kubernetes import config as kubeconfig
 
 ANSWER_SECONDS = 10.0  # for one answer
-AT_ONCE = 16  # questions of several threads
+AT_ONCE = 16  # requests of several threads
 JSON, MERGE = "application/json", "application/merge-patch+json"
 Object = Mapping[str, Any]
 
 
 class ClusterError(Exception):
-    """The cluster refuses something, or does not answer: then the status is 0. The message names it, and says why."""
+    """The cluster refuses a request, or does not answer: then the status is 0. The message names the cluster and the
+    reason."""
 
     def __init__(self, status: int, words: str) -> None:
         super().__init__(words)
         self.status = status
 
 
-class Hidden(ClusterError):
-    """The context's user has no right to it."""
+class ForbiddenError(ClusterError):
+    """The context's user has no right to the object."""
 
 
 class ClusterClient:
-    """The cluster of one context. `seconds`: no question is asked so long after this is made."""
+    """The cluster of one context. No request is sent later than `seconds` after the client was created."""
 
     def __init__(self, context: str, seconds: float = math.inf) -> None:
         settings = client.Configuration()
@@ -46,7 +47,7 @@ class ClusterClient:
         self.where = f"the cluster at {self._api.configuration.host} (context {context})"
 
     def get(self, path: str) -> Object | None:
-        """One object, or None. Raises ClusterError, Hidden too."""
+        """One object, or None if it is not there. Raises ClusterError, and so ForbiddenError."""
         try:
             return self.read(path)
         except ClusterError as error:
@@ -55,12 +56,12 @@ class ClusterClient:
             raise
 
     def read(self, path: str) -> Object:
-        """One object that has to be there. Raises as `get` does, also with status 404."""
+        """One object that has to be there. Raises ClusterError, with status 404 if it is not."""
         return self._object("GET", path)
 
     def items(self, path: str, labels: Mapping[str, str] | None = None, fields: str = "") -> Sequence[Object]:
-        """All objects of a kind that have these labels and fields; none where the kind is not known. Raises as `get`
-        does."""
+        """All objects of a kind that have these labels and fields; none if the kind is not known. Raises
+        ClusterError."""
         try:
             found = self._object("GET", path, query=_selecting(labels, fields))
         except ClusterError as error:
@@ -71,18 +72,18 @@ class ClusterClient:
         return items
 
     def create(self, path: str, body: Object) -> Object:
-        """What the server made of it. Raises as `get` does."""
+        """Creates an object; returns it as the server has it. Raises ClusterError."""
         return self._object("POST", path, body)
 
     def merge(self, path: str, body: Object, manager: str) -> None:
-        """Changes these fields of one object, which are that manager's then. Raises as `get` does."""
+        """Changes these fields of one object; the manager owns them then. Raises ClusterError."""
         self.text("PATCH", path, body=body, content=MERGE, query={"fieldManager": manager})
 
     def delete(
         self, path: str, labels: Mapping[str, str] | None = None, propagation: str = "Background", **options: Any
     ) -> None:
-        """Removes one object with what it owns, or all of a kind that have these labels, as far as they are there.
-        Raises as `get` does."""
+        """Deletes one object with its dependents, or all of a kind that have these labels, as far as they are there.
+        Raises ClusterError."""
         try:
             self.text("DELETE", path, body={"propagationPolicy": propagation, **options}, query=_selecting(labels))
         except ClusterError as error:
@@ -90,7 +91,7 @@ class ClusterClient:
                 raise
 
     def follow(self, path: str, silent_seconds: float) -> Iterator[str]:
-        """The lines of a log until its container ends. Raises as `get` does, also where it says nothing for so long."""
+        """The lines of a log until its container ends. Raises ClusterError, also if no line comes for that long."""
         with self._reached():
             response = self._send("GET", path, query={"follow": "true"}, seconds=(ANSWER_SECONDS, silent_seconds))
             try:
@@ -112,7 +113,7 @@ class ClusterClient:
         content: str = JSON,
         query: Mapping[str, str] | None = None,
     ) -> str:
-        """What the server answers. Raises as `get` does."""
+        """The server's answer as text. Raises ClusterError."""
         left = self._until - time.monotonic()
         if left <= 0:
             raise ClusterError(0, f"{self.where} did not answer all questions in {self._seconds:.0f} s: try again")
@@ -161,10 +162,10 @@ class ClusterClient:
             ) from None
 
     def _refused(self, response: Any) -> None:
-        """Raises what an answer refuses."""
+        """Raises ClusterError if the answer is an error."""
         if response.status < 300:
             return
-        kind = Hidden if response.status == 403 else ClusterError
+        kind = ForbiddenError if response.status == 403 else ClusterError
         raise kind(response.status, f"{self.where} says: {_words(response.read() or b'')} ({response.status})")
 
     @contextmanager
@@ -178,7 +179,7 @@ class ClusterClient:
 
 
 def _selecting(labels: Mapping[str, str] | None, fields: str = "") -> Mapping[str, str]:
-    """The query that asks for these alone."""
+    """The query that selects objects with these labels and fields."""
     found = {
         "labelSelector": ",".join(f"{key}={value}" for key, value in (labels or {}).items()),
         "fieldSelector": fields,
@@ -187,7 +188,7 @@ def _selecting(labels: Mapping[str, str] | None, fields: str = "") -> Mapping[st
 
 
 def _words(raw: bytes) -> str:
-    """What the server says in an error's body."""
+    """The message in the body of an error."""
     try:
         return str(json.loads(raw)["message"])
     except (ValueError, KeyError, TypeError):

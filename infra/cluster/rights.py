@@ -1,4 +1,4 @@
-"""What the context's user must be allowed to do, so that a stack comes up, changes and goes."""
+"""The rights that the context's user needs, so that a stack comes up, changes and goes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import yaml
 
 from infra.config import Config
 
-KEPT = ("get", "list", "watch", "create", "patch", "delete")  # what the provider does with an object of its own
-SEEN = ("get", "list", "watch")  # what it does to find out how the pods behind an object are
+KEPT = ("get", "list", "watch", "create", "patch", "delete")  # the provider's verbs on an object of the stack
+SEEN = ("get", "list", "watch")  # the provider's verbs on the pods behind an object
 LIMITS = ("limitranges", "resourcequotas")
 RBAC = "rbac.authorization.k8s.io"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Verbs on kinds of one API group, in one namespace or, without one, in the cluster. `names`: on these alone."""
+    """Verbs on kinds of one API group, in a namespace or, without one, in the cluster; with `names`, on these alone."""
 
     namespace: str | None
     group: str
@@ -30,7 +30,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Right:
-    """One verb on one kind of object; what the API server is asked about."""
+    """One verb on one kind of object: the subject of one access review."""
 
     namespace: str | None
     group: str
@@ -46,7 +46,7 @@ def controller_rules() -> list[Any]:
 
 
 def rules(config: Config) -> Sequence[Rule]:
-    """What this stack needs, and nothing else. docs/stacks.md writes it out as Roles."""
+    """The rights that this stack needs, and no other. docs/stacks.md has them as Roles."""
     app, boxes = config.namespace, config.sandbox_namespace
     own = config.database_url is None
     given = (
@@ -54,7 +54,7 @@ def rules(config: Config) -> Sequence[Rule]:
     )
     found: list[Rule] = [
         Rule(None, "", ("namespaces",), ("get",), ("kube-system",)),
-        # Asked as the API server asks itself: a Role in a namespace can show it.
+        # In the namespace, as the API server does it: a Role there can grant it.
         *(Rule(one, "", ("namespaces",), ("get",), (one,)) for one in given),
         Rule(app, "", ("secrets", "serviceaccounts", "services"), KEPT),
         Rule(app, "", ("endpoints", "pods"), SEEN),
@@ -66,7 +66,7 @@ def rules(config: Config) -> Sequence[Rule]:
         # A Deployment's wait looks at claims, whether a pod mounts one or not.
         Rule(app, "", ("persistentvolumeclaims",), KEPT if own else SEEN),
         *([Rule(app, "apps", ("statefulsets",), KEPT)] if own else []),
-        # What tells why a wait takes long, and what ends the sandboxes when the stack ends.
+        # To report why a wait takes long, and to end the sandboxes when the stack ends.
         Rule(app, "", ("events",), ("list",)),
         Rule(app, "", ("pods/log", "pods/status"), ("get",)),
         Rule(app, "", ("pods",), ("create", "delete")),
@@ -81,19 +81,19 @@ def rules(config: Config) -> Sequence[Rule]:
 
 
 def granted(namespace: str) -> Iterator[Rule]:
-    """The controller's own rights: nobody can grant what he has not."""
+    """The controller's own rights: a user can grant only rights that he has."""
     for rule in controller_rules():
         (group,) = rule["apiGroups"]
         yield Rule(namespace, group, tuple(rule["resources"]), tuple(rule["verbs"]))
 
 
 def instead(namespace: str) -> Sequence[Right]:
-    """What does for `granted`: to grant what one has not."""
+    """The rights that replace `granted`: to grant rights that one does not have."""
     return [Right(namespace, RBAC, "roles", verb) for verb in ("escalate", "bind")]
 
 
 def rights(config: Config) -> Sequence[Right]:
-    """Each right of the rules, once."""
+    """Each right that this stack needs, once."""
     return list(dict.fromkeys(each(rules(config))))
 
 

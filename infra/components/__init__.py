@@ -1,1 +1,1 @@
-"""What the stacks are made of."""
+"""The components of the stacks."""

@@ -12,15 +12,15 @@ from controller.image_context import stage
 from infra.errors import PreflightError
 
 CHECKOUT = Path("..")  # Pulumi runs the program in its own directory; an absolute path would differ between checkouts
-ENTRYPOINT = ["python", "-m", "controller"]  # said to every engine: an app image of another make may have its own
+ENTRYPOINT = ["python", "-m", "controller"]  # set on every container: an app image of somebody else may have another
 HTTP_PORT = 3000  # on which the controller listens
 STOP_SECONDS = 40  # the controller takes up to 30 to finish what is under way
 
 
 @dataclass(frozen=True)
 class ImagesArgs:
-    """Where images come from. Without a registry they stay in the engine that built them. `platform`: of what runs
-    them."""
+    """Where images come from. Without a registry they stay in the engine that built them. `platform` is that of the
+    engine or cluster that runs them."""
 
     stack: str
     app_image: str | None = None  # prebuilt
@@ -33,7 +33,7 @@ class ImagesArgs:
 
 
 class Images(pulumi.ComponentResource):
-    """`app` and `sandbox`: the images as a container or pod names them, each by id or digest where it is built here."""
+    """The names of both images, as a container or pod takes them; an image that is built here goes by id or digest."""
 
     app: pulumi.Output[str]
     sandbox: pulumi.Output[str]
@@ -61,7 +61,7 @@ class Images(pulumi.ComponentResource):
             ),
             registry=self._login(),
             skip_push=args.registry is None,
-            # Deleting one does nothing, and would ask for an engine where only the cluster is there.
+            # Deleting one does nothing, and would need an engine even if the stack needs only the cluster.
             opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True),
         )
         return built.repo_digest.apply(self._as_pulled)
@@ -82,9 +82,9 @@ class Images(pulumi.ComponentResource):
 
 
 def _context(what: str) -> str:
-    """Where what the image is built from has been put. The provider hashes every file there, with its mode."""
+    """The directory of the build context. The provider hashes every file in it, with its mode."""
     try:
         return str(stage(what, CHECKOUT))
     except OSError as error:
-        words = "mend the checkout, or give prebuilt images (appImage, sandboxImage)"
+        words = "repair the checkout, or give prebuilt images (appImage, sandboxImage)"
         raise PreflightError(f"the {what} image cannot be built: {error}; {words}") from error

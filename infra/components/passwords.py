@@ -1,4 +1,4 @@
-"""Passwords: made once a stack, and secret wherever they go."""
+"""Passwords: generated once for a stack, and secret in every input and output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LENGTH = 32  # letters and digits: 190 bits, and nothing that a URL or a shell w
 
 
 class Passwords(pulumi.ComponentResource):
-    """Those of the owner (unless given), the controller and the requester."""
+    """The passwords of the owner (generated unless it is given), the controller and the requester."""
 
     owner: pulumi.Output[str]
     controller: pulumi.Output[str]
@@ -31,5 +31,5 @@ class Passwords(pulumi.ComponentResource):
 
 
 def secret(*parts: pulumi.Input[str]) -> pulumi.Output[str]:
-    """These parts as one text; secret."""
+    """Concatenates the parts; the result is secret."""
     return pulumi.Output.secret(pulumi.Output.concat(*parts))

@@ -1,4 +1,4 @@
-"""What it means that a key is changed while the stack is up, where that is more than a new value."""
+"""What a change of the configuration means for a stack that is up."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Remembered = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Meaning:
-    """`faults` stop the change; `warnings` are said, and it goes on."""
+    """`faults` stop the change; `warnings` are only reported."""
 
     faults: Sequence[str] = ()
     warnings: Sequence[str] = ()
 
 
 def whereabouts(config: Config) -> Mapping[str, str]:
-    """What says where the stack and its sandboxes are: a destroy after a change of it would end others."""
+    """The keys that say where the stack and its sandboxes are. A destroy after a change of one would end others."""
     found = {"name": config.name, "target": config.target}
     if config.target == "docker":
         return {**found, "dockerSocket": config.docker_socket or ""}
@@ -29,7 +29,7 @@ def whereabouts(config: Config) -> Mapping[str, str]:
 
 
 def remembered(config: Config) -> Remembered:
-    """What is kept of a configuration, to know a change by; secrets stay secret, and what is not there is empty."""
+    """What the state keeps of a configuration, to notice a change. Secrets stay secret; a missing value is empty."""
     kept: dict[str, Any] = {
         **whereabouts(config),
         "databasePassword": config.database_password,
@@ -41,7 +41,7 @@ def remembered(config: Config) -> Remembered:
 
 
 def meaning(config: Config, before: Remembered, after: Remembered) -> Meaning:
-    """Of a change from one to the other, both in clear; a key that was not remembered then has not changed."""
+    """The meaning of a change from one to the other, both in clear. A key that was not remembered has not changed."""
     changed = {key: (was, after[key]) for key, was in before.items() if key in after and after[key] != was}
     if "target" in changed:
         was, now = changed["target"]

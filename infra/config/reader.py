@@ -48,7 +48,7 @@ class Reader:
         return self._raw(key) not in (None, "", None if default is None else written(default))
 
     def given(self, keys: Iterable[str]) -> list[str]:
-        """Those of the keys that the stack gives a value."""
+        """The keys, of these, that the stack gives a value."""
         return [key for key in keys if self.has(key)]
 
     def note_unknown(self) -> None:

@@ -1,4 +1,4 @@
-"""What keys require of each other."""
+"""The rules between keys: which need each other, and which exclude each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What configured values may look like. Each check returns the value, or raises ValueError with what it takes."""
+"""The checks of configured values. Each returns the value, or raises ValueError with what it takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGE = re.compile(
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """One of these words."""
+    """A check for one of these words."""
 
     def check(value: str) -> str:
         if value not in words:
@@ -38,7 +38,7 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def matching(pattern: re.Pattern[str], words: str) -> Callable[[str], str]:
-    """Text of this form, which the words describe."""
+    """A check for text that matches the pattern, which the words describe."""
 
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
@@ -54,7 +54,7 @@ _registry = matching(REGISTRY, "a registry without scheme or closing slash, such
 
 
 def registry(value: str) -> str:
-    """A registry's name, as images bear it."""
+    """A registry's name, as it is written in an image's."""
     host = _registry(value).partition("/")[0]
     if host == "index.docker.io":
         raise ValueError("takes docker.io for Docker Hub, as images are called there")
@@ -76,7 +76,7 @@ def boolean(value: str) -> bool:
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """A whole number in these limits."""
+    """A check for a whole number within these limits."""
 
     def check(value: str) -> int:
         if not (value.isascii() and value.isdigit() and least <= int(value) <= most):
@@ -105,7 +105,7 @@ def image(value: str) -> str:
 
 
 def postgres_major(name: str) -> int | None:
-    """Of an image by its tag (15.14-bookworm, 2.14-pg16); None where the tag does not say it."""
+    """The major version of Postgres in an image's tag (15.14-bookworm, 2.14-pg16); None if the tag has none."""
     found = MAJOR.search(name.partition("@")[0])
     return int(found[1]) if found else None
 
@@ -131,7 +131,7 @@ def database(value: str) -> str:
     try:
         url = urlsplit(value)
         whole_url = url.scheme in ("postgres", "postgresql") and url.hostname and url.username and url.path.strip("/")
-        _ = url.port  # raises where it is no number
+        _ = url.port  # raises if it is no number
     except ValueError:
         whole_url = False
     if not whole_url:
@@ -140,7 +140,7 @@ def database(value: str) -> str:
 
 
 def list_of(check: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
-    """A JSON list of such values."""
+    """A check for a JSON list of such values."""
 
     def checked(value: str) -> tuple[str, ...]:
         read = _json(value or "[]")
@@ -152,7 +152,7 @@ def list_of(check: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
 
 
 def options(value: str) -> Mapping[str, Any]:
-    """What SANDBOX_JOB_OPTIONS takes."""
+    """The options that SANDBOX_JOB_OPTIONS takes."""
     read = _json(value or "{}")
     if not isinstance(read, dict):
         raise ValueError("takes an object")
@@ -164,7 +164,7 @@ def options(value: str) -> Mapping[str, Any]:
 
 
 def optional(check: Callable[[str], T]) -> Callable[[str], T | None]:
-    """Such a value, or none where it is empty."""
+    """A check for such a value, or for an empty one, which is None."""
     return lambda value: check(value) if value else None
 
 

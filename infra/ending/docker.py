@@ -37,7 +37,7 @@ class DockerEnd:
     async def drain(self) -> None:
         """Stops the controller, so that nothing is claimed any more, and ends every sandbox.
 
-        Raises EndRefused; then the controller runs again.
+        Raises EndRefusedError; then the controller runs again.
         """
         async with connected_engine() as engine:
             try:
@@ -55,7 +55,7 @@ class DockerEnd:
                 await self._drain(engine, await value_if_known(self._drains))
 
     async def _body(self) -> Any:
-        """The body of a container that drains, None if no drain is wanted. Raises EndRefused if it is not known."""
+        """The body of a container that drains, None for no drain. Raises EndRefusedError if it is not known."""
         if self._drains is None or self._ending.seconds == 0:
             return None
         body = await value_if_known(self._drains)
@@ -73,7 +73,7 @@ class DockerEnd:
             except TimeoutError as error:
                 raise self._ending.refused(f"the container {self._drainer} does not end") from error
             except EngineError as error:
-                raise self._ending.refused(f"the container {self._drainer} did not do it ({error})") from error
+                raise self._ending.refused(f"the container {self._drainer} failed ({error})") from error
             if code:
                 raise self._ending.refused(final_words(said) or f"`drain` ended with {code}, and said nothing")
         self._done = True

@@ -12,7 +12,7 @@ from typing import Self
 
 import pulumi
 
-from infra.errors import EndRefused
+from infra.errors import EndRefusedError
 from infra.waiting.container_verdict import last_words
 
 REPORT = "drain: "  # how the lines of `python -m controller drain` begin that are for people
@@ -43,20 +43,20 @@ class Ending:
         """The line that begins a drain."""
         return f"ends every sandbox, and waits for it up to {self.seconds} s"
 
-    def refused(self, why: str) -> EndRefused:
+    def refused(self, why: str) -> EndRefusedError:
         """The error that says why the sandboxes could not be ended, and what to do."""
         key = f"pulumi config set --stack {self.stack} drainSeconds 0"
-        return EndRefused(
+        return EndRefusedError(
             f"sandboxes may still run, and their network, rights and database stay: {why}; mend that and destroy again"
             f" (`pulumi up --stack {self.stack}` brings back what is gone already), or leave them to their fate: {key}"
         )
 
-    def forgotten(self) -> EndRefused:
+    def forgotten(self) -> EndRefusedError:
         """The error that says that something is gone of which a drain is made, and what to do."""
         again = f"pulumi up --refresh --run-program --stack {self.stack}"
         return self.refused(f"what drains is not known any more: {again}")
 
-    def moved(self, before: Mapping[str, str], now: Mapping[str, str]) -> EndRefused:
+    def moved(self, before: Mapping[str, str], now: Mapping[str, str]) -> EndRefusedError:
         """The error that says which keys were changed since the last `up`, so that they name another place."""
         words = [
             f"{key} was {was!r} when `up` last came to its end, and is {now[key]!r}" for key, was in before.items()
@@ -66,7 +66,7 @@ class Ending:
         else:
             back = " && ".join(f"pulumi config set --stack {self.stack} {key} {was!r}" for key, was in before.items())
             back = f"destroy with what was: {back}, or `pulumi up --stack {self.stack}` first"
-        return EndRefused(f"nothing was deleted: {'; '.join(words)}; {back}")
+        return EndRefusedError(f"nothing was deleted: {'; '.join(words)}; {back}")
 
 
 def runnable_here(line: str, inside: str) -> str:

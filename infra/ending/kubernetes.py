@@ -13,7 +13,7 @@ from infra.cluster.client import ClusterError
 from infra.cluster.naming import DATABASE
 from infra.ending.drain import DRAINED, REPORT, Ending, Patience, final_words, runnable_here
 from infra.ending.kubernetes_objects import SANDBOXES, STATEFUL_SETS, Location, PodNotStartedError, StackObjects
-from infra.errors import EndRefused
+from infra.errors import EndRefusedError
 from infra.hooks import former_metadata, value_if_known
 
 TRIES = 4  # network policies and names may take a moment to reach a new pod
@@ -31,7 +31,7 @@ class KubernetesEnd:
     async def drain(self, pod: pulumi.Output[Any]) -> None:
         """Stops the controllers, so that nothing is claimed any more, ends every sandbox, and waits for their pods.
 
-        `pod` is the spec of a pod that drains. Raises EndRefused, also if that is not known any more; then as many
+        `pod` is the spec of a pod that drains. Raises EndRefusedError, also if that is not known any more; then as many
         controllers as before run again.
         """
         spec = await value_if_known(pod)
@@ -50,12 +50,12 @@ class KubernetesEnd:
         await asyncio.to_thread(self._drain, None if self._done else await value_if_known(pod))
 
     async def free_volume(self, claim: pulumi.ResourceHookArgs) -> None:
-        """Stops the database on a claim that is about to go: its pod would hold it. Raises EndRefused."""
+        """Stops the database on a claim that is about to go: its pod would hold it. Raises EndRefusedError."""
         metadata = await former_metadata(claim)
         await asyncio.to_thread(self._free, metadata["name"], metadata["namespace"])
 
     async def empty(self, policy: pulumi.ResourceHookArgs) -> None:
-        """Ends what still runs in the namespace of a policy that is about to go. Raises EndRefused."""
+        """Ends what still runs in the namespace of a policy that is about to go. Raises EndRefusedError."""
         await asyncio.to_thread(self._empty, (await former_metadata(policy))["namespace"])
 
     def _objects(self) -> StackObjects:
@@ -69,22 +69,24 @@ class KubernetesEnd:
             objects.stop(STATEFUL_SETS, name, namespace)
             left = objects.wait_for_pods(namespace, self._at.naming.selector(DATABASE))
         except ClusterError as error:
-            raise EndRefused(f"the database of claim {name} in namespace {namespace} does not stop: {error}") from error
+            raise EndRefusedError(
+                f"the database of claim {name} in namespace {namespace} does not stop: {error}"
+            ) from error
         if left:
-            raise EndRefused(f"pod {left[0]} in namespace {namespace} still uses the claim {name}: delete the pod")
+            raise EndRefusedError(f"pod {left[0]} in namespace {namespace} still uses the claim {name}: delete the pod")
 
     def _empty(self, namespace: str) -> None:
         try:
             objects = self._objects()
             if objects.controllers_use(namespace):
                 again = f"pulumi up --stack {self._ending.stack}"
-                raise EndRefused(
+                raise EndRefusedError(
                     f"controllers still start sandboxes in namespace {namespace}: {again} (without --target)"
                 )
             objects.delete_sandboxes(namespace)
             left = objects.wait_for_pods(namespace, SANDBOXES)
         except ClusterError as error:
-            raise EndRefused(f"sandboxes in namespace {namespace} cannot be ended: {error}") from error
+            raise EndRefusedError(f"sandboxes in namespace {namespace} cannot be ended: {error}") from error
         if left:
             self._refuse_leftovers(namespace, left)
 
@@ -135,4 +137,4 @@ class KubernetesEnd:
             self._objects().delete_controllers()
         except ClusterError as error:
             name, namespace = self._at.naming.name, self._at.namespace
-            raise EndRefused(f"Deployment {name} in namespace {namespace} cannot be deleted: {error}") from error
+            raise EndRefusedError(f"Deployment {name} in namespace {namespace} cannot be deleted: {error}") from error

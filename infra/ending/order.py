@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pulumi
 
 from infra.ending.drain import Ending
-from infra.errors import EndRefused
+from infra.errors import EndRefusedError
 from infra.hooks import Act, before_deletion, bound_to, stashed
 
 
@@ -46,6 +46,6 @@ def _protection(ending: Ending) -> pulumi.ResourceHook:
 
     async def refuse(args: pulumi.ResourceHookArgs) -> None:
         key = f"pulumi config set --stack {ending.stack} protectDatabase false && pulumi up --stack {ending.stack}"
-        raise EndRefused(f"the database is protected, and nothing was deleted: {key}, then destroy")
+        raise EndRefusedError(f"the database is protected, and nothing was deleted: {key}, then destroy")
 
     return pulumi.ResourceHook("protection", refuse, pulumi.ResourceHookOptions(on_dry_run=True))

@@ -1,4 +1,4 @@
-"""Whether the stack can come up where it is sent: asked before anything is made."""
+"""The preflight: whether the stack can come up on its target, checked before anything is created."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from infra.preflight.engine import find_engine, login_faults, ping_engine
 
 @dataclass(frozen=True)
 class Found:
-    """What the stack is sent to: a cluster, or None for the Docker engine.
+    """The target: a cluster, or None for the Docker engine.
 
-    `faults` stop an `up`, `taken` (what a new stack would make, and somebody has) the first one; neither anything else.
-    `warnings` are said. `platform`: what is built to run on the engine.
+    `faults` stop every `up`; `taken` (objects of the stack's names that its state does not know) stop the first one.
+    Neither stops anything else. `warnings` are reported. `platform` is what images for the engine are built for.
     """
 
     cluster: Cluster | None = None
@@ -27,7 +27,7 @@ class Found:
 
 
 def preflight(config: Config) -> Found:
-    """Asks the Docker engine, where one is needed, and the cluster. Raises PreflightError where there is no answer."""
+    """Asks the cluster, and the Docker engine if one is needed. Raises PreflightError if there is no answer."""
     if config.target == "docker":
         engine = find_engine(config)
         return Found(None, engine.faults, engine.taken, engine.warnings, engine.platform)
@@ -36,7 +36,7 @@ def preflight(config: Config) -> Found:
 
 
 def _engine_faults(config: Config) -> Sequence[str]:
-    """An engine is for building alone: without one the stack can end."""
+    """Faults of the engine, which only builds: without one the stack can still end."""
     try:
         if config.builds:
             ping_engine()

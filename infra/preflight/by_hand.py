@@ -1,16 +1,17 @@
-"""What somebody else than `up` decided in the stack's namespaces, and still holds: nothing is fought without a word."""
+"""Changes by hand in the stack's namespaces: `up` reports them, before it undoes any."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from infra.cluster.client import ClusterClient, Hidden, Object
+from infra.cluster.client import ClusterClient, ForbiddenError, Object
 from infra.cluster.naming import DESTROY_MANAGER, INSTANCE, MANAGED_BY, NAME
 from infra.config import Config
 
-NOBODYS = ("pulumi-kubernetes", "kube-", "cloud-controller")  # how field managers of the provider and the cluster begin
-# Their lists are one value each: Pulumi sees no difference where something is added to one, not even after a refresh.
+# Prefixes of the field managers of the provider and the cluster.
+PROGRAMS = ("pulumi-kubernetes", "kube-", "cloud-controller")
+# Their lists are one value each: Pulumi sees no difference if something is added to one, not even after a refresh.
 WATCHED = (
     ("networkpolicy", "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies"),
     ("role", "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/roles"),
@@ -21,26 +22,26 @@ AUTOSCALERS = "/apis/autoscaling/v2/namespaces/{}/horizontalpodautoscalers"
 
 
 def autoscaler(cluster: ClusterClient, config: Config) -> str | None:
-    """The name of the one that decides how many controllers run, if there is one."""
+    """The name of the HorizontalPodAutoscaler that decides how many controllers run, if there is one."""
     wanted = {"kind": "Deployment", "name": config.name}
     try:
         for one in cluster.items(AUTOSCALERS.format(config.namespace)):
             if wanted.items() <= one["spec"]["scaleTargetRef"].items():
                 return str(one["metadata"]["name"])
-    except Hidden:
+    except ForbiddenError:
         pass  # no right that a stack needs
     return None
 
 
 def changed_by_hand(cluster: ClusterClient, config: Config, scaler: str | None) -> Iterator[str]:
-    """A line for each object that somebody has changed."""
+    """A line for each object that was changed by hand."""
     yield from _scaled(cluster, config, scaler)
     labels = {NAME: config.project, INSTANCE: config.stack}
     for namespace in (config.namespace, config.sandbox_namespace):
         for kind, path in WATCHED:
             try:
                 found = cluster.items(path.format(namespace), labels)
-            except Hidden:
+            except ForbiddenError:
                 continue
             for one in found:
                 yield from _told(config, kind, one)
@@ -59,13 +60,13 @@ def _told(config: Config, kind: str, one: Object) -> Iterator[str]:
 
 
 def _scaled(cluster: ClusterClient, config: Config, scaler: str | None) -> Iterator[str]:
-    """How many controllers run, where that is not what the configuration says."""
+    """A line if the number of controllers is not the configured one."""
     if scaler is not None:
         words = f"{config.project}:replicas has no effect while it is there"
         yield f"HorizontalPodAutoscaler {scaler} decides how many controllers run: {words}"
     try:
         found = cluster.get(DEPLOYMENT.format(config.namespace, config.name))
-    except Hidden:
+    except ForbiddenError:
         return
     replicas = found["spec"].get("replicas") if found else None
     managers = _others(found, ("f:spec", "f:replicas")) if found else []
@@ -84,10 +85,10 @@ def _scaled(cluster: ClusterClient, config: Config, scaler: str | None) -> Itera
 
 
 def _others(one: Object, *paths: tuple[str, ...]) -> list[str]:
-    """Who holds fields at one of these paths, beside the provider and the cluster."""
+    """The managers of fields at one of these paths, without the provider and the cluster."""
     entries = [entry for entry in one["metadata"].get("managedFields", ()) if entry.get("subresource") != "status"]
     held = {entry["manager"] for entry in entries for path in paths if _at(entry.get("fieldsV1"), path) is not None}
-    return sorted(manager for manager in held if not manager.startswith(NOBODYS))
+    return sorted(manager for manager in held if not manager.startswith(PROGRAMS))
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Any:

@@ -1,11 +1,11 @@
-"""Whether what the configuration names for pods is in the cluster."""
+"""Whether the cluster has the classes, secrets and nodes that the configuration names for pods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
-from infra.cluster.client import ClusterClient, Hidden
+from infra.cluster.client import ClusterClient, ForbiddenError
 from infra.config import ANYWHERE, Config
 
 CLASSES = {
@@ -17,7 +17,7 @@ OF_API_SERVER = {"kubernetes.io/service-name": "kubernetes"}
 
 
 def class_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
-    """What jobOptions names and is not there. What the user may not look up is left to the first sandbox to say."""
+    """Classes that jobOptions names and that are not there. One that the user may not look up is left out."""
     for option, (kind, path) in CLASSES.items():
         name = config.job_options.get(option)
         if not name:
@@ -27,12 +27,12 @@ def class_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
                 names = ", ".join(one["metadata"]["name"] for one in cluster.items(path)) or "none"
                 key = f"{config.project}:jobOptions"
                 yield f"{cluster.where} has no {kind} {name}, which {option} of {key} names; there are: {names}"
-        except Hidden:
+        except ForbiddenError:
             continue
 
 
 def secret_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
-    """Secrets to pull images with that are not where pods look for them."""
+    """Secrets to pull images with that are not in the namespace of the pods."""
     asked = [
         (namespace, config.image_pull_secret, "imagePullSecret")
         for namespace in (config.namespace, config.sandbox_namespace)
@@ -48,29 +48,29 @@ def secret_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
             if cluster.get(f"/api/v1/namespaces/{namespace}/secrets/{name}") is None:
                 words = f"{cluster.where} has no secret {name} in namespace {namespace}, which {key} names"
                 yield f"{words}: create it first (docs/stacks.md, A registry with a login)"
-        except Hidden:
-            continue  # that this right is missing is told with the others
+        except ForbiddenError:
+            continue  # the missing right is reported with the others
 
 
 def node_warnings(cluster: ClusterClient, config: Config) -> Iterator[str]:
-    """A cluster may make nodes when pods wait for them, and so nobody is refused."""
+    """Only warnings: a cluster may add nodes when pods wait for them."""
     labels = config.job_options.get("nodeSelector") or {}
     try:
         if labels and not cluster.items("/api/v1/nodes", labels):
             words = ", ".join(f"{key}={value}" for key, value in labels.items())
             yield f"no node has the labels {words} of jobOptions' nodeSelector: sandboxes wait until one has"
-    except Hidden:
+    except ForbiddenError:
         return
 
 
 def api_server_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
-    """A controller that the network policy cuts off from the API server never becomes ready."""
+    """Faults of apiServerCidrs: a controller that is cut off from the API server never becomes ready."""
     if not config.api_server_cidrs or config.api_server_cidrs == ANYWHERE:
         return
     try:
         slices = cluster.items(SLICES, OF_API_SERVER)
         service = cluster.get("/api/v1/namespaces/default/services/kubernetes")
-    except Hidden:
+    except ForbiddenError:
         return
     ends = [address for one in slices for end in one.get("endpoints") or () for address in end["addresses"]]
     inside = [*ends, *(service["spec"].get("clusterIPs", ()) if service else ())]  # plugins differ in which they see

@@ -1,4 +1,4 @@
-"""Which cluster the stack goes to, whether it answers, and whether the stack can come up there."""
+"""The preflight of a cluster: which one it is, whether it answers, and whether the stack can come up there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from threading import Thread
 import yaml
 from kubernetes import config as kubeconfig
 
-from infra.cluster.client import ClusterClient, ClusterError, Hidden
+from infra.cluster.client import ClusterClient, ClusterError, ForbiddenError
 from infra.cluster.rights import LIMITS, Right, each, granted, instead, rights
 from infra.config import Config
 from infra.errors import PreflightError
@@ -22,7 +22,7 @@ from infra.preflight.namespaces import given_namespaces, made_namespaces, taken_
 from infra.preflight.rights import in_words, lacking
 
 ALL_SECONDS = 25.0  # for every answer of a preflight
-IDENTITY = "kube-system"  # the namespace whose uid tells a cluster from another (OpenTelemetry's k8s.cluster.uid)
+IDENTITY = "kube-system"  # the namespace whose uid identifies a cluster (OpenTelemetry's k8s.cluster.uid)
 LEAST = 30  # minor version of Kubernetes 1
 GONE = "a stack whose cluster is gone for good is forgotten by `pulumi stack rm --force`"
 SECTION = "docs/stacks.md, Rights"
@@ -30,12 +30,12 @@ SECTION = "docs/stacks.md, Rights"
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster, whatever its contexts are called: `uid` stays when they are renamed.
+    """One cluster; `uid` stays the same when its contexts are renamed.
 
-    `faults` stop an `up` before anything is made, and nothing else; `warnings` are said. `taken`: that something of
-    the stack's name is in a given namespace, or another stack. `limits`: a LimitRange and a ResourceQuota are made.
-    `left`: what to say of a namespace that would be made and is there. `autoscaler`: the one that decides how many
-    controllers run.
+    `faults` stop an `up` before anything is created, and nothing else; `warnings` are reported. `taken`: objects of
+    the stack's name, or another stack, in a given namespace. `limits`: whether a LimitRange and a ResourceQuota are
+    created. `left`: the error for each namespace that would be created and is there. `autoscaler`: the name of the
+    HorizontalPodAutoscaler that decides how many controllers run.
     """
 
     context: str
@@ -49,7 +49,7 @@ class Cluster:
 
 
 def find_cluster(config: Config) -> Cluster:
-    """The cluster, and all that is wrong with it. Raises PreflightError where it cannot be asked who it is."""
+    """The cluster, and everything that is wrong with it. Raises PreflightError if it cannot be identified."""
     context, cluster = _reached(config)
     found = Cluster(context, _uid(cluster))
     try:
@@ -90,18 +90,18 @@ def _reached(config: Config) -> tuple[str, ClusterClient]:
 
 
 def _client(context: str) -> ClusterClient:
-    """A program of the kubeconfig may give the login, and ask for one where nobody sees it."""
-    made: Future[ClusterClient] = Future()
+    """A client, within a time limit: a program of the kubeconfig may wait for a login that nobody can see."""
+    created: Future[ClusterClient] = Future()
 
     def make() -> None:
         try:
-            made.set_result(ClusterClient(context, ALL_SECONDS))
+            created.set_result(ClusterClient(context, ALL_SECONDS))
         except Exception as error:
-            made.set_exception(error)
+            created.set_exception(error)
 
     Thread(target=make, daemon=True).start()
     try:
-        return made.result(ALL_SECONDS)
+        return created.result(ALL_SECONDS)
     except TimeoutError as error:
         words = f"context {context} has no login after {ALL_SECONDS:.0f} s: its program may wait for one"
         raise PreflightError(f"{words}; `kubectl --context {context} get namespaces` shows it") from error
@@ -110,7 +110,7 @@ def _client(context: str) -> ClusterClient:
 def _uid(cluster: ClusterClient) -> str:
     try:
         found = cluster.get(f"/api/v1/namespaces/{IDENTITY}")
-    except Hidden as error:
+    except ForbiddenError as error:
         needs = f"the context's user needs `get` on it, by which a stack knows its cluster ({SECTION})"
         raise PreflightError(f"{error}; {needs}") from error
     except ClusterError as error:
@@ -121,7 +121,7 @@ def _uid(cluster: ClusterClient) -> str:
 
 
 def version_faults(cluster: ClusterClient) -> Sequence[str]:
-    """That the cluster is too old."""
+    """A fault if the cluster is too old."""
     version = cluster.get("/version") or {}
     minor = "".join(filter(str.isdigit, str(version.get("minor", ""))))
     if version.get("major") == "1" and minor and int(minor) < LEAST:
@@ -130,7 +130,7 @@ def version_faults(cluster: ClusterClient) -> Sequence[str]:
 
 
 def _rights(cluster: ClusterClient, config: Config) -> tuple[bool, Sequence[str], Sequence[str]]:
-    """Whether limits are made; a line for each place where rights are missing; what is done without one."""
+    """Whether limits are created; a line for each namespace with missing rights; a warning for what is left out."""
     missing = lacking(cluster, rights(config))
     held = set(each(granted(config.sandbox_namespace)))
     if not held.isdisjoint(missing) and not lacking(cluster, instead(config.sandbox_namespace)):
@@ -148,10 +148,10 @@ def _rights(cluster: ClusterClient, config: Config) -> tuple[bool, Sequence[str]
 
 
 def _limited(cluster: ClusterClient, config: Config) -> bool:
-    """Whether somebody who may has made them; to leave them out would be to delete them."""
+    """Whether somebody with the right has created them: to leave them out now would delete them."""
     try:
         return cluster.get(f"/api/v1/namespaces/{config.sandbox_namespace}/resourcequotas/{config.name}") is not None
-    except Hidden:
+    except ForbiddenError:
         return False
 
 

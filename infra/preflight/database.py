@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from kubernetes.utils.quantity import parse_quantity
 
-from infra.cluster.client import ClusterClient, Hidden, Object
+from infra.cluster.client import ClusterClient, ForbiddenError, Object
 from infra.config import Config
 from infra.config.values import postgres_major
 
@@ -16,15 +16,15 @@ DEFAULT = "storageclass.kubernetes.io/is-default-class"
 
 
 def database_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
-    """What is wrong with the volume that is there, or with the one to be made; nothing for an existing database."""
+    """Faults of the volume that is there, or of the one to be created; none for an existing database."""
     if config.database_url is not None:
         return
     name = f"{config.name}-database"
     try:
         claim = cluster.get(f"/api/v1/namespaces/{config.namespace}/persistentvolumeclaims/{name}")
         pods = cluster.get(f"/apis/apps/v1/namespaces/{config.namespace}/statefulsets/{name}")
-    except Hidden:
-        return  # that these rights are missing is told with the others
+    except ForbiddenError:
+        return  # the missing rights are reported with the others
     if claim is None:
         yield from _class_faults(cluster, config)
         return
@@ -35,7 +35,7 @@ def database_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
 
 
 def major_faults(config: Config, running: str) -> Iterator[str]:
-    """A database that runs has its image's files, and no other major version reads them."""
+    """A fault if another major version is configured than the running image's: it cannot read the files."""
     was, asked = postgres_major(running), postgres_major(config.postgres_image)
     if was is not None and asked is not None and was != asked:
         yield (
@@ -46,7 +46,7 @@ def major_faults(config: Config, running: str) -> Iterator[str]:
 
 
 def _claim_faults(cluster: ClusterClient, config: Config, claim: Object) -> Iterator[str]:
-    """A volume keeps its class, and never shrinks."""
+    """Faults of a volume that is there: it keeps its class, and never shrinks."""
     spec, volume = claim["spec"], f"the database's volume (claim {claim['metadata']['name']})"
     has = spec.get("storageClassName")
     if config.storage_class is not None and has is not None and config.storage_class != has:
@@ -67,16 +67,16 @@ def _claim_faults(cluster: ClusterClient, config: Config, claim: Object) -> Iter
 
 
 def _grows(cluster: ClusterClient, name: str) -> bool | None:
-    """Whether volumes of that class may grow; None where the class cannot be seen."""
+    """Whether volumes of that class may grow; None if the class cannot be seen."""
     try:
         found = cluster.get(f"{CLASSES}/{name}")
-    except Hidden:
+    except ForbiddenError:
         return None
     return bool(found and found.get("allowVolumeExpansion"))
 
 
 def _class_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
-    """Somebody must make a new volume: the class that is named, or the cluster's default."""
+    """A fault if there is no class for a new volume: the named one, or the cluster's default."""
     try:
         found = cluster.items(CLASSES)
         names = [one["metadata"]["name"] for one in found]
@@ -86,8 +86,8 @@ def _class_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
             there = config.storage_class in names
         if there or _waiting(cluster, config.storage_class or ""):
             return
-    except Hidden:
-        return  # the claim's own wait says it
+    except ForbiddenError:
+        return  # the wait for the claim reports it
     key, are = f"{config.project}:storageClass", f"there are: {', '.join(names) or 'none'}"
     if config.storage_class is None:
         yield f"{cluster.where} has no default StorageClass for the database's volume: set {key} to one; {are}"
@@ -96,7 +96,7 @@ def _class_faults(cluster: ClusterClient, config: Config) -> Iterator[str]:
 
 
 def _waiting(cluster: ClusterClient, name: str) -> Sequence[str]:
-    """Volumes made by hand that a claim of that class could take; such a class need not be an object."""
+    """Volumes created by hand that a claim of that class could take; such a class need not be an object."""
     return [
         one["metadata"]["name"]
         for one in cluster.items("/api/v1/persistentvolumes")

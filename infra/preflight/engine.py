@@ -1,4 +1,4 @@
-"""Whether the Docker engine answers, and has what a stack on it needs: the socket and the ports."""
+"""The preflight of a Docker engine: whether it answers, and whether socket, ports and names are free for the stack."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ SECONDS = 10  # for all answers
 
 @dataclass(frozen=True)
 class FoundEngine:
-    """An engine that answers. `faults` stop an `up`; `taken`: that something with the stack's names is there.
-    `warnings` are said. `platform`: what its containers are built for.
+    """An engine that answers. `faults` stop an `up`; `taken`: objects of the stack's names that are there.
+    `warnings` are reported. `platform` is that of its containers.
     """
 
     faults: tuple[str, ...] = ()
@@ -42,9 +42,9 @@ class FoundEngine:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What the engine has of a stack: its containers, as it shows them, by name; whether it has the volume.
-    `architecture` is the engine's machine's."""
+class StackOnEngine:
+    """The objects of a stack on the engine: its containers by name, as the engine shows them, and whether it has the
+    volume. `architecture` is that of the engine's machine."""
 
     architecture: str
     containers: Mapping[str, Any]
@@ -52,28 +52,30 @@ class Made:
 
 
 def find_engine(config: Config) -> FoundEngine:
-    """Asks the engine, and looks at this machine if the stack runs on it. Raises PreflightError without an answer."""
+    """Asks the engine, and checks this machine if the engine is on it. Raises PreflightError without an answer."""
     if context := os.environ.get("DOCKER_CONTEXT"):
         words = "would send the provider's containers there, and its images to DOCKER_HOST"
         raise PreflightError(
             f"DOCKER_CONTEXT is {context!r}, which {words}: unset it, and name the engine by DOCKER_HOST"
         )
-    made = _answer(partial(_made, config))
+    stack = _answer(partial(_made, config))
     if engine_host().startswith("unix://"):
-        faults = [*_taken_ports(config, _ports(made)), *_missing_socket(config)]
+        faults = [*_taken_ports(config, _ports(stack)), *_missing_socket(config)]
     else:
         faults = _missing_group(config, engine_host())
     faults += login_faults(config)
-    return FoundEngine(tuple(faults), _taken_names(config, made), _stopped(config, made), f"linux/{made.architecture}")
+    return FoundEngine(
+        tuple(faults), _taken_names(config, stack), _stopped(config, stack), f"linux/{stack.architecture}"
+    )
 
 
 def login_faults(config: Config) -> list[str]:
-    """The provider asks every credential helper for its logins before it builds, and fails where one is not there."""
+    """Missing credential helpers: the provider asks each for its logins before it builds, and fails without one."""
     try:
         found = json.loads(config_file().read_bytes()) if config.builds else {}
         named = {found.get("credsStore"), *(found.get("credHelpers") or {}).values()}
     except (OSError, ValueError, AttributeError):
-        return []  # no logins; a file that cannot be read is the provider's to name
+        return []  # no logins; the provider reports a file that it cannot read
     missing = sorted(one for one in named if isinstance(one, str) and shutil.which(f"docker-credential-{one}") is None)
     return [
         f"{config_file()} names the credential helper {one}, and there is no program docker-credential-{one}: install"
@@ -83,12 +85,12 @@ def login_faults(config: Config) -> list[str]:
 
 
 def ping_engine() -> None:
-    """Asks whether it answers. Raises PreflightError where it does not."""
+    """Raises PreflightError if the engine does not answer."""
     _answer(_version)
 
 
 def _answer(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
-    """The engine's. Pulumi runs the program inside an event loop, so that another thread has to wait."""
+    """The engine's answer, awaited in another thread: Pulumi runs the program inside an event loop."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, _asked(ask)).result()
 
@@ -110,16 +112,18 @@ async def _version(engine: Engine) -> Mapping[str, Any]:
     return found
 
 
-async def _made(config: Config, engine: Engine) -> Made:
+async def _made(config: Config, engine: Engine) -> StackOnEngine:
     version = await _version(engine)
     names = [f"{config.name}-{one}" for one in ("database", "app")]
     found = {name: await _there(engine, f"containers/{name}/json") for name in names}
     volume = await _there(engine, f"volumes/{config.name}-database")
-    return Made(version["Arch"], {name: one for name, one in found.items() if one is not None}, volume is not None)
+    return StackOnEngine(
+        version["Arch"], {name: one for name, one in found.items() if one is not None}, volume is not None
+    )
 
 
 async def _there(engine: Engine, path: str) -> Any:
-    """What it shows of one object, None where that is not there."""
+    """One object as the engine shows it, None if it is not there."""
     try:
         return await engine.json("GET", path)
     except ResponseError as error:
@@ -128,13 +132,13 @@ async def _there(engine: Engine, path: str) -> Any:
         raise
 
 
-def _taken_names(config: Config, made: Made) -> tuple[str, ...]:
-    """Another state's stack of this name would lose what is its own: `destroy` removes by name."""
-    volume = [f"{config.name}-database"] if made.volume else []
-    held = [*(f"container {one}" for one in made.containers), *(f"volume {one}" for one in volume)]
+def _taken_names(config: Config, stack: StackOnEngine) -> tuple[str, ...]:
+    """A fault if another state has a stack of this name: `destroy` removes by name, and would remove its objects."""
+    volume = [f"{config.name}-database"] if stack.volume else []
+    held = [*(f"container {one}" for one in stack.containers), *(f"volume {one}" for one in volume)]
     if not held:
         return ()
-    removed = [f"docker rm -fv {' '.join(made.containers)}"] if made.containers else []
+    removed = [f"docker rm -fv {' '.join(stack.containers)}"] if stack.containers else []
     removed += [f"docker volume rm {one}" for one in volume]
     return (
         f"the engine has {', '.join(held)}, and this stack's state does not know it: another state (pulumi whoami -v)"
@@ -144,9 +148,9 @@ def _taken_names(config: Config, made: Made) -> tuple[str, ...]:
     )
 
 
-def _stopped(config: Config, made: Made) -> tuple[str, ...]:
-    """A controller that somebody stopped, or a `destroy` that was interrupted, is no change that a plain `up` sees."""
-    app = made.containers.get(f"{config.name}-app")
+def _stopped(config: Config, stack: StackOnEngine) -> tuple[str, ...]:
+    """A warning if the controller is stopped, by hand or by an interrupted `destroy`: a plain `up` does not see it."""
+    app = stack.containers.get(f"{config.name}-app")
     if app is None or app["State"]["Running"] or app["State"].get("Restarting"):
         return ()
     again = f"pulumi up --stack {config.stack} --refresh --run-program"
@@ -156,14 +160,14 @@ def _stopped(config: Config, made: Made) -> tuple[str, ...]:
     )
 
 
-def _ports(made: Made) -> set[int]:
-    """Of this machine, that the stack's own containers have."""
-    bindings = [one["HostConfig"]["PortBindings"] or {} for one in made.containers.values()]
+def _ports(stack: StackOnEngine) -> set[int]:
+    """The ports of this machine that the stack's own containers publish."""
+    bindings = [one["HostConfig"]["PortBindings"] or {} for one in stack.containers.values()]
     return {int(one["HostPort"]) for each in bindings for bound in each.values() for one in bound or []}
 
 
 def _taken_ports(config: Config, ours: set[int]) -> list[str]:
-    """A port that another program has would stop the stack when half of it is made."""
+    """Ports that another program uses; such a port would stop the stack when half of it is created."""
     free = f"pulumi config set --stack {config.stack}"
     return [
         f"port {port} of {LOOPBACK} is taken by another program: end it, or {free} {key} PORT"
@@ -177,13 +181,13 @@ def _taken(port: int) -> bool:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((LOOPBACK, port))
-        except OSError as error:  # another one: the engine may have rights that we have not
+        except OSError as error:  # another error is none: the engine may have more rights than this program
             return error.errno == errno.EADDRINUSE
     return False
 
 
 def _missing_socket(config: Config) -> list[str]:
-    """An engine would make a directory of a socket that is not there, and mount that."""
+    """A fault if the socket is not there: the engine would create a directory instead, and mount that."""
     path = config.docker_socket
     if path is None or sys.platform != "linux" or Path(path).is_socket():
         return []

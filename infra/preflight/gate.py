@@ -1,4 +1,4 @@
-"""Stops an `up`, and its preview, before anything is made. `destroy` and `refresh` pass: they run no step of it."""
+"""Stops an `up`, and its preview, before anything is created. `destroy` and `refresh` pass: they run no such step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from infra.hooks import stashed
 
 
 def gate(config: Config, faults: Sequence[str]) -> pulumi.Resource:
-    """What everything else depends on: it remembers the configuration, and with faults it cannot be made or changed."""
+    """The resource that everything else depends on.
+
+    It keeps the configuration in the state, and with faults it can be neither created nor changed.
+    """
 
     async def check(args: pulumi.ResourceHookArgs) -> None:
         found = Meaning()
@@ -30,9 +33,10 @@ def gate(config: Config, faults: Sequence[str]) -> pulumi.Resource:
 
 
 def unless_taken(taken: Sequence[str]) -> pulumi.ResourceOptions:
-    """Options of a component that every version's stack has: no new one, where somebody has what would follow it.
+    """Options of the component that only a new stack creates: it is refused if somebody has the stack's names.
 
-    All else depends on it, so that it goes last but for the gate: a destroy makes each component anew that is gone.
+    Everything else but the gate depends on the component, so that it goes last: a `destroy` registers each component
+    again that is gone, and would be refused then.
     """
 
     def check(args: pulumi.ResourceHookArgs) -> None:

@@ -1,22 +1,22 @@
-"""Whether the stack's namespaces can be used, or made."""
+"""Whether the stack's namespaces can be used, or created."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from infra.cluster.client import ClusterClient, Hidden, Object
+from infra.cluster.client import ClusterClient, ForbiddenError, Object
 from infra.cluster.naming import CONTROLLER, INSTANCE, NAME, Naming
 from infra.config import Config
 
 
 def given_namespaces(cluster: ClusterClient, config: Config) -> Iterator[str]:
-    """What is wrong with those that the configuration says are there."""
+    """Faults of the namespaces that exist according to the configuration."""
     own = () if config.create_namespaces else (config.namespace, config.sandbox_namespace)
     for name in (*own, *config.requester_namespaces):
         try:
             found = cluster.get(f"/api/v1/namespaces/{name}")
-        except Hidden:
-            continue  # that the right to see it is missing is told with the others
+        except ForbiddenError:
+            continue  # the missing right is reported with the others
         if found is None:
             yield f"{cluster.where} has no namespace {name}: create it first"
         elif _ends(found):
@@ -27,8 +27,8 @@ def given_namespaces(cluster: ClusterClient, config: Config) -> Iterator[str]:
 
 
 def made_namespaces(cluster: ClusterClient, config: Config) -> tuple[Sequence[str], Mapping[str, str]]:
-    """What keeps those that the stack makes from being made; and, of those that bear its labels, what to say of each
-    if its state does not know it.
+    """Faults of the namespaces that the stack creates; and, for each that has its labels, the error if its state does
+    not know it.
     """
     faults: list[str] = []
     left: dict[str, str] = {}
@@ -37,7 +37,7 @@ def made_namespaces(cluster: ClusterClient, config: Config) -> tuple[Sequence[st
     for key, name in (("namespace", config.namespace), ("sandboxNamespace", config.sandbox_namespace)):
         try:
             found = cluster.get(f"/api/v1/namespaces/{name}")
-        except Hidden:
+        except ForbiddenError:
             continue
         if found is None:
             continue
@@ -58,15 +58,15 @@ def made_namespaces(cluster: ClusterClient, config: Config) -> tuple[Sequence[st
 
 
 def taken_namespaces(cluster: ClusterClient, config: Config) -> Iterator[str]:
-    """What a new stack must leave alone in namespaces that are given: one of its own name, or a neighbour's sandboxes,
-    which end with the first of the two."""
+    """Faults of a new stack in given namespaces: a stack of its own name, or a neighbour's sandboxes, which would end
+    with the first of the two."""
     if config.create_namespaces:
         return
     try:
         account = cluster.get(f"/api/v1/namespaces/{config.namespace}/serviceaccounts/{config.name}")
         roles = cluster.items(f"/apis/rbac.authorization.k8s.io/v1/namespaces/{config.sandbox_namespace}/roles")
-    except Hidden:
-        return  # that these rights are missing is told with the others
+    except ForbiddenError:
+        return  # the missing rights are reported with the others
     if account is not None:
         yield (
             f"namespace {config.namespace} has a stack {config.stack} already, and this stack's state does not know it:"
@@ -91,7 +91,7 @@ def _removal(config: Config) -> str:
 def _way_on(cluster: ClusterClient, name: str) -> str:
     try:
         claims = cluster.items(f"/api/v1/namespaces/{name}/persistentvolumeclaims")
-    except Hidden:
+    except ForbiddenError:
         return f"if nobody's sandboxes and no volume are in it, kubectl delete namespace {name}, and `up` again"
     if held := ", ".join(one["metadata"]["name"] for one in claims):
         return f"it holds a volume ({held}), so keep it, and bring the state back (pulumi stack import)"
@@ -99,7 +99,7 @@ def _way_on(cluster: ClusterClient, name: str) -> str:
 
 
 def ending(namespace: Object) -> str:
-    """That it is being deleted, and what holds it."""
+    """The fault of a namespace that is being deleted, with what holds it."""
     why = [
         one["message"]
         for one in namespace["status"].get("conditions", ())

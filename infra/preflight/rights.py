@@ -1,4 +1,4 @@
-"""Whether the context's user has every right that the stack needs: asked of the API server itself."""
+"""Whether the context's user has every right that the stack needs, by access reviews of the API server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 def lacking(cluster: ClusterClient, needed: Sequence[Right]) -> Sequence[Right]:
-    """Those that the user has not. Raises ClusterError."""
+    """The rights that the user lacks. Raises ClusterError."""
     with ThreadPoolExecutor(AT_ONCE) as threads:
         allowed = threads.map(lambda right: _may(cluster, right), needed)
         return [right for right, may in zip(needed, allowed, strict=True) if not may]
@@ -38,7 +38,7 @@ def _may(cluster: ClusterClient, right: Right) -> bool:
 
 
 def in_words(missing: Iterable[Right]) -> Sequence[str]:
-    """A line for each place: the kinds and what may not be done with them."""
+    """A line for each namespace: the kinds, and what may not be done with them."""
     places: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for right in missing:
         place = "in the cluster" if right.namespace is None else f"in namespace {right.namespace}"

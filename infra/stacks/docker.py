@@ -56,7 +56,7 @@ def docker_stack(
             controller_url=inside.controller,
             controller_password=passwords.controller,
             requester_password=passwords.requester,
-            database=database.made,
+            database=database.instance,
             port=config.http_port,
             socket=config.docker_socket,
             socket_group=_socket_group(config),

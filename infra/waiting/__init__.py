@@ -1,1 +1,1 @@
-"""Waits until what was made is ready."""
+"""Waits until what was created is ready."""

@@ -7,27 +7,27 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from infra.cluster.client import ClusterClient, ClusterError, Hidden
+from infra.cluster.client import ClusterClient, ClusterError, ForbiddenError
 from infra.waiting.readiness import GONE, Unready, until_ready
 from infra.waiting.workload_verdict import Json, SeenWorkload, exits, newest_set, of_newest, speaker, verdict
 
 SILENT_SECONDS = 60.0  # for a cluster to answer again
-LONGEST_SECONDS = 600.0  # a node may have to be made first, and a large image pulled
+LONGEST_SECONDS = 600.0  # a node may have to be added first, and a large image pulled
 SKEW = timedelta(seconds=5)  # of events: those just before the wait count too
 LINES = 6  # of a container's log
-NO_LOG = ("unable to retrieve container logs", "failed to try resolving symlinks")  # said as if it were the log
+NO_LOG = ("unable to retrieve container logs", "failed to try resolving symlinks")  # served as if it were the log
 PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "Job": "jobs"}
 
 
 class ClusterWaits:
-    """Waits for workloads of a context's cluster; `made` is a workload's kind, namespace, name and revision."""
+    """Waits for workloads of a context's cluster. `subject` has a workload's kind, namespace, name and revision."""
 
     def __init__(self, context: str) -> None:
         self._context = context
 
-    async def ready(self, made: Mapping[str, Any]) -> None:
-        """Until it is rolled out or, a Job, has succeeded. Raises NotReady."""
-        watched = await asyncio.to_thread(_Watched, self._context, made)
+    async def ready(self, subject: Mapping[str, Any]) -> None:
+        """Waits until the workload is rolled out; a Job, until it has succeeded. Raises NotReadyError."""
+        watched = await asyncio.to_thread(_Watched, self._context, subject)
 
         async def look() -> Unready | None:
             try:
@@ -37,23 +37,23 @@ class ClusterWaits:
                     return Unready("gone", GONE, patience=0)
                 return Unready("no answer", str(error), patience=SILENT_SECONDS)
 
-        await until_ready(f"{made['kind']} {made['name']}", look, LONGEST_SECONDS)
+        await until_ready(f"{subject['kind']} {subject['name']}", look, LONGEST_SECONDS)
 
 
 class _Watched:
-    """One workload and what belongs to it, as the API shows them at each look."""
+    """One workload and the objects that belong to it, as the API shows them at each look."""
 
-    def __init__(self, context: str, made: Mapping[str, Any]) -> None:
+    def __init__(self, context: str, subject: Mapping[str, Any]) -> None:
         self._cluster = ClusterClient(context)
-        self._kind, self._name = made["kind"], made["name"]
-        self._core = f"/api/v1/namespaces/{made['namespace']}"
+        self._kind, self._name = subject["kind"], subject["name"]
+        self._core = f"/api/v1/namespaces/{subject['namespace']}"
         group = "batch" if self._kind == "Job" else "apps"
-        self._own = f"/apis/{group}/v1/namespaces/{made['namespace']}"
+        self._own = f"/apis/{group}/v1/namespaces/{subject['namespace']}"
         self._began: datetime | None = None  # by the cluster's clock
         self._exits_before: dict[str, int] | None = None
 
     def seen(self) -> SeenWorkload:
-        """What there is now. Raises ClusterError."""
+        """The workload with its objects as they are now. Raises ClusterError."""
         workload: Json = {"kind": self._kind, **self._get(f"{self._own}/{PLURALS[self._kind]}/{self._name}")}
         chosen = workload["spec"]["selector"]["matchLabels"]
         sets = self._cluster.items(f"{self._own}/replicasets", chosen) if self._kind == "Deployment" else []
@@ -86,7 +86,7 @@ class _Watched:
     def _optional(self, resource: str, fields: str) -> Sequence[Json]:
         try:
             return self._cluster.items(f"{self._core}/{resource}", fields=fields)
-        except Hidden:
+        except ForbiddenError:
             return []
 
     def _get(self, path: str) -> Json:
@@ -101,7 +101,7 @@ def _claims(workload: Json) -> list[str]:
 
 
 def _at(event: Json) -> datetime:
-    """When it was last seen."""
+    """When the event was last seen."""
     series = event.get("series") or {}
     last = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
     return datetime.fromisoformat(last or event["metadata"]["creationTimestamp"])

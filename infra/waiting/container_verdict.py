@@ -1,4 +1,4 @@
-"""What the engine's words about a container mean for one who waits for it."""
+"""Whether a container is ready, from what the engine shows of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from controller.protocol.text import visible
 from infra.waiting.readiness import Unready
 
-EXITS = 2  # of a container that is started again each time: more of them will bring nothing new
-STARTING_SECONDS = 10.0  # without a word
+EXITS = 2  # of a container that is restarted each time: more of them bring nothing new
+STARTING_SECONDS = 10.0  # before a start is reported
 MOST_CHARACTERS = 600  # of what a container wrote last
 
 
@@ -25,7 +25,7 @@ class SeenContainer:
 
 
 def healthy(seen: SeenContainer) -> Unready | None:
-    """Of a container that is to run and pass its check."""
+    """The verdict on a container that is to run and pass its check; None if it does."""
     state = seen.shown["State"]
     exits = seen.shown["RestartCount"] - seen.restarts_before
     ended = state["Status"] in ("exited", "dead")
@@ -45,7 +45,7 @@ def healthy(seen: SeenContainer) -> Unready | None:
 
 
 def ended_well(seen: SeenContainer) -> Unready | None:
-    """Of a container that is to end by itself."""
+    """The verdict on a container that is to end by itself; None if it has, without an error."""
     state = seen.shown["State"]
     if state["Status"] == "created":
         return _not_started(state)
@@ -63,7 +63,7 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def _message(line: str) -> str:
-    """A line's own words, where a controller wrote it as JSON."""
+    """The message of a line that a controller wrote as JSON; another line as it is."""
     try:
         read = json.loads(line)
     except ValueError:

@@ -21,10 +21,10 @@ LOG_BYTES = 4096
 
 
 class EngineWaits:
-    """Waits for containers of the engine that the provider uses too; `made` is a container's name and id."""
+    """Waits for containers of the engine that the provider uses too. `subject` has a container's name and id."""
 
-    async def healthy(self, made: Mapping[str, Any]) -> None:
-        """Until it passes its check. Raises NotReady."""
+    async def healthy(self, subject: Mapping[str, Any]) -> None:
+        """Waits until the container passes its health check. Raises NotReadyError."""
         async with connected_engine() as engine:
             before: list[int] = []
 
@@ -32,28 +32,28 @@ class EngineWaits:
                 before.append(seen.shown["RestartCount"])
                 return healthy(replace(seen, restarts_before=before[0]))
 
-            await self._until(engine, made, judged)
+            await self._until(engine, subject, judged)
 
-    async def ended_well(self, made: Mapping[str, Any]) -> None:
-        """Until it has ended without an error. Raises NotReady.
+    async def ended_well(self, subject: Mapping[str, Any]) -> None:
+        """Waits until the container has ended without an error. Raises NotReadyError.
 
-        One that has failed is started once more: what an earlier `up` found wrong may be mended.
+        A container that has failed is started once more: the cause of an earlier failure may be gone.
         """
         async with connected_engine() as engine:
             try:
-                state = (await engine.json("GET", f"containers/{made['id']}/json"))["State"]
+                state = (await engine.json("GET", f"containers/{subject['id']}/json"))["State"]
                 if state["Status"] == "exited" and state["ExitCode"]:
-                    await engine.send("POST", f"containers/{made['id']}/start")
+                    await engine.send("POST", f"containers/{subject['id']}/start")
             except EngineError:
-                pass  # the next look says why
-            await self._until(engine, made, ended_well)
+                pass  # the next look reports it
+            await self._until(engine, subject, ended_well)
 
     async def _until(
-        self, engine: Engine, made: Mapping[str, Any], judged: Callable[[SeenContainer], Unready | None]
+        self, engine: Engine, subject: Mapping[str, Any], judged: Callable[[SeenContainer], Unready | None]
     ) -> None:
         async def look() -> Unready | None:
             try:
-                return judged(await _seen(engine, made["id"]))
+                return judged(await _seen(engine, subject["id"]))
             except ResponseError as error:
                 if error.status == 404:
                     return Unready("gone", GONE, patience=0)
@@ -61,7 +61,7 @@ class EngineWaits:
             except EngineError as error:
                 return Unready("no answer", str(error), patience=SILENT_SECONDS)
 
-        await until_ready(f"container {made['name']}", look, LONGEST_SECONDS)
+        await until_ready(f"container {subject['name']}", look, LONGEST_SECONDS)
 
 
 async def _seen(engine: Engine, container: str) -> SeenContainer:

@@ -1,4 +1,4 @@
-"""Waiting until what was made is ready: each reason is told as it comes, and one that cannot pass ends it at once."""
+"""Waits for readiness: each reason is reported as it comes, and a permanent one ends the wait at once."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 import pulumi
 
-from infra.errors import NotReady
+from infra.errors import NotReadyError
 
 PAUSE_SECONDS = 0.5  # between two looks
-AGAIN_SECONDS = 15.0  # before other words for the same kind of reason are told: a log may grow with each look
+AGAIN_SECONDS = 15.0  # before other words for the same kind of reason are reported: a log may grow with each look
 GONE = "it is there no more: `pulumi up --refresh --run-program` makes it anew"
-REMIND_SECONDS = 60.0  # after which what still holds is told again
+REMIND_SECONDS = 60.0  # after which a reason that still holds is reported again
 
 
 @dataclass(frozen=True)
 class Unready:
     """Why something is not ready: a kind of reason, and the words for it, which may change while the kind stays.
 
-    Seconds: told once the kind has lasted for `quiet`, given up once it has lasted for `patience`.
+    In seconds: the reason is reported once its kind has lasted for `quiet`; the wait ends after `patience`.
     """
 
     kind: str
@@ -37,12 +37,12 @@ Wait = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 def once_ready(
-    name: str, made: pulumi.Input[Mapping[str, Any]], wait: Wait, opts: pulumi.ResourceOptions
+    name: str, subject: pulumi.Input[Mapping[str, Any]], wait: Wait, opts: pulumi.ResourceOptions
 ) -> pulumi.Stash:
-    """Remembers what was found ready, so that it is there only once it was.
+    """A resource that exists only once the subject was found ready.
 
-    `made` says what to wait for, and changes with whatever may end its being ready. A hook waits: it runs where `made`
-    is new alone, not in a preview, a refresh or a destroy, and after one that failed it runs again.
+    `subject` says what to wait for, and changes with everything that may end its readiness. A hook waits: it runs only
+    if `subject` is new, not in a preview, a refresh or a destroy; after a wait that failed it runs again.
     """
 
     async def ready(args: pulumi.ResourceHookArgs) -> None:
@@ -51,7 +51,7 @@ def once_ready(
     hook = pulumi.ResourceHook(f"wait for the {name}", ready)
     hooks = pulumi.ResourceHookBinding(before_create=[hook], before_update=[hook])
     merged = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(hooks=hooks))
-    return pulumi.Stash(f"{name}-ready", input=made, opts=merged)
+    return pulumi.Stash(f"{name}-ready", input=subject, opts=merged)
 
 
 async def until_ready(
@@ -63,16 +63,16 @@ async def until_ready(
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     tell: Callable[[str], None] | None = None,
 ) -> None:
-    """Looks again and again, for `longest` seconds at most. Raises NotReady with the last reason."""
+    """Looks every PAUSE_SECONDS, for `longest` seconds at most. Raises NotReadyError with the last reason."""
     began = since = told_at = now()
-    kind, told = "", ("", "")  # the kind and words that were told last
+    kind, told = "", ("", "")  # the kind and words that were reported last
     while (found := await look()) is not None:
         at = now()
         if found.kind != kind:
             kind, since = found.kind, at
         if at - since >= found.patience or at - began >= longest:
             after = f" after {at - began:.0f} s" if at - began >= REMIND_SECONDS else ""
-            raise NotReady(f"{what} is not ready{after}: {found.words}")
+            raise NotReadyError(f"{what} is not ready{after}: {found.words}")
         if at - since >= found.quiet and _is_news(told, found, at - told_at):
             (tell or pulumi.log.info)(f"waiting for {what} ({at - began:.0f} s): {found.words}")
             told, told_at = (found.kind, found.words), at

@@ -1,4 +1,4 @@
-"""What a cluster's words about a Deployment, a StatefulSet or a Job mean for one who waits for it."""
+"""Whether a Deployment, a StatefulSet or a Job is ready, from what its cluster shows of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.waiting.readiness import Unready
 Json = Mapping[str, Any]
 EXITS = 3  # of a container, at once and after a pause: the first may have met a network policy that was not there yet
 PULL_SECONDS = 120.0  # for a registry that does not answer, or is busy
-MENDED_SECONDS = 20.0  # for what a cluster says while its parts have not heard of each other
+MENDED_SECONDS = 20.0  # for an error that a cluster reports while its parts are not in step yet
 ATTEMPTS_SECONDS = 30.0  # from a Job's first failure: names and network policies may take a moment to reach a new pod
 UNREADY_SECONDS = 120.0  # for a container that has started, and says why it is not ready
 PULLS = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed"}
@@ -29,18 +29,18 @@ ONE_POD = re.compile(r'pods "[^"]*" is')  # each try is of another
 
 @dataclass(frozen=True)
 class SeenWorkload:
-    """A workload as the API shows it, and what belongs to it."""
+    """A workload as the API shows it, and the objects that belong to it."""
 
     workload: Json
     pods: Sequence[Json]  # of its newest revision
-    events: Sequence[Json] = ()  # since the wait began, about it and what it makes; the oldest first
+    events: Sequence[Json] = ()  # since the wait began, about the workload and its objects; the oldest first
     claims: Sequence[Json] = ()  # that its pods name
     lines: Sequence[str] = ()  # the last of the log that `speaker` names
     exits_before: Mapping[str, int] = field(default_factory=dict)  # by a pod's uid, when the wait began
 
 
 def verdict(seen: SeenWorkload) -> Unready | None:
-    """Whether it is ready; where it is not, the most telling reason."""
+    """None if the workload is ready, else the reason that says most."""
     if not _observed(seen.workload):
         return Unready("unobserved", "its controller has not seen it yet", quiet=STARTING_SECONDS)
     ready = _succeeded(seen.workload) if seen.workload["kind"] == "Job" else _rolled_out(seen)
@@ -57,7 +57,7 @@ def verdict(seen: SeenWorkload) -> Unready | None:
 
 
 def of_newest(workload: Json, replica_sets: Sequence[Json], pods: Sequence[Json]) -> list[Json]:
-    """The pods of the revision that is rolled out, or of the Job."""
+    """The pods of the newest revision, or of the Job."""
     status, owner = workload.get("status") or {}, workload["metadata"]["uid"]
     if workload["kind"] == "Deployment":
         newest = newest_set(workload, replica_sets)
@@ -70,18 +70,18 @@ def of_newest(workload: Json, replica_sets: Sequence[Json], pods: Sequence[Json]
 
 
 def newest_set(workload: Json, replica_sets: Sequence[Json]) -> Json | None:
-    """A Deployment's ReplicaSet of the revision that it is at."""
+    """The ReplicaSet of a Deployment's current revision."""
     own = [one for one in replica_sets if _owned(one, workload["metadata"]["uid"])]
     return next((one for one in own if _revision(one) == _revision(workload)), None)
 
 
 def exits(pod: Json) -> int:
-    """How often its containers have ended."""
+    """How often the containers of a pod have ended."""
     return sum(_exits(one) for one in _statuses(pod))
 
 
 def speaker(pods: Sequence[Json]) -> tuple[str, str, bool] | None:
-    """Pod and container whose log says most about why they are not ready, and whether it is the log before the last."""
+    """The pod and the container whose log says most, and whether to read the log of the container's previous run."""
     for pod in pods:
         for one in _statuses(pod):
             if one["restartCount"] and not one["state"].get("terminated"):
@@ -161,7 +161,7 @@ def _exited(seen: SeenWorkload, pod: Json, status: Json, ended: int) -> Unready:
 
 
 def _unmade(seen: SeenWorkload) -> Unready | None:
-    """What keeps pods from being made at all: a quota, a policy, a right."""
+    """What keeps pods from being created at all: a quota, a policy, a right."""
     wanted = seen.workload["spec"].get("replicas", seen.workload["spec"].get("parallelism", 1))
     said = _last_event(seen, None, {"FailedCreate"})
     if said is None or len(seen.pods) >= wanted:
@@ -209,7 +209,7 @@ def _progress(seen: SeenWorkload) -> Unready:
 
 
 def _last_event(seen: SeenWorkload, about: Json | None, reasons: set[str], begins: str = "") -> str | None:
-    """The last one's message; about one object, or any."""
+    """The message of the last event with one of these reasons, about one object or any."""
     found = [
         str(one.get("message") or one["reason"])
         for one in seen.events

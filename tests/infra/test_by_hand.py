@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from infra.cluster.client import ClusterClient, Hidden
+from infra.cluster.client import ClusterClient, ForbiddenError
 from infra.cluster.naming import DESTROY_MANAGER
 from infra.config import Config
 from infra.preflight.by_hand import autoscaler, changed_by_hand
@@ -32,7 +32,7 @@ class Shown:
     def get(self, path: str) -> Any:
         found = self._objects.get(path, ())
         if found is None:
-            raise Hidden(403, "no right")
+            raise ForbiddenError(403, "no right")
         return found or None
 
     def items(self, path: str, labels: Mapping[str, str] | None = None) -> Any:

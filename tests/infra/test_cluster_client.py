@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.cluster.client import ClusterClient, ClusterError, Hidden, _words
+from infra.cluster.client import ClusterClient, ClusterError, ForbiddenError, _words
 from infra.errors import PreflightError
 from infra.preflight.cluster import _client
 from tests.support.canned import Canned, canned
@@ -33,12 +33,12 @@ def test_what_is_not_there_is_none_and_nothing_else_is(served: Canned) -> None:
     cluster = ClusterClient("it")
     assert cluster.get("/one") == {"metadata": {}}
     assert (cluster.get("/none"), cluster.items("/none")) == (None, [])
-    with pytest.raises(Hidden):
+    with pytest.raises(ForbiddenError):
         cluster.get("/hidden")
     for path, status in (("/nobody", 401), ("/busy", 503), ("/page", 0)):  # a login that is over is no missing right
         with pytest.raises(ClusterError, match="the cluster at http://") as raised:
             cluster.get(path)
-        assert (raised.value.status, isinstance(raised.value, Hidden)) == (status, False)
+        assert (raised.value.status, isinstance(raised.value, ForbiddenError)) == (status, False)
 
 
 def test_words_of_an_answer_without_json_are_taken_as_they_are() -> None:

@@ -95,7 +95,8 @@ def test_a_checkout_that_lacks_what_an_image_is_built_from_is_one_clear_error(
     dev: Deploy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PreflightError, match=r"app image cannot be built: there is no ../images/app/Dockerfile; mend"):
+    words = r"app image cannot be built: there is no ../images/app/Dockerfile; repair the checkout"
+    with pytest.raises(PreflightError, match=words):
         dev()
 
 

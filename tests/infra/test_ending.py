@@ -26,7 +26,7 @@ from infra.ending.drain import DrainProgress, Ending, Patience
 from infra.ending.kubernetes import KubernetesEnd
 from infra.ending.kubernetes_objects import Location
 from infra.ending.sweep import sweep
-from infra.errors import EndRefused
+from infra.errors import EndRefusedError
 from tests.infra.conftest import configure
 from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE, need_cluster, need_docker
@@ -128,7 +128,7 @@ def test_a_sandbox_that_no_row_knows_ends_too(at: Location) -> None:
 
 def test_a_drain_that_leaves_something_is_refused_with_what_to_type_and_the_controllers_run_again(at: Location) -> None:
     controllers(at, 1)
-    with pytest.raises(EndRefused) as raised:
+    with pytest.raises(EndRefusedError) as raised:
         drain(at, pod("echo 'drain: 2 sandboxes are left on this engine'; exit 1"))
     assert "2 sandboxes are left on this engine" in str(raised.value)
     assert "pulumi config set --stack it drainSeconds 0" in str(raised.value)
@@ -139,7 +139,7 @@ def test_a_drain_whose_pod_can_never_start_is_refused_at_once_and_the_controller
     controllers(at, 1)
     spec, began = pod("echo 'drain: nothing is left'"), time.monotonic()
     spec["containers"][0]["image"] = f"{IMAGE.rpartition(':')[0]}-that-is-not-there:1"
-    with pytest.raises(EndRefused) as raised:
+    with pytest.raises(EndRefusedError) as raised:
         drain(at, spec)
     assert time.monotonic() - began < 30
     assert "drain does not start" in str(raised.value)
@@ -150,7 +150,7 @@ def test_a_drain_whose_pod_can_never_start_is_refused_at_once_and_the_controller
 def test_a_drain_whose_pod_finds_no_node_says_so_while_it_waits(
     at: Location, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(EndRefused) as raised:
+    with pytest.raises(EndRefusedError) as raised:
         drain(at, {**pod("true"), "nodeSelector": {"nowhere": "here"}}, patience=Patience(report=0.0, start=3.0))
     told = capfd.readouterr()
     assert "waiting for the pod" in told.out + told.err
@@ -161,7 +161,7 @@ def test_a_drain_whose_pod_finds_no_node_says_so_while_it_waits(
 def test_the_command_that_gives_an_engine_up_is_told_once_and_as_it_is_typed_on_this_machine(at: Location) -> None:
     said = "drain: 1 sandboxes are left on engine E: give it up: `python -m controller give-up E`"
     waiting = said.replace("drain: ", "drain: waiting, ")
-    with pytest.raises(EndRefused) as raised:
+    with pytest.raises(EndRefusedError) as raised:
         drain(at, pod(f"cat <<'END'\n{waiting}\n{waiting}\n{said}\nEND\nexit 1"))
     assert str(raised.value).count("left on engine E") == 1
     name, inside = at.naming.name, f"kubectl --context {at.context} -n {at.namespace}"
@@ -186,7 +186,7 @@ def test_where_what_drains_is_unknown_a_destroy_says_so_and_without_a_drain_all_
     controllers(at, 1)
     a_job(at)
     words = "what drains is not known any more: pulumi up --refresh --run-program --stack it"
-    with pytest.raises(EndRefused, match=words):
+    with pytest.raises(EndRefusedError, match=words):
         drain(at, None)
     assert replicas(at) == 1
     drain(at, None, replace(ENDING, seconds=0))
@@ -199,7 +199,7 @@ def test_what_a_destroy_that_was_killed_left_keeps_no_other_from_draining(at: Lo
     metadata = {"name": f"{at.naming.name}-drain", "labels": at.naming.labels(CONTROLLER)}
     body: Any = {"metadata": metadata, "spec": {**pod("sleep 600"), "nodeSelector": {"nowhere": "here"}}}
     client.CoreV1Api().create_namespaced_pod(at.namespace, body)
-    with pytest.raises(EndRefused, match="1 is left"):
+    with pytest.raises(EndRefusedError, match="1 is left"):
         drain(at, pod("echo 'drain: 1 is left'; exit 1"))
     assert replicas(at) == 1  # and one that is refused leaves some that run
     drain(at, pod("echo 'drain: nothing is left'"))
@@ -223,13 +223,13 @@ def test_controllers_that_do_not_stop_are_named_and_nothing_is_drained_beside_th
     controllers(at, 1)
     while not client.CoreV1Api().list_namespaced_pod(at.namespace).items:
         pass
-    with pytest.raises(EndRefused, match=f"controllers do not stop: {at.naming.name}-"):
+    with pytest.raises(EndRefusedError, match=f"controllers do not stop: {at.naming.name}-"):
         drain(at, pod("echo 'drain: nothing is left'"), patience=Patience(stop=0))
     assert replicas(at) == 1
 
 
 def test_a_drain_that_falls_silent_is_refused(at: Location) -> None:
-    with pytest.raises(EndRefused, match="timed out"):
+    with pytest.raises(EndRefusedError, match="timed out"):
         drain(at, pod("echo 'drain: waiting'; sleep 600"), replace(ENDING, seconds=2), Patience(margin=0))
 
 
@@ -250,7 +250,7 @@ def test_where_nobody_is_to_wait_a_pod_that_stays_is_said_and_keeps_nobody_from_
     at: Location, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sandbox(at, "sleep 600")
-    with pytest.raises(EndRefused, match="pods of sandboxes are still there: sandbox"):
+    with pytest.raises(EndRefusedError, match="pods of sandboxes are still there: sandbox"):
         drain(at, pod("echo 'drain: nothing is left'"), patience=Patience(stop=0))
     drain(at, None, replace(ENDING, seconds=0), Patience(stop=0))
     told = capfd.readouterr()
@@ -295,7 +295,7 @@ def test_a_policy_stays_while_controllers_start_sandboxes_behind_it(at: Location
     body = {"spec": {"template": {"spec": {"containers": patch}}}}
     client.AppsV1Api().patch_namespaced_deployment(at.naming.name, at.namespace, body)
     policy = deleted("NetworkPolicy", "deny-all", at.sandbox_namespace)
-    with pytest.raises(EndRefused, match=f"controllers still start sandboxes in namespace {at.sandbox_namespace}"):
+    with pytest.raises(EndRefusedError, match=f"controllers still start sandboxes in namespace {at.sandbox_namespace}"):
         asyncio.run(KubernetesEnd(at, ENDING).empty(policy))
 
 
@@ -356,7 +356,7 @@ def test_a_destroy_that_does_not_know_any_more_what_drains_is_refused_with_what_
         await DockerEnd(f"it-{uuid4().hex[:8]}", ENDING, pulumi.Output(set(), value, known)).drain()
 
     words = "what drains is not known any more: pulumi up --refresh --run-program --stack it"
-    with pytest.raises(EndRefused, match=words):
+    with pytest.raises(EndRefusedError, match=words):
         asyncio.run(end())
 
 
@@ -401,6 +401,6 @@ def test_a_socket_that_is_not_there_is_named_and_nobody_makes_a_directory_of_it(
         body = pulumi.Output.from_input({"Image": SHELL_IMAGE, "HostConfig": {"Mounts": [mount]}})
         await DockerEnd(f"it-{uuid4().hex[:8]}", ENDING, body).drain()
 
-    with pytest.raises(EndRefused, match=f"bind source path does not exist: {nowhere}"):
+    with pytest.raises(EndRefusedError, match=f"bind source path does not exist: {nowhere}"):
         asyncio.run(end())
     assert not nowhere.exists()

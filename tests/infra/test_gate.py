@@ -11,7 +11,7 @@ import pytest
 
 from infra import program
 from infra.config import Config
-from infra.errors import EndRefused, PreflightError
+from infra.errors import EndRefusedError, PreflightError
 from infra.preflight import Found
 from infra.preflight.cluster import Cluster
 from tests.infra.conftest import Deploy
@@ -108,11 +108,11 @@ def test_a_key_that_was_changed_since_the_last_up_ends_no_other_sandboxes(prod: 
     kept = prod().one("Stash", "end")["input"]
     where = {"target": "kubernetes", "namespace": APP, "sandboxNamespace": f"{APP}-sandboxes"}
     assert kept == {"name": "ci-fixer-sandbox-prod", **where}
-    with pytest.raises(EndRefused) as raised:
+    with pytest.raises(EndRefusedError) as raised:
         asyncio.run(hooks["drain"](step({**kept, "namespace": "former"}, {})))
     assert "namespace was 'former' when `up` last came to its end, and is 'ci-fixer-sandbox-prod'" in str(raised.value)
     assert "pulumi config set --stack prod namespace 'former'" in str(raised.value)
-    with pytest.raises(EndRefused, match=r"nothing was deleted: name was 'another'.*pulumi stack rename"):
+    with pytest.raises(EndRefusedError, match=r"nothing was deleted: name was 'another'.*pulumi stack rename"):
         asyncio.run(hooks["drain"](step({**kept, "name": "another"}, {})))
 
 

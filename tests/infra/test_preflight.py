@@ -28,7 +28,7 @@ from infra.errors import PreflightError
 from infra.preflight import preflight
 from infra.preflight.cluster import find_cluster
 from infra.preflight.database import major_faults
-from infra.preflight.engine import Made
+from infra.preflight.engine import StackOnEngine
 from tests.infra.conftest import ROOT, configure
 from tests.support.cluster import NAMESPACES, Admin
 from tests.support.deployer import Deployer, deployer, documented_roles
@@ -57,10 +57,10 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The ports of the stack's own containers, of an engine that answers here."""
     ports: set[int] = set()
 
-    def answers(ask: object) -> Made:
+    def answers(ask: object) -> StackOnEngine:
         bound = {str(port): [{"HostPort": str(port)}] for port in ports}
         app = {"HostConfig": {"PortBindings": bound}, "State": {"Running": False}}
-        return Made("arm64", {"ci-fixer-sandbox-it-app": app} if ports else {}, volume=False)
+        return StackOnEngine("arm64", {"ci-fixer-sandbox-it-app": app} if ports else {}, volume=False)
 
     monkeypatch.setattr("infra.preflight.engine._answer", answers)
     monkeypatch.delenv("DOCKER_CONTEXT", raising=False)

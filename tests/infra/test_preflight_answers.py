@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from infra.cluster.client import ClusterClient, ClusterError, Hidden
+from infra.cluster.client import ClusterClient, ClusterError, ForbiddenError
 from infra.cluster.naming import INSTANCE, NAME
 from infra.config import Config
 from infra.errors import PreflightError
@@ -36,7 +36,7 @@ class Answers(ClusterClient):
     def get(self, path: str) -> Any:
         found = self._objects.get(path, ())
         if found is None:
-            raise Hidden(403, "no right")
+            raise ForbiddenError(403, "no right")
         return found or None
 
     def items(self, path: str, labels: Mapping[str, str] | None = None, fields: str = "") -> Any:
@@ -158,7 +158,7 @@ def test_ranges_that_hold_no_address_of_the_api_server_are_named(
 def test_what_the_user_may_not_look_up_holds_nobody_up(config: Any) -> None:
     class Nothing(Answers):
         def get(self, path: str) -> Any:
-            raise Hidden(403, "no right")
+            raise ForbiddenError(403, "no right")
 
     options = {"priorityClassName": "a", "runtimeClassName": "b", "nodeSelector": {"a": "b"}, "imagePullSecrets": ["s"]}
     keys = config(jobOptions=options, imagePullSecret="login", requesterNamespaces=["apps"])

@@ -11,7 +11,7 @@ import pulumi
 import pytest
 import yaml
 
-from infra.errors import NotReady
+from infra.errors import NotReadyError
 from infra.waiting import cluster as waiting_cluster
 from infra.waiting import engine as waiting_engine
 from infra.waiting import readiness as waiting
@@ -69,7 +69,7 @@ def test_a_healthy_container_is_waited_for_no_longer(engine: Canned) -> None:
 
 def test_a_containers_last_words_are_the_reason(engine: Canned, told: list[str]) -> None:
     has(engine, shown("exited", 1), frame("run: no such ") + frame("setting\n"))
-    with pytest.raises(NotReady, match=r"container it-app is not ready: it ended \(exit code 1\).*run: no such"):
+    with pytest.raises(NotReadyError, match=r"container it-app is not ready: it ended \(exit code 1\).*run: no such"):
         asyncio.run(EngineWaits().healthy(CONTAINER))
     assert told == []  # the error says it
 
@@ -77,7 +77,7 @@ def test_a_containers_last_words_are_the_reason(engine: Canned, told: list[str])
 def test_a_migration_that_failed_before_is_started_once_more(engine: Canned) -> None:
     has(engine, shown("exited", 1), frame("migrate: no UTF8\n"))
     engine.answers["POST /containers/c1/start"] = {}
-    with pytest.raises(NotReady, match=r"it ended \(exit code 1\): migrate: no UTF8"):
+    with pytest.raises(NotReadyError, match=r"it ended \(exit code 1\): migrate: no UTF8"):
         asyncio.run(EngineWaits().ended_well(CONTAINER))
     assert [line for line in engine.asked if "start" in line] == ["POST /containers/c1/start"]
 
@@ -90,16 +90,16 @@ def test_a_migration_that_has_ended_well_is_not_started_again(engine: Canned) ->
 
 def test_a_container_that_is_gone_is_said_to_be(engine: Canned) -> None:
     for wait in (EngineWaits().healthy, EngineWaits().ended_well):
-        with pytest.raises(NotReady, match="it is there no more: `pulumi up --refresh --run-program`"):
+        with pytest.raises(NotReadyError, match="it is there no more: `pulumi up --refresh --run-program`"):
             asyncio.run(wait(CONTAINER))
 
 
 def test_an_engine_that_fails_or_goes_away_is_named(engine: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.answers["GET /containers/c1/json"] = 500
-    with pytest.raises(NotReady, match="the Docker engine says: status 500"):
+    with pytest.raises(NotReadyError, match="the Docker engine says: status 500"):
         asyncio.run(EngineWaits().healthy(CONTAINER))
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
-    with pytest.raises(NotReady, match=r"the Docker engine at tcp://127\.0\.0\.1:1 does not answer"):
+    with pytest.raises(NotReadyError, match=r"the Docker engine at tcp://127\.0\.0\.1:1 does not answer"):
         asyncio.run(EngineWaits().healthy(CONTAINER))
 
 
@@ -165,7 +165,7 @@ def test_a_pods_last_words_are_the_reason(cluster: Canned) -> None:
 
     cluster.answer = later  # type: ignore[method-assign]
     with pytest.raises(
-        NotReady, match=r"Deployment app is not ready: pod p ended 3 times .*: 12:00 error   no such host"
+        NotReadyError, match=r"Deployment app is not ready: pod p ended 3 times .*: 12:00 error   no such host"
     ):
         asks(WORKLOAD)
     assert f"{CORE}/pods/p/log?container=c&tailLines=6&previous=true" in cluster.asked
@@ -201,7 +201,7 @@ def test_without_a_right_to_events_and_logs_the_rest_is_told(cluster: Canned) ->
         f"{CORE}/persistentvolumeclaims/data": {"metadata": {"name": "data", "uid": "c"}},
         f"{CORE}/events": 403,
     }
-    with pytest.raises(NotReady, match="Job app is not ready: migrate: no host"):
+    with pytest.raises(NotReadyError, match="Job app is not ready: migrate: no host"):
         asks(WORKLOAD | {"kind": "Job"})
 
 
@@ -215,7 +215,7 @@ def test_without_a_right_to_events_and_logs_the_rest_is_told(cluster: Canned) ->
 )
 def test_a_cluster_that_does_not_answer_as_it_should_is_named(cluster: Canned, answer: Any, words: str) -> None:
     cluster.answers[f"{APPS}/deployments/app"] = answer
-    with pytest.raises(NotReady, match=f"Deployment app is not ready: {words}"):
+    with pytest.raises(NotReadyError, match=f"Deployment app is not ready: {words}"):
         asks(WORKLOAD)
 
 
@@ -225,7 +225,7 @@ def test_events_that_may_not_be_read_are_none_but_a_cluster_in_trouble_is_told(c
         f"{CORE}/pods": {"items": []},
         f"{CORE}/events": 500,
     }
-    with pytest.raises(NotReady, match="says: status 500"):
+    with pytest.raises(NotReadyError, match="says: status 500"):
         asks(WORKLOAD | {"kind": "StatefulSet"})
 
 

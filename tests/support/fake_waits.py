@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from infra.errors import NotReady
+from infra.errors import NotReadyError
 
 
 class FakeWaits:
@@ -17,9 +17,9 @@ class FakeWaits:
         self.broken: str | None = None
 
     async def ready(self, made: Mapping[str, Any]) -> None:
-        """Notes it. Raises NotReady."""
+        """Notes it. Raises NotReadyError."""
         self.waited.append(made["name"])
         if self.broken is not None and re.search(self.broken, made["name"]):
-            raise NotReady(f"{made['name']} is not ready: it ended (exit code 1): no such host")
+            raise NotReadyError(f"{made['name']} is not ready: it ended (exit code 1): no such host")
 
     healthy = ended_well = ready

@@ -1,1 +1,1 @@
-"""What a stack on a Docker engine is made of."""
+"""The components of a stack on a Docker engine."""

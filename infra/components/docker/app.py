@@ -33,8 +33,8 @@ except OSError as error:
 
 @dataclass(frozen=True)
 class DockerAppArgs:
-    """`settings` are the controller's; `socket` None: no engine, and so its own container is where commands run.
-    `after`: what is deleted only when no sandbox runs any more."""
+    """`settings` are the controller's. Without a `socket` there is no engine: commands run in the controller's own
+    container. `after` is deleted only when no sandbox runs any more."""
 
     name: str
     image: pulumi.Input[str]
@@ -43,7 +43,7 @@ class DockerAppArgs:
     controller_url: pulumi.Input[str]
     controller_password: pulumi.Input[str]
     requester_password: pulumi.Input[str]
-    database: pulumi.Input[str]  # another one may be empty: it is migrated, and is another installation
+    database: pulumi.Input[str]  # another instance may be empty: it is migrated, and is another installation
     port: int  # the host's, on its loopback alone
     socket: str | None
     socket_group: int
@@ -54,7 +54,7 @@ class DockerAppArgs:
 
 
 class DockerApp(pulumi.ComponentResource):
-    """A controller that is ready. `end`: what ends its sandboxes."""
+    """A controller that is ready. `end` ends its sandboxes."""
 
     container: pulumi.Output[str]
     end: DockerEnd
@@ -66,8 +66,8 @@ class DockerApp(pulumi.ComponentResource):
         self.end = DockerEnd(args.name, args.ending, self._drain())
         ended = without_controllers(self.end.drain_alone, args.after)
         migration = self._migration()
-        made = {"name": migration.name, "id": migration.id}
-        migrated = once_ready("migration", made, args.waits.ended_well, self._child)
+        started = {"name": migration.name, "id": migration.id}
+        migrated = once_ready("migration", started, args.waits.ended_well, self._child)
         app = self._app([migrated, ended])
         ready = once_ready("app", {"name": app.name, "id": app.id}, args.waits.healthy, self._child)
         self.container = pulumi.Output.all(app.name, ready.id).apply(lambda known: str(known[0]))
@@ -95,14 +95,14 @@ class DockerApp(pulumi.ComponentResource):
         )
 
     def _drain(self) -> pulumi.Output[Any] | None:
-        """A container that drains, as the engine is asked for it; None: what runs ends with the controller's own."""
+        """The body of a container that drains; None if commands end with the controller's own container."""
         args = self._args
         if args.socket is None:
             return None
         settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(args.settings.items())]
         host: dict[str, Any] = {
             "NetworkMode": args.network,
-            # Not Binds: they would make a directory of a socket that is not there.
+            # Not Binds: they would create a directory for a socket that is not there.
             "Mounts": [{"Type": "bind", "Source": args.socket, "Target": SOCKET}],
             "GroupAdd": [str(args.socket_group)],
             "CapDrop": ["ALL"],

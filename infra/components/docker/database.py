@@ -34,14 +34,14 @@ class DockerDatabaseArgs:
 
 
 class DockerDatabase(pulumi.ComponentResource):
-    """A database that answers. `host` and `network`: where other containers find it; `made`: another for each start
-    that may be on an empty volume.
+    """A database that answers. `host` and `network` are for other containers. `instance` differs for each container,
+    and so for each start that may be on an empty volume.
     """
 
     container: pulumi.Output[str]
     network: pulumi.Output[str]
     host: pulumi.Output[str]
-    made: pulumi.Output[str]
+    instance: pulumi.Output[str]
 
     def __init__(self, name: str, args: DockerDatabaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         theirs = partial(remove, *_containers(args.name), networks=[args.name])
@@ -53,12 +53,12 @@ class DockerDatabase(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         left = before_deletion("containers", partial(remove, *_containers(args.name)))
         joined = pulumi.ResourceOptions.merge(child, bound_to(left))
-        # Alone: a volume that is made anew changes the database and what was migrated, and no controller.
+        # For this container alone: a replaced volume changes the database and its migration, and no controller.
         held = before_deletion("database-container", partial(remove, f"{args.name}-database"))
         kept = pulumi.ResourceOptions.merge(
             child, pulumi.ResourceOptions(protect=True) if args.protect else bound_to(held)
         )
-        # The engine takes the one that is there for the one that is to be made.
+        # The engine would take the volume that is there for the new one.
         kept = pulumi.ResourceOptions.merge(kept, pulumi.ResourceOptions(delete_before_replace=True))
         network = docker.Network("network", name=args.name, opts=joined)
         volume = docker.Volume("database-volume", name=f"{args.name}-database", opts=kept)
@@ -91,7 +91,7 @@ class DockerDatabase(pulumi.ComponentResource):
             destroy_grace_seconds=STOP_SECONDS,
             **bounded(1024),
             **LOGGED,
-            # Another volume bears the same name, and so is no change that the provider sees.
+            # A replaced volume has the same name, so the provider sees no change.
             opts=pulumi.ResourceOptions.merge(
                 child, pulumi.ResourceOptions(replace_with=[volume], delete_before_replace=True)
             ),
@@ -100,10 +100,10 @@ class DockerDatabase(pulumi.ComponentResource):
         ready = once_ready("database", {"name": container.name, "id": container.id}, args.waits.healthy, child)
         self.host = ready.id.apply(lambda _: "database")  # known once it answers
         self.container = container.name
-        self.made = container.id
+        self.instance = container.id
         self.register_outputs({"network": self.network, "host": self.host})
 
 
 def _containers(name: str) -> list[str]:
-    """Of the stack: what an `up` that was killed made last is there, and the state does not know it."""
+    """The names of all containers of the stack, also of those that a killed `up` created and did not record."""
     return [f"{name}-{one}" for one in ("app", "migration", "drain", "database")]

@@ -1,4 +1,4 @@
-"""The secrets through which each login gets to the database, and no other."""
+"""The secrets with the database URL of each login."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ URL = "DATABASE_URL"
 
 @dataclass(frozen=True)
 class CredentialsArgs:
-    """The requester's go to `requester_namespaces` too. All waits for `after`, which makes the database take them."""
+    """The requester's secret is copied to `requester_namespaces`. Everything waits for `after`, which sets the
+    passwords in the database."""
 
     naming: Naming
     namespace: pulumi.Input[str]
@@ -28,7 +29,7 @@ class CredentialsArgs:
 
 
 class Credentials(pulumi.ComponentResource):
-    """The names of the secrets, which stay; `controller_digest` is another one for other credentials."""
+    """The names of the secrets, which stay the same; `controller_digest` differs for other credentials."""
 
     controller: pulumi.Output[str]
     controller_digest: pulumi.Output[str]
@@ -38,7 +39,7 @@ class Credentials(pulumi.ComponentResource):
         super().__init__("ci-fixer-sandbox:infra:Credentials", name, None, opts)
         self._args = args
         self.controller = self._secret("controller-credentials", CONTROLLER, {URL: args.controller_url})
-        # In clear: nobody finds the generated password by its digest.
+        # In clear: the generated password cannot be found by its digest.
         self.controller_digest = pulumi.Output.unsecret(args.controller_url.apply(_digest))
         asked, fixed = {URL: args.requester_url}, f"{args.naming.name}-requester"
         self.requester = self._secret("requester-credentials", "requester", asked, fixed)

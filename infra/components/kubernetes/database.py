@@ -28,7 +28,7 @@ DATA = f"{VOLUME}/pgdata"  # below it: a volume's root may hold lost+found
 
 @dataclass(frozen=True)
 class DatabaseArgs:
-    """`storage_class` None: the cluster's default."""
+    """Without a `storage_class` the cluster's default is used."""
 
     naming: Naming
     namespace: pulumi.Input[str]
@@ -73,14 +73,14 @@ class Database(pulumi.ComponentResource):
                 pulumi.ResourceOptions(
                     parent=self,
                     protect=args.protect,
-                    ignore_changes=["spec.storageClassName"],  # it cannot change: the volume would be made anew, empty
+                    ignore_changes=["spec.storageClassName"],  # a change would replace the volume by an empty one
                 ),
             ),
         )
         self.volume = claim.metadata.apply(lambda metadata: str(metadata.uid))
         pods = k8s.apps.v1.StatefulSet(
             "database",
-            # Of another claim: it was stopped for that, and has to be made whole again.
+            # Differs for another claim: the StatefulSet was stopped for that, and has to be scaled up again.
             metadata=metadata(
                 args.naming,
                 DATABASE,

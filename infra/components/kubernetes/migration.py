@@ -1,4 +1,4 @@
-"""Brings the database to the image's version, as its owner, before any controller of that image starts."""
+"""The migration, which brings the database to the image's version before any controller of that image starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from infra.waiting.readiness import once_ready
 
 @dataclass(frozen=True)
 class MigrationArgs:
-    """A new image, URL, password or volume is a new migration. It waits for `after`."""
+    """Another image, URL, password or volume is another migration. It waits for `after`."""
 
     naming: Naming
     namespace: pulumi.Input[str]
@@ -39,7 +39,7 @@ class MigrationArgs:
 
 
 class Migration(pulumi.ComponentResource):
-    """A Job that has succeeded; its template cannot be changed, so each has a name of its own."""
+    """A Job that has succeeded. Its template cannot be changed, so each migration has a name of its own."""
 
     def __init__(self, name: str, args: MigrationArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("ci-fixer-sandbox:infra:Migration", name, None, opts)

@@ -1,4 +1,4 @@
-"""Two namespaces: the app's, and the sandboxes'."""
+"""The two namespaces: the app's, and the sandboxes'."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ RESTRICTED = {
 
 @dataclass(frozen=True)
 class NamespacesArgs:
-    """Their names; `create` false: they are there, and stay as they are. `protect`: the app's holds the database.
-    `left`: what to say of one that is to be made and is there.
+    """The names of both. Without `create` they are there, and stay as they are. `protect` keeps the app's, with the
+    database. `left` has the error for each that is to be created and is there.
     """
 
     naming: Naming
@@ -66,7 +66,7 @@ class Namespaces(pulumi.ComponentResource):
         return name_of(made)
 
     def _unless_left(self, name: str) -> pulumi.ResourceHookBinding | None:
-        """The provider would let the preview pass, and `up` fail."""
+        """A hook that refuses the preview too; the provider would let it pass, and only `up` fail."""
         if name not in self._args.left:
             return None
 

@@ -46,7 +46,7 @@ NAMESPACE_NAME = "kubernetes.io/metadata.name"  # a label of every namespace
 
 @dataclass(frozen=True)
 class NetworkArgs:
-    """`database_cidrs` are an existing database's; none: the one in the cluster."""
+    """`database_cidrs` are those of an existing database; empty if the database is in the cluster."""
 
     naming: Naming
     namespace: pulumi.Input[str]

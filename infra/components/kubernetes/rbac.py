@@ -1,4 +1,4 @@
-"""What the controller may do: its Role in the sandbox namespace, and its account in the app's."""
+"""The controller's rights: its Role in the sandbox namespace, and its account in the app's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.components.kubernetes.objects import metadata, name_of
 
 @dataclass(frozen=True)
 class AccessArgs:
-    """Where the account is, and where it has rights."""
+    """`namespace` is the account's; the rights are in `sandbox_namespace`."""
 
     naming: Naming
     namespace: pulumi.Input[str]
@@ -22,7 +22,7 @@ class AccessArgs:
 
 
 class Access(pulumi.ComponentResource):
-    """The name of the controller's account; it has its rights once all of this is there."""
+    """The controller's account by its name, which has its rights once the component is there."""
 
     account: pulumi.Output[str]
 
