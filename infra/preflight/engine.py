@@ -58,7 +58,7 @@ def find_engine(config: Config) -> FoundEngine:
         raise PreflightError(
             f"DOCKER_CONTEXT is {context!r}, which {words}: unset it, and name the engine by DOCKER_HOST"
         )
-    stack = _answer(partial(_made, config))
+    stack = _answer(partial(_stack_on_engine, config))
     if engine_host().startswith("unix://"):
         faults = [*_taken_ports(config, _ports(stack)), *_missing_socket(config)]
     else:
@@ -112,7 +112,7 @@ async def _version(engine: Engine) -> Mapping[str, Any]:
     return found
 
 
-async def _made(config: Config, engine: Engine) -> StackOnEngine:
+async def _stack_on_engine(config: Config, engine: Engine) -> StackOnEngine:
     version = await _version(engine)
     names = [f"{config.name}-{one}" for one in ("database", "app")]
     found = {name: await _there(engine, f"containers/{name}/json") for name in names}

@@ -99,7 +99,6 @@ class DockerApp(pulumi.ComponentResource):
         args = self._args
         if args.socket is None:
             return None
-        settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(args.settings.items())]
         host: dict[str, Any] = {
             "NetworkMode": args.network,
             # Not Binds: they would create a directory for a socket that is not there.
@@ -114,7 +113,7 @@ class DockerApp(pulumi.ComponentResource):
             "Image": args.image,
             "Entrypoint": ENTRYPOINT,
             "Cmd": ["drain", "--timeout", str(args.ending.seconds)],
-            "Env": [secret("DATABASE_URL=", args.controller_url), *settings],
+            "Env": self._environment(),
             "Tty": True,  # one stream of plain lines
             "HostConfig": host,
         }
@@ -122,7 +121,6 @@ class DockerApp(pulumi.ComponentResource):
 
     def _app(self, after: Sequence[pulumi.Resource]) -> docker.Container:
         args = self._args
-        settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(args.settings.items())]
         return docker.Container(
             "app",
             name=f"{args.name}-app",
@@ -130,7 +128,7 @@ class DockerApp(pulumi.ComponentResource):
             entrypoints=ENTRYPOINT,
             command=["run"],
             labels=[docker.ContainerLabelArgs(label="database", value=args.database)],
-            envs=[secret("DATABASE_URL=", args.controller_url), *settings],
+            envs=self._environment(),
             ports=[docker.ContainerPortArgs(internal=HTTP_PORT, external=args.port, ip=LOOPBACK)],
             networks_advanced=[docker.ContainerNetworksAdvancedArgs(name=args.network)],
             volumes=self._volumes(),
@@ -144,6 +142,10 @@ class DockerApp(pulumi.ComponentResource):
             **_hardened(),
             opts=pulumi.ResourceOptions.merge(self._child, pulumi.ResourceOptions(depends_on=list(after))),
         )
+
+    def _environment(self) -> list[pulumi.Output[str]]:
+        settings = [pulumi.Output.concat(key, "=", value) for key, value in sorted(self._args.settings.items())]
+        return [secret("DATABASE_URL=", self._args.controller_url), *settings]
 
     def _volumes(self) -> Sequence[docker.ContainerVolumeArgs]:
         if self._args.socket is None:
