@@ -52,12 +52,10 @@ class Requests:
 
     def wait(self, payload: str, seconds: float) -> None:
         """Waits for the notification that says this, or for so long."""
-        try:
+        with suppress(psycopg.OperationalError):  # the next look connects again
             for notification in self._connection.notifies(timeout=seconds):
                 if notification.payload == payload:
                     break
-        except psycopg.OperationalError:
-            pass  # the next look connects again
 
     def _ask(self, statement: SQL | Composed, params: Mapping[str, Any]) -> list[DictRow]:
         if self._connection.closed:
