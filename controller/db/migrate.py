@@ -129,7 +129,7 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
     DatabaseReadOnlyError where it takes no writes."""
     try:
         async with await connect_async(url, "sandbox-check") as connection:
-            found = await (await connection.execute(sql.statements("roles.sql")["standing"])).fetchone()
+            found = await (await connection.execute(sql.statements("roles.sql")["schema_version"])).fetchone()
     except psycopg.errors.UndefinedTable:
         found = None
     except psycopg.errors.InsufficientPrivilege as error:

@@ -28,26 +28,26 @@ class Registry:
 
     async def register(self) -> bool:
         """This controller looks after its engine; returns whether it was not registered."""
-        (found,) = await self._store.ask("register", {"me": self._store.me, "engine": self._store.engine})
+        (found,) = await self._store.retried("register", {"me": self._store.me, "engine": self._store.engine})
         return bool(found["new"])
 
     async def unregister(self, names: Collection[str]) -> None:
         """These controllers have stopped."""
-        await self._store.ask("unregister", {"names": list(names)})
+        await self._store.retried("unregister", {"names": list(names)})
 
     async def saw(self, marks: Collection[str]) -> None:
         """This controller has looked at its engine, and seen the marks of these."""
-        await self._store.ask("saw", {"me": self._store.me, "marks": sorted(marks)})
+        await self._store.retried("saw", {"me": self._store.me, "marks": sorted(marks)})
 
     async def attending(self) -> list[Attendant]:
         """Every controller and every holder of a row, of all engines."""
-        return [Attendant(**found) for found in await self._store.ask("attending", {})]
+        return [Attendant(**found) for found in await self._store.retried("attending", {})]
 
     async def visible(self) -> bool:
         """Whether the server knows this controller's connections by its name, as others look for it."""
-        (found,) = await self._store.ask("visible", {"me": self._store.me})
+        (found,) = await self._store.retried("visible", {"me": self._store.me})
         return bool(found["visible"])
 
     async def unknown(self, names: Collection[str]) -> set[str]:
         """Those that are neither registered nor connected."""
-        return {found["name"] for found in await self._store.ask("unknown", {"names": list(names)})}
+        return {found["name"] for found in await self._store.retried("unknown", {"names": list(names)})}

@@ -58,9 +58,12 @@ class Overdue:
 
 
 class Store:
-    """The controller's statements on one pool. Every statement can be repeated, and is until the database takes or
-    refuses it: what passes by itself is waited out. Raises WriteRejectedError, and DatabaseExchangedError once the
-    database is another installation's."""
+    """The controller's statements on one pool. Each may be repeated.
+
+    A verb that uses `retried` waits until the database has answered; one that uses `once` raises
+    DatabaseUnavailableError instead; a gathered write is retried, but waits for no lock of another transaction. All
+    raise WriteRejectedError, and DatabaseExchangedError once the database is another installation's.
+    """
 
     def __init__(self, pool: Pool, me: str, output_bytes: int) -> None:
         self._pool, self.me, self._output_bytes = pool, me, output_bytes
@@ -76,57 +79,57 @@ class Store:
         self.start: Batch[MarkRunning] = self._batch("start", "its start cannot be written")
         self.wait: Batch[SetWaiting] = self._batch("wait", "what it waits for cannot be written")
         self.record: Batch[Ended] = self._batch("record", "the outcome cannot be written")
-        self.again: Batch[Ended] = self._batch("again", "the end of its attempt cannot be written")
+        self.requeue: Batch[Ended] = self._batch("requeue", "the end of its attempt cannot be written")
         self.clean: Batch[MarkCleaned] = self._batch("clean", "its removal cannot be written")
 
     async def claim(self, most: int, max_running: int, lease: float) -> list[Claimed]:
         """The next rows that may run. Raises DatabaseUnavailableError where the reply was lost: see `take_over`."""
         params = {"me": self.me, "engine": self.engine, "lease": lease, "max_running": max_running, "most": most}
-        return await self._readable(await self._once("claim", params))
+        return await self._readable(await self.once("claim", params))
 
     async def take_over(self, most: int, lease: float, held: Sequence[UUID] | None = None) -> list[Claimed]:
         """Rows whose lease ran out; with `held`, also those claimed for this controller that it does not hold."""
         params = {"me": self.me, "engine": self.engine, "lease": lease, "most": most}
         params |= {"mine": held is not None, "held": list(held or ())}
-        return await self._readable(await self._once("take_over", params))
+        return await self._readable(await self.once("take_over", params))
 
     async def renew(self, rows: Sequence[Row], lease: float) -> set[UUID]:
         """Prolongs these leases to `lease` seconds from now; returns those that were still held."""
         params = {"ids": [row.id for row in rows], "epochs": [row.epoch for row in rows], "lease": lease}
-        return await self._ids("renew", params)
+        return await self._retried_ids("renew", params)
 
     async def hand_back(self) -> None:
         """Ends this controller's leases now, those of claims whose reply it never saw too."""
-        await self.ask("hand_back", {"me": self.me})
+        await self.retried("hand_back", {"me": self.me})
 
     async def cancel_queued(self) -> int:
         """Ends what is to be cancelled and is queued; returns how many."""
-        return len(await self._ids("cancel_queued", {}))
+        return len(await self._retried_ids("cancel_queued", {}))
 
     async def cancelling(self) -> set[UUID]:
         """Active rows of this engine whose requester asked for their end."""
-        return await self._ids("cancelling", {"engine": self.engine})
+        return await self._retried_ids("cancelling", {"engine": self.engine})
 
     async def retry_due(self) -> int:
         """Lets attempts whose time has come be claimed; returns how many."""
-        return len(await self._ids("retry_due", {}))
+        return len(await self._retried_ids("retry_due", {}))
 
-    async def standing(self, engine: str | None = None) -> list[Row]:
+    async def owned_rows(self, engine: str | None = None) -> list[Row]:
         """Every row that the controllers of an engine, this one if none is named, still owe something."""
-        return [_row(found) for found in await self.ask("standing", {"engine": engine or self.engine})]
+        return [_row(found) for found in await self.retried("owned_rows", {"engine": engine or self.engine})]
 
     async def adopt(self, rows: Sequence[Row]) -> set[UUID]:
         """Puts this controller's name on rows whose own is gone; returns those that nobody else took."""
         params = {"ids": [row.id for row in rows], "epochs": [row.epoch for row in rows], "me": self.me}
-        return await self._ids("adopt", params | {"claimed_by": [row.claimed_by for row in rows]})
+        return await self._retried_ids("adopt", params | {"claimed_by": [row.claimed_by for row in rows]})
 
     async def facts(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
         """How these rows stand now."""
-        return {row.id: row for row in map(_row, await self.ask("facts", {"ids": list(ids)}))}
+        return {row.id: row for row in map(_row, await self.retried("facts", {"ids": list(ids)}))}
 
     async def forget(self) -> int:
         """Deletes sandboxes that are past the owner's retention; returns how many of up to 1,000 were dealt with."""
-        found = (await self.ask("forget", {}))[0]
+        found = (await self.retried("forget", {}))[0]
         for keeper in set(found["why"]) - self._keepers:
             log.warning("retention leaves sandboxes, and tries them again later; what keeps them: %s", keeper)
         self._keepers |= set(found["why"])
@@ -134,24 +137,24 @@ class Store:
 
     async def cancel_all(self) -> None:
         """Asks for the end of everything that has not ended."""
-        await self.ask("cancel_all", {})
+        await self.retried("cancel_all", {})
 
     async def unfinished(self) -> dict[str | None, int]:
         """How many rows are left to end or to clean, by engine (None: not claimed)."""
-        return {found["engine"]: found["n"] for found in await self.ask("unfinished", {})}
+        return {found["engine"]: found["n"] for found in await self.retried("unfinished", {})}
 
     async def counts(self) -> dict[str, int]:
         """Rows of each state that is not terminal."""
-        return {found["state"]: found["n"] for found in await self._once("counts", {})}
+        return {found["state"]: found["n"] for found in await self.once("counts", {})}
 
     async def overdue(self, max_running: int, seconds: float) -> Overdue | None:
         """A row that could have been claimed for longer than `seconds`, if nobody has claimed any for as long."""
-        found = await self._once("overdue", {"max_running": max_running, "seconds": seconds, "me": self.me})
+        found = await self.once("overdue", {"max_running": max_running, "seconds": seconds, "me": self.me})
         return Overdue(**found[0]) if found else None
 
     async def aside(self, seconds: float) -> list[Aside]:
         """Why rows are set aside that the database refuses to have claimed, the commonest reason first."""
-        return [Aside(**found) for found in await self._once("aside", {"seconds": seconds})]
+        return [Aside(**found) for found in await self.once("aside", {"seconds": seconds})]
 
     async def _readable(self, rows: Sequence[DictRow]) -> list[Claimed]:
         """Those that can be run; one whose columns cannot be read ends at once, and is in no other's way."""
@@ -172,21 +175,22 @@ class Store:
 
     async def _write(self, name: str, items: Sequence[Write]) -> set[UUID]:
         rows = [item.values(self._output_bytes) for item in items]
-        return await self._ids(name, {column: [row[column] for row in rows] for column in rows[0]}, patient=False)
+        arrays = {array: [row[array] for row in rows] for array in rows[0]}
+        return await self._retried_ids(name, arrays, patient=False)
 
     async def _locked(self, ids: Sequence[UUID]) -> set[UUID]:
-        return await self._ids("locked", {"ids": list(ids)})
+        return await self._retried_ids("locked", {"ids": list(ids)})
 
-    async def _ids(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> set[UUID]:
-        return {found["id"] for found in await self.ask(name, params, patient=patient)}
+    async def _retried_ids(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> set[UUID]:
+        return {found["id"] for found in await self.retried(name, params, patient=patient)}
 
-    async def ask(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> list[DictRow]:
+    async def retried(self, name: str, params: Mapping[str, Any], *, patient: bool = True) -> list[DictRow]:
         """Runs a statement until the database has answered it; unless `patient`, not past another's lock, and at most
         STRAINED_TRIES times where another statement may pass that is smaller."""
         pause, tries = 0.05, 0
         while True:
             try:
-                return await self._once(name, params)
+                return await self.once(name, params)
             except DatabaseUnavailableError as error:
                 tries += isinstance(error, Strained)
                 over = not patient and (isinstance(error, Locked) or tries == STRAINED_TRIES)
@@ -196,13 +200,13 @@ class Store:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
 
-    async def _once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
-        statement: LiteralString = self._sql[name]
+    async def once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
+        """Runs a statement once. Raises DatabaseUnavailableError if its answer does not come."""
         self.refuse_exchanged()
         with in_words(self._doing.get(name, f"the statement {name} cannot be done")):
             async with self._pool.connection() as connection:
                 try:
-                    cursor = await connection.execute(statement, params)
+                    cursor = await connection.execute(self._sql[name], params)
                     return await cursor.fetchall() if cursor.description else []
                 except psycopg.Error as error:
                     await self._throw_away(connection, error)
@@ -230,6 +234,5 @@ def _claimed(found: DictRow) -> Claimed:
     asked = ("command", "timeout_seconds", "image", "env", "cpu_millis", "memory_mib", "disk_mib", "network", "tenant")
     if not isinstance(found["env"], dict):
         raise TypeError("env is not an object")
-    return Claimed(
-        row, Launch(row.key, **{name: found[name] for name in asked}), float(found["created_age"]), found["waited"]
-    )
+    launch = Launch(row.key, **{name: found[name] for name in asked})
+    return Claimed(row, launch, float(found["created_age"]), found["waited"])

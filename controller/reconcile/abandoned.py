@@ -46,7 +46,7 @@ class Abandoned:
 
     async def settle(self, engine: str, *, given_up: bool = False) -> Counter[str]:
         """Take the next action for every row of that engine; return how many became what."""
-        rows = await self._store.standing(engine)
+        rows = await self._store.owned_rows(engine)
         done = await asyncio.gather(*(self._settle(row, given_up) for row in rows))
         return Counter(each for each in done if each)
 
@@ -57,7 +57,7 @@ class Abandoned:
                 case Record():
                     return str(action.outcome.state) if await self._write(self._store.record, row, action) else None
                 case Retry():
-                    return "queued again" if await self._write(self._store.again, row, action) else None
+                    return "queued again" if await self._write(self._store.requeue, row, action) else None
                 case Clean():
                     return "cleaned" if await self._store.clean(MarkCleaned(row.key)) else None
                 case Wait() | Drop():

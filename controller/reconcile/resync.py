@@ -53,7 +53,7 @@ class Resync:
         """Make table and engine agree. The list was taken before the table is read, so every run in it that is not a
         stray has its row."""
         began = time.monotonic()
-        rows = {row.id: row for row in await self._store.standing()}
+        rows = {row.id: row for row in await self._store.owned_rows()}
         read = time.monotonic()  # the table may have kept us waiting for longer than any grace
         named = {(row.key, row.run_uid) for row in rows.values()}
         runs: dict[Key, list[ObservedRun]] = {}

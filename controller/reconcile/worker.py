@@ -212,7 +212,7 @@ class Worker:
             lost = why is not None
             outcome = outcome if why is None else _without_output(outcome, f"could not be had: {why}")
         ended = replace(ended_by(row, action), outcome=outcome, seen=run, output=output, lost=lost)
-        write = self._store.record if isinstance(action, actions.Record) else self._store.again
+        write = self._store.record if isinstance(action, actions.Record) else self._store.requeue
         try:
             done = await write(ended)
         except WriteRejectedError as error:

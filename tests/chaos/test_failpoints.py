@@ -19,7 +19,7 @@ from tests.support.engines import make_engine
 from tests.support.stage import Stage, stage
 
 ENGINE_STEPS = ("create", "bind", "release", "output", "delete", "kill")
-ALL_STEPS = ("claim", "create", "bind", "release", "start", "output", "record", "delete", "clean", "again", "kill")
+ALL_STEPS = ("claim", "create", "bind", "release", "start", "output", "record", "delete", "clean", "requeue", "kill")
 
 
 class End(NamedTuple):
@@ -45,7 +45,7 @@ CANCELLED = End("cancelled", "Cancelled", None, "begun")
 def crash(made: Stage, point: str) -> dict[UUID, End]:
     """Lets a controller die at that point of new rows; returns what they must come to."""
     match point.partition(":")[2]:
-        case "again":
+        case "requeue":
             expected = {made.insert([("echo short; exit 3", 60)], max_attempts=2)[0]: TWICE}
             doomed = made.start(Failpoint(point, expected))
         case "kill":

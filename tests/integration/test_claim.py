@@ -335,7 +335,7 @@ def test_another_attempt_is_a_new_claim_of_its_own(database: str) -> None:
             [first] = await store.claim(1, 10, 60)
             assert await store.bind(Bind(first.row.key, first.row.epoch, "u"))
             bad = Outcome(State.FAILED, Reason.NON_ZERO_EXIT, "x", 1)
-            assert await store.again(Ended(first.row.key, "u", bad, counted=True))
+            assert await store.requeue(Ended(first.row.key, "u", bad, counted=True))
             assert await store.retry_due() == 1
             [second] = await store.claim(1, 10, 60)
             assert (second.row.attempt, second.row.epoch, second.row.failed_attempts, second.row.run_uid) == (
@@ -382,7 +382,7 @@ def test_a_running_controller_goes_on_when_the_table_changes(change: str, databa
                 assert got.row.id == made
                 assert await store.bind(Bind(got.row.key, got.row.epoch, "u"))
                 assert await store.record(Ended(got.row.key, "u", Outcome(State.FAILED, Reason.KILLED, "x")))
-                assert await store.standing()
+                assert await store.owned_rows()
                 await store.take_over(10, 60)
                 await store.forget()
 

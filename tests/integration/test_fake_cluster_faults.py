@@ -599,7 +599,7 @@ async def test_a_name_that_is_not_free_yet_is_waited_for(database: str, tmp_path
 # The database
 
 
-STATEMENTS = ("claim", "bind", "start", "record", "clean", "standing", "take_over", "renew", "cancelling", "wait")
+STATEMENTS = ("claim", "bind", "start", "record", "clean", "owned_rows", "take_over", "renew", "cancelling", "wait")
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
@@ -608,7 +608,7 @@ async def test_connections_that_end_at_any_statement_cost_nothing(
 ) -> None:
     """All of them, each time: before the statement was sent, or with its answer under way."""
     met: set[str] = set()
-    once = Store._once
+    once = Store.once
 
     async def hurt(self: Store, name: str, params: Mapping[str, Any]) -> list[DictRow]:
         first = name in STATEMENTS and name not in met
@@ -622,7 +622,7 @@ async def test_connections_that_end_at_any_statement_cost_nothing(
             raise DatabaseUnavailableError("the answer was lost")
         return answer
 
-    monkeypatch.setattr(Store, "_once", hurt)
+    monkeypatch.setattr(Store, "once", hurt)
 
     async with play(database, tmp_path) as scene:
         async with scene.control(sandbox_lease_seconds=1):

@@ -96,7 +96,12 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
         "wait": {"waiting": ["no room"] * count},
         "bind": {"epochs": [1] * count},
         "record": {"epochs": [1] * count},
-        "again": {"counted": [True] * count, "delays": [1.0] * count, "epochs": [1] * count, "afresh": [False] * count},
+        "requeue": {
+            "counted": [True] * count,
+            "delays": [1.0] * count,
+            "epochs": [1] * count,
+            "afresh": [False] * count,
+        },
     }
     common: dict[str, Any] = {
         "me": "a",

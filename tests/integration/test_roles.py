@@ -450,5 +450,5 @@ def test_what_a_requester_makes_in_public_is_never_called_by_the_owner(
     with connect(database, "sandbox_controller") as controller:
         [got] = claim(controller)
         ended = an_end(made) | {"run_uids": [None], "counted": [False], "delays": [0.0], "afresh": [False]}
-        assert ask(controller, "again", **ended | {"epochs": [got["epoch"]]}) == [{"id": made}]
+        assert ask(controller, "requeue", **ended | {"epochs": [got["epoch"]]}) == [{"id": made}]
     assert row(owner, made)["waiting"] == "attempt 1 ended: Lost; the next is due"

@@ -78,7 +78,7 @@ def carry_one(url: str) -> UUID:
             seen = ObservedRun(key, "u", Phase.ENDED, outcome, started_at=at(1), ended_at=None)
             assert await store.record(Ended(key, "u", outcome, seen, Output(OUTPUT.encode(), False)))
             assert await store.clean(MarkCleaned(key))
-            assert [each.id for each in await store.standing()] == []
+            assert [each.id for each in await store.owned_rows()] == []
             return key.sandbox_id
 
     client = Client(url)

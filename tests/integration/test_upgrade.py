@@ -81,7 +81,7 @@ def rows_in_every_state(older: Older, owner: Connection) -> dict[str, UUID]:
     [claimed] = a_claim(older.ask, owner, "old")
     assert older.ask(owner, "bind", ids=[made["again"]], attempts=[1], epochs=[claimed["epoch"]], run_uids=["u"])
     again = an_end(made["again"]) | {"counted": [True], "delays": [1000.0], "epochs": [None]}
-    assert older.ask(owner, "again", **again)
+    assert older.ask(owner, "requeue", **again)
     made["queued"] = insert(owner, command="queued")
     return made
 
@@ -113,7 +113,7 @@ def test_what_either_version_claimed_the_other_brings_to_its_end(
             insert(owner, command=name)
         fresh = [each["id"] for each in a_claim(ours, session, "first", 3)]
         assert len(fresh) == 3  # what was queued before, too
-        standing = {each["id"]: each for each in theirs(session, "standing", engine=ENGINE)}
+        standing = {each["id"]: each for each in theirs(session, "owned_rows", engine=ENGINE)}
         assert standing.keys() == {*fresh, *made.values()} - {made["cleaned"], made["again"]}
         assert {each["id"] for each in theirs(session, "cancelling", engine=ENGINE)} == {made["cancelling"]}
         for sandbox in (*fresh, made["launching"]):
@@ -140,7 +140,7 @@ def test_sessions_of_the_version_before_go_on_through_the_upgrade(
             for _ in range(12):  # past the number at which the driver and plpgsql keep a plan
                 sandbox = insert(owner)
                 assert [each["id"] for each in a_claim(older.ask, session, "old")] == [sandbox]
-                assert older.ask(session, "standing", engine=ENGINE)
+                assert older.ask(session, "owned_rows", engine=ENGINE)
                 assert older.ask(session, "forget", retention=1.0) == [{"forgotten": 0}]
             if not expected:
                 migrate(old_database, {})

@@ -125,7 +125,7 @@ def test_record_needs_attempt_and_run_and_the_first_one_wins(database: str, owne
         assert await store.record(Ended(key, "u", BAD))
         first = row(owner, key.sandbox_id)
         assert not await store.record(Ended(key, "u", exit_outcome(0)))
-        assert not await store.again(Ended(key, "u", exit_outcome(0)))
+        assert not await store.requeue(Ended(key, "u", exit_outcome(0)))
         assert row(owner, key.sandbox_id) == first
         assert (first["state"], first["exit_code"], first["reason"], first["lease_until"]) == (
             "failed",
@@ -155,7 +155,7 @@ def test_who_lost_its_lease_does_not_end_what_another_engine_has_by_now(database
 def test_a_queued_row_is_not_recorded(database: str, owner: Connection) -> None:
     async def work(store: Store) -> None:
         assert not await store.record(Ended(Key(made, 1), None, BAD))
-        assert not await store.again(Ended(Key(made, 1), None, BAD))
+        assert not await store.requeue(Ended(Key(made, 1), None, BAD))
 
     made = insert(owner)
     with_queue(database, work)
@@ -167,7 +167,7 @@ def test_again_counts_a_run_and_starts_the_deadline_anew(database: str, owner: C
         assert await store.start(MarkRunning(key, "u"))
         claimed_at = row(owner, key.sandbox_id)["claimed_at"]
         seen = ObservedRun(key, "u", Phase.ENDED, BAD, started_at=at(1), ended_at=at(2), node="n", image_digest="d")
-        assert await store.again(Ended(key, "u", BAD, seen, Output(b"out", True), counted=True, delay=3600))
+        assert await store.requeue(Ended(key, "u", BAD, seen, Output(b"out", True), counted=True, delay=3600))
         found = row(owner, key.sandbox_id)
         assert (found["state"], found["attempt"], found["runs"], found["run_uid"]) == ("queued", 2, 1, None)
         assert [
@@ -195,7 +195,7 @@ def test_again_counts_a_run_and_starts_the_deadline_anew(database: str, owner: C
             "node": "n",
             "image_digest": "d",
         }
-        assert not await store.again(Ended(key, "u", BAD, counted=True))
+        assert not await store.requeue(Ended(key, "u", BAD, counted=True))
         assert await store.retry_due() == 0
 
     insert(owner, max_attempts=2)
@@ -207,9 +207,9 @@ def test_again_of_what_never_started_counts_nothing_and_its_deadline_runs_on(dat
         never = Outcome(State.FAILED, Reason.NOT_STARTED, "never started")
         [key] = await bound(store)
         claimed_at = row(owner, key.sandbox_id)["claimed_at"]
-        assert not await store.again(Ended(key, "v", never))
-        assert not await store.again(Ended(key, "u", never, epoch=2))  # in other hands, nobody can know
-        assert await store.again(Ended(key, "u", never, epoch=1))
+        assert not await store.requeue(Ended(key, "v", never))
+        assert not await store.requeue(Ended(key, "u", never, epoch=2))  # in other hands, nobody can know
+        assert await store.requeue(Ended(key, "u", never, epoch=1))
         found = row(owner, key.sandbox_id)
         assert (found["state"], found["attempt"], found["runs"], found["claimed_at"]) == ("queued", 2, 0, claimed_at)
         assert await store.retry_due() == 1
@@ -225,7 +225,7 @@ def test_what_is_being_cancelled_is_not_queued_again(database: str, owner: Conne
     async def work(store: Store) -> None:
         [key] = await bound(store)
         owner.execute("update sandboxes set cancel_requested_at = now()")
-        assert not await store.again(Ended(key, "u", BAD, counted=True))
+        assert not await store.requeue(Ended(key, "u", BAD, counted=True))
         assert one(owner, "select count(*) as n from sandbox_attempts")["n"] == 0
         assert await store.cancelling() == {key.sandbox_id}
         assert await store.record(Ended(key, "u", BAD))
@@ -240,11 +240,11 @@ def test_only_what_has_ended_is_cleaned_and_once(database: str, owner: Connectio
         [key] = await bound(store)
         assert not await store.clean(MarkCleaned(key))
         assert await store.record(Ended(key, "u", BAD))
-        assert [each.id for each in await store.standing()] == [key.sandbox_id]
+        assert [each.id for each in await store.owned_rows()] == [key.sandbox_id]
         assert await store.clean(MarkCleaned(key))
         assert not await store.clean(MarkCleaned(key))
         assert steps(owner, key.sandbox_id) == ["claimed", "bound", "failed", "cleaned"]
-        assert await store.standing() == []
+        assert await store.owned_rows() == []
 
     insert(owner)
     with_queue(database, work)
@@ -334,9 +334,9 @@ def test_a_row_whose_controller_is_gone_is_adopted_once(database: str, owner: Co
         keys = await bound(store, 4)
         for key in keys[:3]:
             assert await store.start(MarkRunning(key, "u"))
-        assert not any(each.orphaned for each in await store.standing())  # `a` is connected
+        assert not any(each.orphaned for each in await store.owned_rows())  # `a` is connected
         owner.execute("update sandboxes set claimed_by = 'gone'")
-        rows = await store.standing()
+        rows = await store.owned_rows()
         assert all(each.orphaned for each in rows)
         by_id = {each.id: each for each in rows}
         running = {key.sandbox_id for key in keys[:3]}
@@ -347,7 +347,7 @@ def test_a_row_whose_controller_is_gone_is_adopted_once(database: str, owner: Co
         assert await store.adopt([replace(by_id[held], epoch=2)]) == set()
         assert await store.adopt([by_id[held]]) == {held}
         assert await store.adopt(rows) == set()
-        assert {each.claimed_by for each in await store.standing()} == {"a", "gone"}
+        assert {each.claimed_by for each in await store.owned_rows()} == {"a", "gone"}
 
     insert_many(owner, 4)
     with_queue(database, work)

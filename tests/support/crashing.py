@@ -28,7 +28,7 @@ from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE
 from tests.support.remote_engine import RemoteBackend
 
-STORE_STEPS = ("claim", "bind", "start", "record", "again", "clean")
+STORE_STEPS = ("claim", "bind", "start", "record", "requeue", "clean")
 BACKEND_STEPS = ("create", "release", "output", "delete", "kill")
 
 

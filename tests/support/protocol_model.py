@@ -127,7 +127,7 @@ class Requests:
             self.row = replace(row, state=item.outcome.state)
         return self._written(fits)
 
-    async def again(self, item: Ended) -> bool:
+    async def requeue(self, item: Ended) -> bool:
         row = self.row
         fits = self._is_active(item) and not row.cancelled and (item.epoch in (None, row.epoch) or not self.fenced)
         if fits:

@@ -30,7 +30,7 @@ class Table:
     worked_on: list[TrackedSandbox] = field(default_factory=list)
     queue: WorkQueue[Key] = field(default_factory=lambda: WorkQueue(done, (1.0, 1.0)))
 
-    async def standing(self) -> Sequence[Row]:
+    async def owned_rows(self) -> Sequence[Row]:
         return [replace(self.row)]
 
     async def adopt(self, rows: Sequence[Row]) -> set[UUID]:

@@ -16,7 +16,7 @@ FILES = ("queue.sql", "controllers.sql", "installation.sql", "client.sql")
 
 def used(module: str) -> set[str]:
     source = (ROOT.parent / module).read_text()
-    return set(re.findall(r"""(?:_once|ask|_ids|_batch)\(\s*"(\w+)\"""", source))
+    return set(re.findall(r"""(?:once|retried|_retried_ids|_batch)\(\s*"(\w+)\"""", source))
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -54,6 +54,15 @@ def test_a_controller_calls_only_functions_with_a_version_in_their_name() -> Non
     for name, body in called.items():
         functions = set(re.findall(r"sandbox_\w+(?=\()", re.sub(r"--.*", "", body))) - {"sandbox_now"}
         assert {function for function in functions if not re.search(r"_v\d+$", function)} == set(), name
+
+
+def test_what_is_read_of_a_row_stands_once_and_in_every_statement_that_reads_rows() -> None:
+    text, found = (ROOT / "queue.sql").read_text(), sql.statements("queue.sql")
+    assert text.count("as cancelled") == 1
+    assert {name for name, body in found.items() if "as cancelled" in body} == {
+        *("claim", "take_over", "owned_rows", "facts"),
+    }
+    assert not [name for name, body in found.items() if "$" in body]
 
 
 def test_no_sql_stands_in_python() -> None:

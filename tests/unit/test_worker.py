@@ -52,7 +52,7 @@ class World:
         self.written.append(item)
         return self.takes
 
-    again = record
+    requeue = record
 
     async def facts(self, ids: list[UUID]) -> dict[UUID, Row]:
         return {self.row.id: self.row} if self.row else {}

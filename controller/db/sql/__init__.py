@@ -19,8 +19,14 @@ class Migration:
 
 
 def statements(file: str) -> dict[str, LiteralString]:
-    """The named statements of `sql/<file>`: each begins with a line `-- name --`."""
-    blocks = re.split(r"^-- (\w+) --$", _read(file), flags=re.MULTILINE)
+    """The named statements of `sql/<file>`: each begins with a line `-- name --`.
+
+    A fragment begins with a line `-- $name --` and ends at an empty one; statements have `$name` in its place.
+    """
+    text = _read(file)
+    for name, fragment in re.findall(r"^-- (\$\w+) --\n((?:.+\n)+)", text, flags=re.MULTILINE):
+        text = text.replace(name, fragment.strip())
+    blocks = re.split(r"^-- (\w+) --$", text, flags=re.MULTILINE)
     return {name: cast(LiteralString, body.strip()) for name, body in zip(blocks[1::2], blocks[2::2], strict=True)}
 
 

@@ -2,15 +2,24 @@
 -- controllers lock in the same order. A row is named by id, attempt and run_uid (or epoch): what does not match is
 -- left alone and not returned, and the caller looks again.
 
--- claim --
--- queued -> launching: the next rows that may run, under a new epoch and lease. Ages are of finite times alone: what
--- one row holds must not cost the others their claim.
-select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
+-- What is read of every row. Ages are of finite times alone: what one row holds must not cost the others their answer.
+
+-- $row --
+       id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
        extract(epoch from sandbox_now() - case when isfinite(claimed_at) then claimed_at end)::float8 as claimed_age,
-       null::float8 as started_age,
-       command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant,
+       timeout_seconds
+
+-- What is read beside it of a row that was claimed: what its attempt asks of the engine.
+
+-- $launch --
+       command, image, env, cpu_millis, memory_mib, disk_mib, network, tenant,
        coalesce(extract(epoch from sandbox_now() - case when isfinite(created_at) then created_at end), 0)::float8
-           as created_age,
+           as created_age
+
+-- claim --
+-- queued -> launching: the next rows that may run, under a new epoch and lease.
+select $row, $launch,
+       null::float8 as started_age,
        (select s.waiting from sandboxes s where s.id = c.id) as waited  -- this statement still sees it as it was before
 from sandbox_claim_v3(%(me)s, %(engine)s, %(lease)s::float8, %(max_running)s, %(most)s) c;
 
@@ -75,12 +84,8 @@ with expired as materialized (
 ), noted as (
     insert into sandbox_events (sandbox_id, attempt, step, detail) select id, attempt, 'taken over', %(me)s from taken
 )
-select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
-       extract(epoch from sandbox_now() - case when isfinite(claimed_at) then claimed_at end)::float8 as claimed_age,
+select $row, $launch,
        null::float8 as started_age,
-       command, image, env, cpu_millis, memory_mib, disk_mib, timeout_seconds, network, tenant,
-       coalesce(extract(epoch from sandbox_now() - case when isfinite(created_at) then created_at end), 0)::float8
-           as created_age,
        waiting as waited
 from taken;
 
@@ -196,7 +201,7 @@ with w as (
 )
 select id, pg_notify('sandbox_finished', id::text) from recorded;
 
--- again --
+-- requeue --
 -- launching, running -> queued: this attempt is over and another is due. `counted`: it ran and ended badly, and uses up
 -- one of max_attempts; otherwise it never started, and its start deadline runs on, unless `afresh`. That nothing
 -- started is only known to who held the lease throughout: hence `epochs` (null: seen by the engine itself).
@@ -272,12 +277,11 @@ with due as materialized (
 )
 update sandboxes s set retry_at = null from due d where s.id = d.id returning s.id;
 
--- standing --
+-- owned_rows --
 -- Every row that an engine's controllers still owe something: active, or ended and not yet cleaned. A controller's
 -- connections bear its name: a row is orphaned where its controller has none.
-select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
-       extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age,
-       extract(epoch from sandbox_now() - started_at)::float8 as started_age, timeout_seconds,
+select $row,
+       extract(epoch from sandbox_now() - started_at)::float8 as started_age,
        claimed_by <> all ((select sandbox_connected_v5())::text[]) as orphaned,
        coalesce(lease_until > sandbox_now(), false) as leased
 from sandboxes
@@ -298,9 +302,8 @@ update sandboxes s set claimed_by = %(me)s from free f where s.id = f.id returni
 
 -- facts --
 -- How those rows stand, whatever their state; one that is no more is missing from the answer.
-select id, attempt, epoch, state, run_uid, claimed_by, cancel_requested_at is not null as cancelled, max_attempts, runs,
-       extract(epoch from sandbox_now() - claimed_at)::float8 as claimed_age,
-       extract(epoch from sandbox_now() - started_at)::float8 as started_age, timeout_seconds
+select $row,
+       extract(epoch from sandbox_now() - started_at)::float8 as started_age
 from sandboxes where id = any (%(ids)s::uuid[]);
 
 -- forget --

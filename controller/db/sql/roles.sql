@@ -143,7 +143,7 @@ select version from public.sandbox_migrations;
 -- note_applied --
 insert into public.sandbox_migrations (version, name, min_code_version) values (%(version)s, %(name)s, %(min_code_version)s);
 
--- standing --
+-- schema_version --
 -- What the database is at: its newest migration, and the oldest controller that may run on it; and why it takes no
 -- writes of a new session, if so.
 select coalesce(max(version), 0) as version, coalesce(max(min_code_version), 0) as min_code_version,
