@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -192,7 +193,8 @@ def need_docker() -> None:
             await backend.close()
 
     try:
-        asyncio.run(ask())
+        with ThreadPoolExecutor(1) as own:  # a coroutine may call this, and its thread's loop runs already
+            own.submit(lambda: asyncio.run(ask())).result()
     except BackendUnavailableError as error:
         missing("docker", str(error))
     need_image(SHELL_IMAGE, "docker")
