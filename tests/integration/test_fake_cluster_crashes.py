@@ -106,7 +106,7 @@ async def test_a_sleeper_that_is_alone_when_it_wakes_sweeps_its_own_job(database
         assert await scene.asked.row(sandbox) == row
 
 
-@pytest.mark.parametrize(("point", "most"), [("before:release", 1), ("before:record", 1), ("before:again", 2)])
+@pytest.mark.parametrize(("point", "most"), [("before:release", 1), ("before:record", 1), ("before:requeue", 2)])
 async def test_a_sleeper_that_wakes_after_another_ended_its_run_changes_nothing(
     database: str, tmp_path: Path, point: str, most: int
 ) -> None:

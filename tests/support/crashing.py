@@ -41,6 +41,10 @@ class Failpoint:
     number: int = signal.SIGKILL
     reached: bool = False
 
+    def __post_init__(self) -> None:
+        if self.step not in STORE_STEPS + BACKEND_STEPS:
+            raise ValueError(f"{self.point} is no point: the steps are {', '.join(STORE_STEPS + BACKEND_STEPS)}")
+
     @property
     def step(self) -> str:
         """The call that it is about."""
