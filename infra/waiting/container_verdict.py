@@ -63,12 +63,14 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def _message(line: str) -> str:
-    """The message of a line that a controller wrote as JSON; another line as it is."""
+    """The message of a line that a controller wrote as JSON, with its error; another line as it is."""
     try:
         read = json.loads(line)
     except ValueError:
         return line
-    return str(read["message"]) if isinstance(read, dict) and "message" in read else line
+    if not isinstance(read, dict) or "message" not in read:
+        return line
+    return f"{read['message']}: {read['error']}" if "error" in read else str(read["message"])
 
 
 def _not_started(state: dict[str, Any]) -> Unready:

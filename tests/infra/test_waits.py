@@ -166,6 +166,11 @@ def test_last_words_are_one_line_without_repeats_and_steer_no_terminal() -> None
     assert len(last_words(["x" * 5000])) == 601
 
 
+def test_last_words_name_the_error_of_a_controllers_event() -> None:
+    event = {"message": "engine unavailable, retrying", "loop": "_observe_loop", "error": "no right to use it"}
+    assert last_words([json.dumps(event)]) == "engine unavailable, retrying: no right to use it"
+
+
 def pod(name: str = "app-1", owner: str = "rs-2", **status: Any) -> dict[str, Any]:
     """As an API shows one."""
     metadata = {"name": name, "uid": f"uid-{name}", "labels": {}, "ownerReferences": [{"uid": owner}]}
