@@ -33,7 +33,7 @@ class Late(Passing):
 
     async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
         """What has started looks as if it had not, until there was a kill."""
-        async for sight in super().observe():
+        async for sight in self.backend.observe():
             if isinstance(sight, Listing):
                 yield replace(sight, runs=tuple(map(self._shown, sight.runs)))
             else:
@@ -51,7 +51,7 @@ class Late(Passing):
         """Once it has started in truth."""
         async with asyncio.timeout(20):
             await self.ran.wait()
-        await super().kill(key, run_uid)
+        await self.backend.kill(key, run_uid)
         self.killed.set()
 
 
