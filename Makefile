@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 IN := .venv/bin/
 WORKERS ?= 4
 
-.PHONY: setup demo test test-fast lint bench bench-kubernetes lock clean
+.PHONY: setup demo test test-fast lint mutants bench bench-kubernetes lock clean
 
 setup: .venv/.installed
 
@@ -32,6 +32,10 @@ lint: setup
 	@$(IN)ruff format --quiet --check .
 	@$(IN)lint-imports --no-logo --no-cache
 	@$(IN)mypy
+
+# Removes each guard of the protocol in a copy of the project, one at a time: its test must fail.
+mutants: setup
+	@$(IN)python -m tests.mutants
 
 bench: setup
 	@$(IN)python -m tests.bench

@@ -28,6 +28,7 @@ class Table:
     me: str = "me"
     sole: bool = True
     worked_on: list[TrackedSandbox] = field(default_factory=list)
+    deleted: list[tuple[Key, str | None]] = field(default_factory=list)
     queue: WorkQueue[Key] = field(default_factory=lambda: WorkQueue(done, (1.0, 1.0)))
 
     async def owned_rows(self) -> Sequence[Row]:
@@ -35,6 +36,12 @@ class Table:
 
     async def adopt(self, rows: Sequence[Row]) -> set[UUID]:
         return {row.id for row in rows}
+
+    async def facts(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
+        return {self.row.id: self.row} if self.row.id in ids else {}
+
+    async def delete(self, key: Key, run_uid: str | None) -> None:
+        self.deleted.append((key, run_uid))
 
     def track(self, tracked: TrackedSandbox) -> None:
         self.worked_on.append(tracked)
@@ -45,11 +52,17 @@ async def done(key: Key) -> Done:
     return Done()
 
 
-async def resynced(tracked: TrackedSandbox, table: Table, looks: int) -> None:
-    """Compares the table with an engine that has nothing, each look begun a grace after the one before."""
+def resync_of(table: Table, missing_grace: float, *tracked: TrackedSandbox) -> Resync:
+    """A resync whose every part but the tracker is the fake table."""
     tracker, any_of = Tracker(600, lambda: None), cast(Any, table)
-    tracker.add(tracked)
-    resync = Resync(any_of, any_of, any_of, tracker, Metrics(), any_of, missing_grace=0.0)
+    for each in tracked:
+        tracker.add(each)
+    return Resync(any_of, any_of, any_of, tracker, Metrics(), any_of, missing_grace)
+
+
+async def resynced(tracked: TrackedSandbox, table: Table, looks: int, missing_grace: float = 0.0) -> None:
+    """Compares the table with an engine that has nothing, so many times."""
+    resync = resync_of(table, missing_grace, tracked)
     for _ in range(looks):
         await resync.run(Listing((), time.monotonic()))
 
@@ -87,14 +100,25 @@ async def test_a_bound_run_that_the_engine_has_not_got_is_missing() -> None:
     assert tracked.runs == {}
 
 
+async def test_a_run_is_missing_only_after_a_whole_grace() -> None:
+    tracked = tracked_with("made", INERT)
+    await resynced(tracked, Table(replace(ROW, run_uid="made")), looks=3, missing_grace=3600.0)
+    assert not tracked.missing
+
+
+async def test_a_stray_is_deleted_at_the_second_look() -> None:
+    table, stray = Table(ROW), ObservedRun(Key(UUID(int=8), 1), "stray", Phase.RUNNING)
+    resync = resync_of(table, 0.0)
+    await resync.run(Listing((stray,), time.monotonic()))
+    assert table.deleted == []
+    await resync.run(Listing((stray,), time.monotonic()))
+    assert table.deleted == [(stray.key, "stray")]
+
+
 @pytest.mark.parametrize(("begun", "acted_on"), [(-9.0, False), (-5.0, False), (-1.0, True)])
 async def test_a_run_listed_before_its_start_is_not_taken_for_one_of_an_engine_set_back(
     begun: float, acted_on: bool
 ) -> None:
     table = Table(replace(ROW, state=State.RUNNING, run_uid="made", claimed_by="gone", orphaned=True, started_age=6.0))
-
-    any_of = cast(Any, table)
-    tracker = Tracker(600, lambda: None)
-    resync = Resync(any_of, any_of, any_of, tracker, Metrics(), any_of, missing_grace=2.0)
-    await resync.run(Listing((INERT,), time.monotonic() + begun))
+    await resync_of(table, 2.0).run(Listing((INERT,), time.monotonic() + begun))
     assert [(each.row.id, each.runs) for each in table.worked_on] == ([(ROW.id, {"made": INERT})] if acted_on else [])
