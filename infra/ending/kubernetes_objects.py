@@ -64,8 +64,8 @@ class StackObjects:
         """
         self._cluster.delete(self._drainer, gracePeriodSeconds=0)  # of a destroy that was killed
         found = self._cluster.get(self._deployment)
-        self.stop(DEPLOYMENTS, self._name, self._namespace)
         try:
+            self.stop(DEPLOYMENTS, self._name, self._namespace)
             yield self.wait_for_pods(self._namespace, self._selector)
         except BaseException:
             if found is not None:
@@ -124,8 +124,15 @@ class StackObjects:
         self._cluster.delete(self._deployment)
 
     def stop(self, kind: str, name: str, namespace: str) -> None:
-        """Scales a Deployment or StatefulSet to 0, as far as it is there."""
-        self._scale(f"{kind.format(namespace)}/{name}", 0)
+        """Scales a Deployment or StatefulSet to 0, as far as it is there, and waits until its controller has done so.
+
+        A workload's controller may not have seen the change yet, and create the pod of the former size a moment later.
+        """
+        path = f"{kind.format(namespace)}/{name}"
+        self._scale(path, 0)
+        for _ in self._looks(f"{name} to be scaled to 0"):
+            if is_scaled_down(self._cluster.get(path)):
+                break
 
     def _scale(self, path: str, replicas: int) -> None:
         try:
@@ -167,6 +174,15 @@ class StackObjects:
                 pulumi.log.info(f"waiting for {what} ({now - began:.0f} s)")
                 reported = now
             time.sleep(POLL_SECONDS)
+
+
+def is_scaled_down(workload: Object | None) -> bool:
+    """Whether a Deployment or StatefulSet is gone, or its controller has seen its size and keeps no pod."""
+    if workload is None:
+        return True
+    status = workload.get("status") or {}
+    seen = status.get("observedGeneration", 0) >= workload["metadata"]["generation"]
+    return bool(seen) and not status.get("replicas")
 
 
 def why_pending(status: Object) -> str:

@@ -24,7 +24,7 @@ from infra.ending.deletions import Deletions
 from infra.ending.docker import DockerEnd
 from infra.ending.drain import DrainProgress, Ending, Patience
 from infra.ending.kubernetes import KubernetesEnd
-from infra.ending.kubernetes_objects import Location
+from infra.ending.kubernetes_objects import Location, is_scaled_down
 from infra.ending.sweep import sweep
 from infra.errors import EndRefusedError
 from tests.infra.conftest import configure
@@ -261,6 +261,23 @@ def deleted(kind: str, name: str, namespace: str = "") -> pulumi.ResourceHookArg
     """What a hook is told of an object that is about to go."""
     old = {"metadata": {"name": name, "namespace": namespace}}
     return pulumi.ResourceHookArgs("urn", "id", "it", kind, old_inputs=old)
+
+
+@pytest.mark.parametrize(
+    ("generation", "status", "stopped"),
+    [
+        (2, {"observedGeneration": 2}, True),
+        (2, {"observedGeneration": 2, "replicas": 0}, True),
+        (2, {"observedGeneration": 2, "replicas": 1}, False),
+        (2, {"observedGeneration": 1}, False),
+        (1, {}, False),
+    ],
+)
+def test_a_workload_is_stopped_once_its_controller_has_seen_its_size(
+    generation: int, status: dict[str, int], stopped: bool
+) -> None:
+    assert is_scaled_down({"metadata": {"generation": generation}, "status": status}) is stopped
+    assert is_scaled_down(None)
 
 
 def test_a_volume_that_goes_stops_the_database_on_it_and_no_other(at: Location) -> None:
