@@ -5,26 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 from uuid import UUID
 
 from controller.db.faults import Locked, Strained
+from controller.db.writes import Write
 
 log = logging.getLogger(__name__)
 
 LOCKED_SECONDS = 0.5  # between looks at a row that another transaction holds
 STRAINED_SECONDS = 2.0  # between tries of a row that the database has no room or time for
-
-
-class Write(Protocol):
-    """One row's share of a batch."""
-
-    @property
-    def id(self) -> UUID: ...
-
-    @property
-    def size(self) -> int:
-        """Bytes, roughly."""
 
 
 W = TypeVar("W", bound=Write)

@@ -31,7 +31,7 @@ class Abandoned:
 
     def __init__(self, store: Store, metrics: Metrics, start_deadline: float, grace: float) -> None:
         self._store, self._metrics, self._start_deadline = store, metrics, start_deadline
-        self._left: Lasting[str] = Lasting(grace)
+        self._left = Lasting(grace)
         self._reported: set[str] = set()
 
     async def look(self, attending: Collection[Attendant]) -> None:

@@ -129,21 +129,17 @@ class Controller:
             await self._claims_due.wait()
 
     async def _claim(self, room: int) -> int:
-        with self.claims.sent():
-            count = await self._claim_now(room)
-        if count:
-            self.claims.brought_rows()
-        return count
-
-    async def _claim_now(self, room: int) -> int:
         sent = time.monotonic()
-        if self._claim_in_doubt:  # a claim's reply was lost: what it claimed is this controller's, and not tracked
-            held = list(self.tracker.sandboxes)
-            self._track(await self._store.take_over(room, self._config.lease, held), sent, taken_over=True)
-        self._claim_in_doubt = True
-        claimed = await self._store.claim(room, self._config.max_running, self._config.lease)
-        self._claim_in_doubt = False
-        self._track(claimed, sent, taken_over=False)
+        with self.claims.sent():
+            if self._claim_in_doubt:  # a claim's reply was lost: what it claimed is this controller's, and not tracked
+                held = list(self.tracker.sandboxes)
+                self._track(await self._store.take_over(room, self._config.lease, held), sent, taken_over=True)
+            self._claim_in_doubt = True
+            claimed = await self._store.claim(room, self._config.max_running, self._config.lease)
+            self._claim_in_doubt = False
+            self._track(claimed, sent, taken_over=False)
+        if claimed:
+            self.claims.brought_rows()
         return len(claimed)
 
     def _track(self, claimed: Sequence[Claimed], sent: float, *, taken_over: bool) -> None:

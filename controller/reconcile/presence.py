@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Hashable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
 
 from controller.backends.base import Backend
 from controller.db.registry import Attendant, Registry
@@ -23,18 +22,16 @@ RENAMED = (  # a controller that is not known by its name would be taken for gon
     "without it, or let it keep the name (PgBouncer: pool_mode = session, application_name_add_host = 0)"
 )
 
-T = TypeVar("T", bound=Hashable)
 
-
-class Lasting(Generic[T]):
+class Lasting:
     """Finds what was there at every look for `seconds`. After a gap as long as that, it begins anew."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._clock = seconds, clock
-        self._since: dict[T, float] = {}
+        self._since: dict[str, float] = {}
         self._looked = 0.0
 
-    def look(self, seen: Collection[T]) -> set[T]:
+    def look(self, seen: Collection[str]) -> set[str]:
         """Return those that were there at every look for long enough."""
         now = self._clock()
         since = self._since if now - self._looked <= max(self._seconds, GAP_SECONDS) else {}
@@ -54,7 +51,7 @@ class Presence:
         self, registry: Registry, backend: Backend, me: str, engine: str, *, grace: float, patience: float
     ) -> None:
         self._registry, self._backend, self._me, self._engine = registry, backend, me, engine
-        self._away: Lasting[str] = Lasting(grace)
+        self._away = Lasting(grace)
         self._patience = patience
         self.sole = False
 

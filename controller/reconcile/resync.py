@@ -120,6 +120,8 @@ class Resync:
 
     def _agree(self, tracked: TrackedSandbox, row: Row, missing: bool, waiting: str | None) -> None:
         """Bring a tracked sandbox up to what the table says, and go on with what time alone makes due."""
+        if tracked.is_older(row):
+            return
         if not tracked.is_same_claim(row):
             if not self._worker.queue.is_processing(tracked.row.key):
                 self._tracker.drop(tracked)  # in another controller's hands

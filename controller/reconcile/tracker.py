@@ -65,7 +65,8 @@ class TrackedSandbox:
         """
         over = (Phase.NEVER_STARTED, Phase.GONE)
         self.runs = {uid: run for uid, run in self.runs.items() if run.phase not in over}
-        self.row, self.read_at, self.lease_end = row, now, lease_end
+        self.on_row(row, now)
+        self.lease_end = lease_end
         self.launch, self.may_exist = launch, may_exist
         self.created = self.unreleased = self.missing = False
         self.waiting = self.written_waiting = waiting
@@ -177,8 +178,8 @@ class TrackedSandbox:
         return news
 
     def on_row(self, row: Row, now: float) -> None:
-        """Take over the row as it was just read, under the same attempt and epoch: somebody else wrote it."""
-        self.row, self.read_at = row, now
+        """Take over the row as it was just read. A cancel stays, which may have been heard of while it was read."""
+        self.row, self.read_at = replace(row, cancelled=row.cancelled or self.row.cancelled), now
 
     def on_observed(self, run: ObservedRun, now: float) -> bool:
         """The engine reports this of one run. Return whether that is news.
@@ -194,7 +195,8 @@ class TrackedSandbox:
         if known is not None and known.permanent and run.phase is Phase.ENDED:  # this may be why it was ended
             run = replace(run, permanent=True, waiting=known.waiting, timeout_reason=known.timeout_reason)
         self._learn(run, now)
-        self.missing = run.phase is Phase.GONE
+        if self.row.run_uid in (None, run.run_uid):  # the removal of another run says nothing of the bound one
+            self.missing = run.phase is Phase.GONE
         return True
 
     def on_resync(self, row: Row, missing: bool, waiting: str | None) -> bool:
@@ -232,6 +234,10 @@ class TrackedSandbox:
         """Return whether the row is still at this attempt and epoch: else it is in another controller's hands."""
         return (row.attempt, row.epoch) == (self.row.attempt, self.row.epoch)
 
+    def is_older(self, row: Row) -> bool:
+        """Return whether the row was read before this controller claimed it again: epochs only grow."""
+        return row.epoch < self.row.epoch
+
     def past_timeout(self, now: float) -> bool:
         """Return whether its run, if it runs, should have been ended by its own timer, with every margin."""
         age = self.row.started_age
@@ -258,6 +264,9 @@ class TrackedSandbox:
             self.kill_sent_at = now
 
     def _assume(self, run: ObservedRun, phase: Phase, outcome: Outcome | None = None) -> None:
+        """Conclude this from an answer, unless the run's end was observed while the call was under way."""
+        if (known := self.runs.get(run.run_uid)) is not None and known.phase is Phase.ENDED:
+            return
         self.runs = {**self.runs, run.run_uid: replace(run, phase=phase, outcome=outcome)}
 
 

@@ -23,7 +23,7 @@ from controller.errors import (
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol import actions
-from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason
+from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State
 from controller.reconcile.config import ControllerConfig
 from controller.reconcile.tracker import TrackedSandbox, Tracker
 from controller.reconcile.workqueue import Again, Done, Result, Retry, WorkQueue
@@ -156,7 +156,8 @@ class Worker:
         delay = min(most, self._tracker.launch_seconds_left(tracked) + 0.1)  # after its deadline the next claim ends it
         if not await self._store.put_back(PutBack(row.key, row.epoch, str(pulling), delay)):
             return await self._refresh(tracked)
-        self._tracker.drop(tracked)
+        if tracked.row.epoch == row.epoch:  # else it was claimed again before this answer came
+            self._tracker.drop(tracked)
         self._on_room()
         if pulling.over is not None:
             pulling.over.add_done_callback(lambda over: None if over.cancelled() else self._pulled(row.key))
@@ -256,9 +257,14 @@ class Worker:
         """Read the row again, since somebody else wrote it. In another controller's hands it is not tracked any more,
         and nothing that was believed of its run is."""
         row = (await self._store.facts([tracked.row.id])).get(tracked.row.id)
+        if row is not None and tracked.is_older(row):
+            return
         if row is None or not tracked.is_same_claim(row):
-            return self._tracker.drop(tracked)
-        return tracked.on_row(row, self._tracker.clock())
+            self._tracker.drop(tracked)
+            return
+        tracked.on_row(row, self._tracker.clock())
+        if row.state is not State.LAUNCHING:
+            self._tracker.free_slot(tracked)
 
 
 def _without_output(outcome: Outcome, why: str) -> Outcome:

@@ -69,7 +69,7 @@ def test_what_never_started_costs_no_attempt_and_has_a_start_deadline_of_its_own
 
 def test_something_lasts_if_every_look_saw_it() -> None:
     now = 100.0
-    lasting: Lasting[str] = Lasting(20.0, lambda: now)
+    lasting = Lasting(20.0, lambda: now)
     for at, seen, lasted in [
         (100, "ab", ""),
         (115, "ab", ""),
@@ -85,7 +85,7 @@ def test_something_lasts_if_every_look_saw_it() -> None:
 
 def test_a_short_time_may_lie_between_any_two_looks() -> None:
     now = 100.0
-    lasting: Lasting[str] = Lasting(0.5, lambda: now)
+    lasting = Lasting(0.5, lambda: now)
     assert lasting.look({"a"}) == set()
     now += GAP_SECONDS
     assert lasting.look({"a"}) == {"a"}

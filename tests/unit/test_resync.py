@@ -11,13 +11,14 @@ from uuid import UUID
 import pytest
 
 from controller.metrics import Metrics
-from controller.protocol.model import Key, Listing, ObservedRun, Phase, Row, State
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Phase, Row, State
 from controller.reconcile.resync import Resync
 from controller.reconcile.tracker import TrackedSandbox, Tracker
 from controller.reconcile.workqueue import Done, WorkQueue
 
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
 INERT = ObservedRun(Key(ROW.id, 1), "made", Phase.INERT)
+LAUNCH = Launch(INERT.key, "true", 60)
 
 
 @dataclass
@@ -52,19 +53,20 @@ async def done(key: Key) -> Done:
     return Done()
 
 
-def resync_of(table: Table, missing_grace: float, *tracked: TrackedSandbox) -> Resync:
+def resync_of(table: Table, missing_grace: float, tracker: Tracker) -> Resync:
     """A resync whose every part but the tracker is the fake table."""
-    tracker, any_of = Tracker(600, lambda: None), cast(Any, table)
-    for each in tracked:
-        tracker.add(each)
+    any_of = cast(Any, table)
     return Resync(any_of, any_of, any_of, tracker, Metrics(), any_of, missing_grace)
 
 
-async def resynced(tracked: TrackedSandbox, table: Table, looks: int, missing_grace: float = 0.0) -> None:
-    """Compares the table with an engine that has nothing, so many times."""
-    resync = resync_of(table, missing_grace, tracked)
+async def resynced(tracked: TrackedSandbox, table: Table, looks: int, missing_grace: float = 0.0) -> Tracker:
+    """Compares the table with an engine that has nothing, so many times; returns what is tracked then."""
+    tracker = Tracker(600, lambda: None)
+    tracker.add(tracked)
+    resync = resync_of(table, missing_grace, tracker)
     for _ in range(looks):
         await resync.run(Listing((), time.monotonic()))
+    return tracker
 
 
 def tracked_with(run_uid: str | None, *runs: ObservedRun) -> TrackedSandbox:
@@ -78,6 +80,13 @@ async def test_a_run_that_was_bound_since_the_table_was_read_is_not_missing() ->
     await resynced(tracked, Table(ROW), looks=3)
     assert not tracked.missing
     assert tracked.runs == {"made": INERT}
+
+
+async def test_a_table_read_before_a_take_over_does_not_drop_it() -> None:
+    tracked = tracked_with("made", INERT)
+    tracked.on_claimed(replace(tracked.row, epoch=2), LAUNCH, None, now=0.0, lease_end=1e12, may_exist=True)
+    tracker = await resynced(tracked, Table(replace(ROW, run_uid="made")), looks=1)
+    assert tracker.get(tracked.row.key) is tracked
 
 
 async def test_a_run_that_is_just_being_bound_is_not_missing() -> None:
@@ -108,7 +117,7 @@ async def test_a_run_is_missing_only_after_a_whole_grace() -> None:
 
 async def test_a_stray_is_deleted_at_the_second_look() -> None:
     table, stray = Table(ROW), ObservedRun(Key(UUID(int=8), 1), "stray", Phase.RUNNING)
-    resync = resync_of(table, 0.0)
+    resync = resync_of(table, 0.0, Tracker(600, lambda: None))
     await resync.run(Listing((stray,), time.monotonic()))
     assert table.deleted == []
     await resync.run(Listing((stray,), time.monotonic()))
@@ -120,5 +129,5 @@ async def test_a_run_listed_before_its_start_is_not_taken_for_one_of_an_engine_s
     begun: float, acted_on: bool
 ) -> None:
     table = Table(replace(ROW, state=State.RUNNING, run_uid="made", claimed_by="gone", orphaned=True, started_age=6.0))
-    await resync_of(table, 2.0).run(Listing((INERT,), time.monotonic() + begun))
+    await resync_of(table, 2.0, Tracker(600, lambda: None)).run(Listing((INERT,), time.monotonic() + begun))
     assert [(each.row.id, each.runs) for each in table.worked_on] == ([(ROW.id, {"made": INERT})] if acted_on else [])

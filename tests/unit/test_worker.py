@@ -14,7 +14,7 @@ from controller.db.writes import Bind, Ended
 from controller.errors import RunNotFoundError, TransientEngineError
 from controller.metrics import Metrics
 from controller.protocol import actions
-from controller.protocol.model import Key, Launch, ObservedRun, Phase, Row, State
+from controller.protocol.model import Key, Launch, ObservedRun, Phase, Row, State, exit_outcome
 from controller.reconcile.config import ControllerConfig
 from controller.reconcile.tracker import TrackedSandbox, Tracker
 from controller.reconcile.worker import Worker
@@ -47,6 +47,9 @@ class World:
 
     async def wait(self, item: object) -> bool:
         return True
+
+    async def start(self, item: object) -> bool:
+        return self.takes
 
     async def record(self, item: Ended) -> bool:
         self.written.append(item)
@@ -218,3 +221,45 @@ async def test_of_what_is_in_other_hands_nothing_is_believed_any_more() -> None:
     made = Reconciled(world, BOUND, NEVER)
     await made.does(actions.Retry)
     assert made.tracker.get(INERT.key) is None
+
+
+async def test_the_removal_of_another_run_while_it_is_discarded_does_not_make_the_bound_one_missing() -> None:
+    another = replace(INERT, run_uid="another")
+    made = Reconciled(World(), BOUND, another)
+    made.sees(replace(another, phase=Phase.GONE))
+    made.tracked.on_discarded(another)
+    assert isinstance(made.next(), actions.Wait)
+
+
+async def test_an_end_that_is_observed_while_its_run_is_discarded_is_kept() -> None:
+    made = await unanswered_release(World([TransientEngineError()]))
+    made.expires()
+    made.sees(replace(INERT, phase=Phase.ENDED, outcome=exit_outcome(0)))
+    made.tracked.on_discarded(INERT)  # the answer of a deletion that was decided before
+    action = made.next()
+    assert isinstance(action, actions.Record)
+    assert action.outcome == exit_outcome(0)
+
+
+async def test_a_lost_reply_to_running_frees_the_slot_of_a_row_that_was_taken_over() -> None:
+    running = replace(INERT, phase=Phase.RUNNING)
+    made = Reconciled(World(row=replace(BOUND, state=State.RUNNING), takes=False), BOUND, running)
+    made.tracker.add(made.tracked, launching=True)
+    await made.does(actions.MarkRunning)
+    assert made.tracker.launching() == []
+
+
+async def test_an_answer_older_than_the_controllers_own_claim_does_not_drop_it() -> None:
+    made = Reconciled(World(row=BOUND, takes=False), replace(BOUND, epoch=2), NEVER)
+    await made.does(actions.Retry)
+    assert made.tracker.get(INERT.key) is made.tracked
+    assert made.tracked.row.epoch == 2
+
+
+async def test_a_cancel_heard_while_the_row_is_read_stays() -> None:
+    made = Reconciled(World(), BOUND)
+    made.tracked.on_cancel_requested()
+    made.tracked.on_row(BOUND, time.monotonic())
+    assert made.tracked.row.cancelled
+    made.tracked.on_claimed(replace(BOUND, epoch=2), LAUNCH, None, now=0.0, lease_end=1.0, may_exist=True)
+    assert made.tracked.row.cancelled
