@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pulumi
 
 from infra.config import rules, values
 from infra.config.keys import Key, declared_keys, key, key_without_default, required_key, secret_key
-from infra.config.reader import Reader
+from infra.config.reader import SCHEMA, Reader, schema_defaults
 from infra.errors import ConfigError
 
 ANYWHERE = ("0.0.0.0/0",)
@@ -322,9 +323,10 @@ class Config:
         return self.app_image is None or self.sandbox_image is None
 
     @classmethod
-    def read(cls) -> Config:
-        """The stack's configuration. Raises ConfigError."""
-        return _read(Reader(pulumi.get_project(), pulumi.get_stack(), KEYS.values()))
+    def read(cls, schema: Path = SCHEMA) -> Config:
+        """The stack's configuration; `schema` is Pulumi.yaml. Raises ConfigError."""
+        defaults = schema_defaults(schema)
+        return _read(Reader(pulumi.get_project(), pulumi.get_stack(), KEYS.values(), defaults))
 
 
 KEYS: Mapping[str, Key] = dict(declared_keys(Config))  # by the field's name

@@ -14,15 +14,17 @@ from infra.config.keys import Default, Key
 
 SCHEMA, TABLE = Path("Pulumi.yaml"), Path("docs/stacks.md")
 SCHEMA_BEGINS = "  # From here on written by `python -m infra.config.document`:\n"
+SCHEMA_ENDS = "  # Until here written by it.\n"
 TABLE_BEGINS = "| key | of | default | |\n| --- | --- | --- | --- |\n"
 
 
 def with_schema(text: str, keys: Iterable[Key]) -> str:
-    """The text of Pulumi.yaml with the schema of these keys."""
-    before, begins, _ = text.partition(SCHEMA_BEGINS)
-    if not begins:
-        raise ValueError(f"{SCHEMA} has no line {SCHEMA_BEGINS.strip()!r}")
-    return before + begins + "".join(f"{line}\n" for key in keys for line in _schema(key))
+    """The text of Pulumi.yaml with the schema of these keys between its two marks. Raises ValueError without them."""
+    before, begins, rest = text.partition(SCHEMA_BEGINS)
+    _, ends, after = rest.partition(SCHEMA_ENDS)
+    if not begins or not ends:
+        raise ValueError(f"{SCHEMA} has no lines {SCHEMA_BEGINS.strip()!r} and {SCHEMA_ENDS.strip()!r} after it")
+    return before + begins + "".join(f"{line}\n" for key in keys for line in _schema(key)) + ends + after
 
 
 def with_table(text: str, keys: Iterable[Key]) -> str:

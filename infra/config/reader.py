@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import pulumi
+import yaml
 from pulumi.runtime.config import CONFIG, is_config_secret
 
 from infra.config import values
 from infra.config.keys import Key, written
 
 
-class Reader:
-    """`faults`: what is wrong, one line each; `refused`: the keys whose value is not what they take."""
+SCHEMA = Path(__file__).parents[2] / "Pulumi.yaml"
 
-    def __init__(self, project: str, stack: str, keys: Iterable[Key]) -> None:
-        self.project, self.stack = project, stack
+
+def schema_defaults(schema: Path = SCHEMA) -> Mapping[str, str]:
+    """What Pulumi.yaml gives a stack that sets nothing, as the engine hands it to the program."""
+    keys = yaml.safe_load(schema.read_text())["config"]
+    return {key: written(one["default"]) for key, one in keys.items() if "default" in one}
+
+
+class Reader:
+    """`faults`: what is wrong, one line each; `refused`: the keys whose value is not what they take.
+
+    `defaults` are the schema's: the engine hands them to the program as if the stack had set them.
+    """
+
+    def __init__(self, project: str, stack: str, keys: Iterable[Key], defaults: Mapping[str, str]) -> None:
+        self.project, self.stack, self._defaults = project, stack, defaults
         self._keys: Mapping[str, Key] = {key.name: key for key in keys}
         self.faults: list[str] = []
         self.refused: set[str] = set()
@@ -44,8 +58,7 @@ class Reader:
 
     def has(self, key: str) -> bool:
         """Whether the stack gives the key a value: one that is not empty, and not the default."""
-        default = self._keys[key].default
-        return self._raw(key) not in (None, "", None if default is None else written(default))
+        return self._raw(key) not in (None, "", self._defaults.get(key))
 
     def given(self, keys: Iterable[str]) -> list[str]:
         """The keys, of these, that the stack gives a value."""

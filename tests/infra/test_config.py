@@ -143,11 +143,33 @@ def test_schema_and_document_say_of_the_keys_what_is_declared(
     assert text == rewritten(text, KEYS.values()), "run python -m infra.config.document"
 
 
+def test_what_follows_the_written_schema_stays_and_a_schema_without_its_marks_is_refused() -> None:
+    text = (ROOT / document.SCHEMA).read_text()
+    more = "  aws:region:\n    value: eu-central-1\n"
+    assert with_schema(text + more, KEYS.values()) == text + more
+    for mark in (document.SCHEMA_BEGINS, document.SCHEMA_ENDS):
+        with pytest.raises(ValueError, match="has no lines"):
+            with_schema(text.replace(mark, ""), KEYS.values())
+
+
 def test_the_schema_gives_every_stack_the_declared_defaults_and_requires_nothing_but_the_target() -> None:
     schema = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())["config"]
     given = {key: written(one["default"]) for key, one in schema.items() if "default" in one}
     assert given == schema_defaults()
     assert {key for key, one in schema.items() if "type" in one and "default" not in one} == {"target"}
+
+
+def test_a_default_that_only_the_schema_changes_is_not_taken_for_a_key_that_the_stack_gives(tmp_path: Path) -> None:
+    schema, text = tmp_path / "Pulumi.yaml", (ROOT / "Pulumi.yaml").read_text()
+    schema.write_text(text.replace("default: 3000", "default: 3001").replace("default: 500", "default: 501"))
+    assert schema.read_text().count("3001") == schema.read_text().count("501") == 1
+    configure({**CLUSTER, "createLimits": False, "httpPort": 3001, "quotaPods": 501}, "it", ())
+    try:
+        assert Config.read(schema).quota_pods == 501
+        with pytest.raises(ConfigError, match=r"httpPort is for target docker alone\n.*quotaPods is for the Resource"):
+            Config.read()
+    finally:
+        pulumi.runtime.reset_options()
 
 
 def test_a_key_of_the_provider_that_the_program_does_not_read_is_refused() -> None:
