@@ -6,8 +6,13 @@ import json
 from hashlib import sha256
 from typing import Any
 
+import pulumi
+import pulumi_kubernetes as k8s
+import pytest
 import yaml
 
+from infra.components.kubernetes.app import ControllerPod
+from infra.components.kubernetes.objects import as_json
 from infra.policy.wire import plain
 from tests.infra.conftest import ROOT, Deploy, Recorded
 from tests.support.provider_answers import DIGEST
@@ -269,6 +274,37 @@ def test_the_storage_is_the_configured_one(prod: Deploy) -> None:
     assert claim["storageClassName"] == "fast"
     assert claim["resources"] == {"requests": {"storage": "3Gi"}}
     assert "storageClassName" not in prod().one("PersistentVolumeClaim")["spec"]
+
+
+def test_the_pod_that_drains_has_the_controllers_own_spec_as_the_api_server_takes_it(
+    prod: Deploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    drains = ControllerPod.drains
+
+    def noted(pod: ControllerPod, seconds: int) -> pulumi.Output[Any]:
+        spec = drains(pod, seconds)
+        spec.apply(found.append)
+        return spec
+
+    monkeypatch.setattr(ControllerPod, "drains", noted)
+    controllers = prod(imagePullSecret="login", drainSeconds=20).one(DEPLOYMENT)["spec"]["template"]["spec"]
+    (drain,) = found
+    (draining,), (running,) = drain.pop("containers"), controllers.pop("containers")
+    del controllers["topologySpreadConstraints"]
+    assert drain == {**controllers, "restartPolicy": "Never"}
+    for only in ("ports", "startupProbe", "livenessProbe", "readinessProbe"):
+        del running[only]
+    assert draining == {**running, "name": "drain", "args": ["drain", "--timeout", "20"]}
+    assert {"serviceAccountName", "imagePullSecrets", "securityContext"} <= drain.keys()
+    assert {"env", "image", "resources", "securityContext"} <= draining.keys()
+
+
+async def test_typed_arguments_become_json_wherever_they_are() -> None:
+    port = k8s.core.v1.ContainerPortArgs(container_port=1)
+    text = await as_json({"a-b_c": (port, [port], {"x_y": port}, None, 1.5, "text")}).future()
+    wire = {"containerPort": 1}
+    assert text == {"a-b_c": [wire, [wire], {"x_y": wire}, None, 1.5, "text"]}
 
 
 def test_two_runs_make_the_same(prod: Deploy) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pulumi
-from pulumi._types import input_type_to_dict, is_input_type
 from pulumi_kubernetes.meta.v1 import LabelSelectorArgs, ObjectMetaArgs
 
 from infra.cluster.naming import Naming
@@ -57,10 +56,17 @@ def as_json(args: Any) -> pulumi.Output[Any]:
 
 
 def _plain(value: Any) -> Any:
-    if is_input_type(type(value)):
-        return _plain(input_type_to_dict(value))
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return value
+    match value:
+        case None | str() | int() | float() | pulumi.Output():
+            return value
+        case Mapping():
+            return {key: _plain(one) for key, one in value.items()}
+        case Sequence():
+            return [_plain(one) for one in value]
+        case _:  # typed arguments: their fields, by the names that Python has for them
+            return {_camel_case(key): _plain(one) for key, one in vars(value).items()}
+
+
+def _camel_case(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)

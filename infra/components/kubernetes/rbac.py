@@ -36,11 +36,7 @@ class Access(pulumi.ComponentResource):
             opts=child,
         )
         in_sandboxes = metadata(args.naming, CONTROLLER, args.sandbox_namespace, args.naming.name)
-        rules = [
-            k8s.rbac.v1.PolicyRuleArgs(api_groups=rule["apiGroups"], resources=rule["resources"], verbs=rule["verbs"])
-            for rule in controller_rules()
-        ]
-        role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=rules, opts=child)
+        role = k8s.rbac.v1.Role("controller-role", metadata=in_sandboxes, rules=controller_rules(), opts=child)
         # By its id, which a preview does not know before the Role is there: the API server would look the Role up, for
         # whoever has no right to bind any.
         role_name = role.id.apply(lambda known: known.rpartition("/")[2])
