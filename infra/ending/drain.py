@@ -10,10 +10,11 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
+import grpc
 import pulumi
 
 from infra.errors import EndRefusedError
-from infra.waiting.container_verdict import last_words
+from infra.waiting.container_verdict import event_words, last_words
 
 REPORT = "drain: "  # how the lines of `python -m controller drain` begin that are for people
 WAITING = f"{REPORT}waiting, "
@@ -84,7 +85,8 @@ def final_words(lines: Sequence[str]) -> str:
 class DrainProgress:
     """Reports, again and again, that a drain is still waited for while it reports nothing itself.
 
-    A context manager: a thread of its own reports until the block ends. `what` drains, for `longest` seconds at most.
+    A context manager: a thread of its own reports until the block ends. `what` drains; it may write nothing for
+    `longest` seconds.
     """
 
     def __init__(
@@ -107,8 +109,12 @@ class DrainProgress:
         self._thread.join()
 
     def heard(self, line: str) -> None:
-        """Notes a line that the drain has written; a report of its own starts the time anew."""
-        self._last = line or self._last
+        """Notes a line that the drain has written, if it is a report or an event: another may hold anything.
+
+        A report of its own starts the time again.
+        """
+        if line.startswith(REPORT) or event_words(line) is not None:
+            self._last = line
         if line.startswith(REPORT):
             self._news.set()
 
@@ -118,5 +124,8 @@ class DrainProgress:
                 self._news.clear()
                 continue
             wrote = f"it last wrote: {last_words([self._last])}" if self._last else "it has written nothing yet"
-            seconds = time.monotonic() - self._began
-            self._tell(f"waiting for {self._what} to end ({seconds:.0f} s, at most {self._longest:.0f} s): {wrote}")
+            waited = f"{time.monotonic() - self._began:.0f} s, silent for at most {self._longest:.0f} s"
+            try:
+                self._tell(f"waiting for {self._what} to end ({waited}): {wrote}")
+            except grpc.RpcError:  # the engine was killed, and nobody reads this
+                return

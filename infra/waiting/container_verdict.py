@@ -58,18 +58,18 @@ def ended_well(seen: SeenContainer) -> Unready | None:
 
 def last_words(lines: Sequence[str]) -> str:
     """The end of a log on one line."""
-    said = " / ".join(dict.fromkeys(visible(_message(line).strip()) for line in lines if line.strip()))
+    said = " / ".join(dict.fromkeys(visible((event_words(line) or line).strip()) for line in lines if line.strip()))
     return ("…" + said[-MOST_CHARACTERS:] if len(said) > MOST_CHARACTERS else said) or "its log is empty"
 
 
-def _message(line: str) -> str:
-    """The message of a line that a controller wrote as JSON, with its error; another line as it is."""
+def event_words(line: str) -> str | None:
+    """The message of a line that a controller wrote as JSON, with its error; None of another line."""
     try:
         read = json.loads(line)
     except ValueError:
-        return line
+        return None
     if not isinstance(read, dict) or "message" not in read:
-        return line
+        return None
     return f"{read['message']}: {read['error']}" if "error" in read else str(read["message"])
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import pulumi
 import pytest
 from kubernetes import client
@@ -394,12 +397,38 @@ def test_a_mute_drain_on_an_engine_is_reported_while_it_is_waited_for(capfd: pyt
 def test_a_drain_that_reports_nothing_is_reported_with_the_line_that_it_wrote_last() -> None:
     told: SimpleQueue[str] = SimpleQueue()
     with DrainProgress("pod it-drain", 360, Patience(report=0.01), told.put) as progress:
-        assert told.get(timeout=30).endswith(" s, at most 360 s): it has written nothing yet")
+        assert told.get(timeout=30).endswith(" s, silent for at most 360 s): it has written nothing yet")
         progress.heard('{"message": "the database does not answer"}')
         while "nothing yet" in (words := told.get(timeout=30)):
             pass
     assert words.startswith("waiting for pod it-drain to end (")
     assert words.endswith("it last wrote: the database does not answer")
+
+
+def test_of_what_a_silent_drain_wrote_only_reports_and_events_are_repeated() -> None:
+    told: SimpleQueue[str] = SimpleQueue()
+    with DrainProgress("pod it-drain", 360, Patience(report=0.01), told.put) as progress:
+        progress.heard('{"message": "the database does not answer", "error": "no route to host"}')
+        progress.heard("DATABASE_URL=postgresql://me:hidden@h/it")
+        progress.heard('{"password": "hidden"}')
+        while (words := told.get(timeout=30)).endswith("nothing yet"):
+            pass
+        words += told.get(timeout=30)
+    assert words.count("it last wrote: the database does not answer: no route to host") == 2
+    assert "hidden" not in words
+
+
+def test_reports_for_an_engine_that_is_gone_end_without_a_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, raised = Event(), list[Any]()
+
+    def gone(words: str) -> None:
+        told.set()
+        raise grpc.RpcError
+
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    with DrainProgress("pod it-drain", 360, Patience(report=0.01), gone):
+        assert told.wait(30)
+    assert raised == []
 
 
 def test_a_drain_that_reports_by_itself_is_not_reported_beside_it() -> None:
