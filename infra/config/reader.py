@@ -14,7 +14,6 @@ from pulumi.runtime.config import CONFIG, is_config_secret
 from infra.config import values
 from infra.config.keys import Key, written
 
-
 SCHEMA = Path(__file__).parents[2] / "Pulumi.yaml"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -119,3 +120,11 @@ def test_the_outputs_say_where_everything_is(dev: Deploy) -> None:
     line = recorded.output("example_request")
     assert line.startswith('psql "$(pulumi stack output requester_database_url --show-secrets --stack dev)"')
     assert "generated" not in line
+
+
+def test_a_stack_on_docker_loads_no_kubernetes_provider() -> None:
+    program = "import sys, infra.program, infra.stacks.docker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "pulumi_docker" in loaded
+    assert "pulumi_kubernetes" not in loaded

@@ -1,7 +1,7 @@
 """The inputs that both stacks send for every resource stay: to the engine, another value is a change to make.
 
 If a change is wanted, record them again and review the difference:
-`RECORD=1 .venv/bin/pytest tests/infra/test_wire_inputs.py`. Image digests are left out; passwords are those of the mocks.
+`RECORD=1 .venv/bin/pytest tests/infra/test_wire_inputs.py`. Image digests are left out; passwords are the mocks'.
 """
 
 from __future__ import annotations
