@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from infra.config import values
+from controller.protocol.names import is_label
 from infra.config.keys import Key
 from infra.config.reader import Reader
 
@@ -55,7 +55,7 @@ def _check_engine(reader: Reader, config: Config) -> None:
 
 
 def _check_names(reader: Reader, config: Config) -> None:
-    if len(config.name) > LONGEST_NAME or not values.LABEL.fullmatch(config.name):
+    if len(config.name) > LONGEST_NAME or not is_label(config.name):
         takes = f"lower-case letters, digits and -, at most {LONGEST_NAME - len(reader.project) - 1} characters"
         reader.faults.append(
             f"the stack's name {reader.stack!r} is no part of a Kubernetes name: choose one of {takes}"

@@ -11,19 +11,13 @@ from urllib.parse import urlsplit
 
 from controller.backends.kubernetes.options import job_options as checked_options
 from controller.errors import SettingsError
+from controller.protocol.names import IMAGE, LABEL, SUBDOMAIN, is_image, is_label, is_subdomain
 
 T = TypeVar("T")
 
-LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123, as Kubernetes names namespaces
-SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 QUANTITY = re.compile(r"(\d+(\.\d+)?|\.\d+)(m|k|[KMGTPE]i|[MGTPE]|[eE]\d+)?")
-REGISTRY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d{1,5})?(/[a-z0-9._-]+)*")
 MAJOR = re.compile(r":(?:[^/]*pg)?(\d+)[^/]*$")  # of Postgres, in an image's name
 RESOLVER = "dns"  # among what sandboxes may reach
-IMAGE = re.compile(
-    r"(?P<name>[a-zA-Z0-9][a-zA-Z0-9.-]*(:\d{1,5}(?=/))?(/[a-z0-9._-]+)*)"
-    r"(:(?P<tag>[\w][\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
 
 
 def one_of(*words: str) -> Callable[[str], str]:
@@ -37,20 +31,24 @@ def one_of(*words: str) -> Callable[[str], str]:
     return check
 
 
-def matching(pattern: re.Pattern[str], words: str) -> Callable[[str], str]:
-    """A check for text that matches the pattern, which the words describe."""
+def named(valid: Callable[[str], bool], words: str) -> Callable[[str], str]:
+    """A check for a name that is valid, which the words describe."""
 
     def check(value: str) -> str:
-        if not pattern.fullmatch(value):
+        if not valid(value):
             raise ValueError(f"takes {words}")
         return value
 
     return check
 
 
-label = matching(LABEL, "at most 63 lower-case letters, digits and -, such as ci-fixer")
-subdomain = matching(SUBDOMAIN, "lower-case letters, digits, - and ., such as registry-login")
-_registry = matching(REGISTRY, "a registry without scheme or closing slash, such as registry.example.com/team")
+label = named(is_label, f"{LABEL}, such as ci-fixer")
+subdomain = named(is_subdomain, f"{SUBDOMAIN}, such as registry-login")
+_image = named(is_image, f"{IMAGE}, such as registry.example.com/team/app:1.4")
+_registry = named(
+    lambda value: is_image(f"{value}/name"),
+    "a registry without scheme or closing slash, such as registry.example.com/team",
+)
 
 
 def registry(value: str) -> str:
@@ -96,11 +94,10 @@ def quantity(value: str) -> str:
 
 def image(value: str) -> str:
     """An image that stays what it is: by digest, or by a tag that is not latest."""
-    found = IMAGE.fullmatch(value)
-    if not found:
-        raise ValueError("takes an image, such as registry.example.com/team/app:1.4 or …/app@sha256:…")
-    if not found["digest"] and found["tag"] in (None, "latest"):
-        raise ValueError("takes an image with a version's tag or a digest: latest may be another one tomorrow")
+    tagged, _, digest = _image(value).partition("@")
+    tag = tagged.rpartition("/")[2].partition(":")[2]
+    if not digest and tag in ("", "latest"):
+        raise ValueError("takes an image with a version's tag or a digest: latest may be another image tomorrow")
     return value
 
 

@@ -11,7 +11,7 @@ import pulumi
 import pytest
 import yaml
 
-from infra.config import KEYS, Config, document
+from infra.config import KEYS, Config, document, values
 from infra.config.document import with_schema, with_table
 from infra.config.keys import Key, written
 from infra.errors import ConfigError
@@ -25,7 +25,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("docker", {"target": "podman"}, "target takes docker or kubernetes; it is 'podman'"),
     ("docker", {"target": ""}, "target is missing; it takes docker or kubernetes"),
     ("docker", {"appImage": "app:latest"}, "appImage takes an image with a version's tag or a digest"),
-    ("docker", {"postgresImage": "post gres"}, "postgresImage takes an image, such as"),
+    ("docker", {"sandboxImage": "app:latest@sha256:12"}, "sandboxImage takes an image reference, [registry/]name"),
+    ("docker", {"sandboxImage": "r.example/Team/box:1"}, "sandboxImage takes an image reference, [registry/]name"),
+    ("docker", {"sandboxImage": "r.example:5000/box"}, "sandboxImage takes an image with a version's tag or a digest"),
+    ("docker", {"sandboxImage": f"r.example/{'b' * 500}:1"}, "sandboxImage takes an image reference, [registry/]name"),
+    ("docker", {"postgresImage": "post gres"}, "postgresImage takes an image reference, [registry/]name"),
     ("docker", {"databasePort": "0"}, "databasePort takes a whole number from 1 to 65535; it is '0'"),
     ("docker", {"httpPort": "http"}, "httpPort takes a whole number from 1 to 65535; it is 'http'"),
     ("docker", {"protectDatabase": "yes"}, "protectDatabase takes true or false; it is 'yes'"),
@@ -41,6 +45,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("kubernetes", {"dockerSocketGroup": "1"}, "dockerSocketGroup is for target docker alone"),
     ("kubernetes", {"registry": ""}, "registry is missing: images are built here"),
     ("kubernetes", {"registry": "https://r.example/"}, "registry takes a registry without scheme or closing slash"),
+    ("kubernetes", {"registry": "r.example/Team"}, "registry takes a registry without scheme or closing slash"),
+    ("kubernetes", {"registry": "r.example/a//b"}, "registry takes a registry without scheme or closing slash"),
     ("kubernetes", {"registry": "team"}, "registry takes the registry's host too, such as docker.io/team"),
     ("kubernetes", {"registry": "index.docker.io/team"}, "registry takes docker.io for Docker Hub"),
     ("kubernetes", {**PREBUILT}, "registry is for images that are built here, and both are prebuilt"),
@@ -74,8 +80,14 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
         {"monitoringNamespace": "b", "sandboxNamespace": "b"},
         "monitoringNamespace takes another namespace",
     ),
-    ("kubernetes", {"imagePullSecret": "Login"}, "imagePullSecret takes lower-case letters, digits, - and ."),
-    ("kubernetes", {"storageClass": "Fast"}, "storageClass takes lower-case letters, digits, - and ."),
+    (
+        "kubernetes",
+        {"imagePullSecret": "Login"},
+        "imagePullSecret takes at most 253 lower-case letters, digits, - and ., with",
+    ),
+    ("kubernetes", {"imagePullSecret": "a..b"}, "imagePullSecret takes at most 253 lower-case letters, digits, - and"),
+    ("kubernetes", {"storageClass": "Fast"}, "storageClass takes at most 253 lower-case letters, digits, - and ."),
+    ("kubernetes", {"storageClass": "fast."}, "storageClass takes at most 253 lower-case letters, digits, - and ."),
     ("kubernetes", {"replicas": "two"}, "replicas takes a whole number from 0 to 100; it is 'two'"),
     ("kubernetes", {"jobOptions": {"runtimeClass": "gvisor"}}, "jobOptions runtimeClass is no option; there are"),
     ("kubernetes", {"jobOptions": "[]"}, "jobOptions takes an object"),
@@ -88,6 +100,13 @@ def test_a_bad_key_is_named_with_what_it_takes(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         (dev if target == "docker" else prod)(**config)
+
+
+@pytest.mark.parametrize(
+    "image", ["busybox:1", "r.example:5000/a/b:1.4", "localhost/b:1", f"b@sha256:{'0' * 64}", f"b:1@sha256:{'0' * 64}"]
+)
+def test_an_image_by_a_versions_tag_or_a_digest_is_taken(image: str) -> None:
+    assert values.image(image) == image
 
 
 @pytest.mark.parametrize("stack", ["Prod_1", "p" * 27])
