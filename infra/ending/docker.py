@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pulumi
 
 from controller.backends.docker.api import SLOW, STREAM, Engine
+from controller.backends.docker.objects import remove_container
 from controller.backends.http_json import ResponseError
 from controller.errors import EngineError
 from infra.ending.drain import REPORT, DrainProgress, Ending, Patience, final_words, runnable_here
 from infra.engine import connected_engine
 from infra.hooks import value_if_known
-
-POLL_SECONDS = 0.2
-REMOVAL_SECONDS = 60.0  # for another removal of the same container to come to its end
 
 
 class DockerEnd:
@@ -50,7 +47,7 @@ class DockerEnd:
     async def drain_alone(self) -> None:
         """Drains after the controller is deleted. A container of it that is there was left by a killed `up`."""
         async with connected_engine() as engine:
-            await _remove(engine, self._app)
+            await remove_container(engine, self._app)
             if not self._done and self._drains is not None:
                 await self._drain(engine, await value_if_known(self._drains))
 
@@ -81,7 +78,7 @@ class DockerEnd:
     async def _run(self, engine: Engine, body: Any, longest: float) -> tuple[list[str], int]:
         """Runs a container of that body; returns its reports and its exit code. It is gone afterwards."""
         name, said = self._drainer, list[str]()
-        await _remove(engine, name)
+        await remove_container(engine, name)
         try:
             await engine.json("POST", "containers/create", params={"name": name}, body=body)
             await engine.send("POST", f"containers/{name}/start", timeout=SLOW)
@@ -95,30 +92,16 @@ class DockerEnd:
                 ended = await engine.json("POST", f"containers/{name}/wait", timeout=SLOW)
             return said, int(ended["StatusCode"])
         finally:
-            await _remove(engine, name)
+            await remove_container(engine, name)
 
 
 async def remove(*containers: str, networks: Sequence[str] = (), volumes: Sequence[str] = ()) -> None:
     """Removes these, as far as they are there."""
     async with connected_engine() as engine:
         for container in containers:
-            await _remove(engine, container)
+            await remove_container(engine, container)
         for path in [*(f"networks/{name}" for name in networks), *(f"volumes/{name}" for name in volumes)]:
             await _send(engine, "DELETE", path)
-
-
-async def _remove(engine: Engine, container: str) -> None:
-    """Returns once it is gone. Raises EngineError, also if another removal of it does not come to its end."""
-    give_up = time.monotonic() + REMOVAL_SECONDS
-    while True:
-        try:
-            return await _send(
-                engine, "DELETE", f"containers/{container}", params={"force": "1", "v": "1"}, timeout=SLOW
-            )
-        except ResponseError as error:
-            if error.status != 409 or time.monotonic() > give_up:
-                raise
-        await asyncio.sleep(POLL_SECONDS)  # another removal is under way
 
 
 async def _send(engine: Engine, method: str, path: str, **more: Any) -> None:

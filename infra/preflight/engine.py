@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from controller.backends.docker.api import Engine
 from controller.backends.docker.login import config_file
-from controller.backends.http_json import ResponseError
 from controller.errors import EngineError
 from infra.config import Config
 from infra.engine import LOOPBACK, connected_engine, engine_host
@@ -115,21 +114,11 @@ async def _version(engine: Engine) -> Mapping[str, Any]:
 async def _stack_on_engine(config: Config, engine: Engine) -> StackOnEngine:
     version = await _version(engine)
     names = [f"{config.name}-{one}" for one in ("database", "app")]
-    found = {name: await _there(engine, f"containers/{name}/json") for name in names}
-    volume = await _there(engine, f"volumes/{config.name}-database")
+    found = {name: await engine.find(f"containers/{name}/json") for name in names}
+    volume = await engine.find(f"volumes/{config.name}-database")
     return StackOnEngine(
         version["Arch"], {name: one for name, one in found.items() if one is not None}, volume is not None
     )
-
-
-async def _there(engine: Engine, path: str) -> Any:
-    """One object as the engine shows it, None if it is not there."""
-    try:
-        return await engine.json("GET", path)
-    except ResponseError as error:
-        if error.status == 404:
-            return None
-        raise
 
 
 def _taken_names(config: Config, stack: StackOnEngine) -> tuple[str, ...]:

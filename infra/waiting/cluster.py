@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from controller.backends.kubernetes.logs import KUBELET_ERROR
 from infra.cluster.client import ClusterClient, ClusterError, ForbiddenError
 from infra.waiting.readiness import GONE, Unready, until_ready
 from infra.waiting.workload_verdict import Json, SeenWorkload, exits, newest_set, of_newest, speaker, verdict
@@ -15,7 +16,6 @@ SILENT_SECONDS = 60.0  # for a cluster to answer again
 LONGEST_SECONDS = 600.0  # a node may have to be added first, and a large image pulled
 SKEW = timedelta(seconds=5)  # of events: those just before the wait count too
 LINES = 6  # of a container's log
-NO_LOG = ("unable to retrieve container logs", "failed to try resolving symlinks")  # served as if it were the log
 PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "Job": "jobs"}
 
 
@@ -81,7 +81,7 @@ class _Watched:
             text = self._cluster.text("GET", f"{self._core}/pods/{pod}/log", query=query)
         except ClusterError:
             return ()  # no right to it, or none is left
-        return () if text.startswith(NO_LOG) else text.splitlines()
+        return () if KUBELET_ERROR.fullmatch(text.strip()) else text.splitlines()
 
     def _optional(self, resource: str, fields: str) -> Sequence[Json]:
         try:

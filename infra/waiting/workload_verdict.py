@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from controller.backends.kubernetes.pod_status import NEVER_PULLED, PULL
 from controller.backends.pull_errors import is_permanent_pull_error
 from controller.protocol.text import visible
 from infra.waiting.container_verdict import STARTING_SECONDS, last_words
@@ -19,8 +20,6 @@ PULL_SECONDS = 120.0  # for a registry that does not answer, or is busy
 MENDED_SECONDS = 20.0  # for an error that a cluster reports while its parts are not in step yet
 ATTEMPTS_SECONDS = 30.0  # from a Job's first failure: names and network policies may take a moment to reach a new pod
 UNREADY_SECONDS = 120.0  # for a container that has started, and says why it is not ready
-PULLS = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError", "SignatureValidationFailed"}
-NO_PULL = {"InvalidImageName", "ErrImageNeverPull"}
 NOT_MADE = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 HELD_UP = {"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "NetworkNotReady"}
 NO_VOLUME = {"ProvisioningFailed", "FailedBinding"}
@@ -95,7 +94,7 @@ def speaker(pods: Sequence[Json]) -> tuple[str, str, bool] | None:
 
 def pull_is_permanent(reason: str | None, message: str | None, image: str) -> bool:
     """Whether an image can never be pulled, from the reason and the message of the container that waits for it."""
-    return reason in NO_PULL or (reason in PULLS and is_permanent_pull_error(message or "", image))
+    return reason in NEVER_PULLED or (reason in PULL and is_permanent_pull_error(message or "", image))
 
 
 def _observed(workload: Json) -> bool:
@@ -138,7 +137,7 @@ def _container(seen: SeenWorkload, pod: Json) -> Unready | None:
         waiting = one["state"].get("waiting") or {}
         reason, image = waiting.get("reason", ""), one["image"]
         said = visible(waiting.get("message") or _last_event(seen, pod, {"Failed"}) or reason)
-        if reason in PULLS | NO_PULL:
+        if reason in PULL | NEVER_PULLED:
             if reason == "ImagePullBackOff" and (why := _last_event(seen, pod, {"Failed"}, "Failed to pull image")):
                 said = visible(why)
             patience = 0 if pull_is_permanent(reason, said, image) else PULL_SECONDS

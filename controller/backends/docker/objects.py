@@ -88,7 +88,7 @@ class Containers:
 
     async def remove(self, found: Json) -> None:
         """Ends and removes a container, of a list or an inspection, with its volumes. Returns once it is gone."""
-        await self._remove_by_force(found["Id"])
+        await remove_container(self._engine, found["Id"])
         await self._volumes.remove(named(found.get("Mounts")))
 
     async def remove_unstarted(self, run_uid: str, volumes: Collection[str] = ()) -> None:
@@ -96,17 +96,22 @@ class Containers:
         await self._engine.send("DELETE", f"containers/{run_uid}", params={"v": "1"}, timeout=SLOW)
         await self._volumes.remove(volumes)
 
-    async def _remove_by_force(self, run_uid: str) -> None:
-        params, deadline = {"force": "1", "v": "1"}, time.monotonic() + REMOVAL_SECONDS
-        while True:
-            try:
-                return await self._engine.send("DELETE", f"containers/{run_uid}", params=params, timeout=SLOW)
-            except ResponseError as error:
-                if error.status == 404:
-                    return None
-                if error.status != 409 or time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(REMOVAL_POLL_SECONDS)  # another removal is under way
+
+async def remove_container(engine: Engine, name: str) -> None:
+    """Ends and removes a container by its name or id, with its anonymous volumes. Returns once it is gone.
+
+    Raises EngineError, also if another removal of it does not come to its end.
+    """
+    params, deadline = {"force": "1", "v": "1"}, time.monotonic() + REMOVAL_SECONDS
+    while True:
+        try:
+            return await engine.send("DELETE", f"containers/{name}", params=params, timeout=SLOW)
+        except ResponseError as error:
+            if error.status == 404:
+                return None
+            if error.status != 409 or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(REMOVAL_POLL_SECONDS)  # another removal is under way
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
