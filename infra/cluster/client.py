@@ -133,7 +133,7 @@ class ClusterClient:
         try:
             found: Object = json.loads(answer)
         except ValueError as error:
-            raise ClusterError(0, f"{self.where} answers with something else than JSON: {error}") from error
+            raise ClusterError(0, f"{self.where} answers with something other than JSON: {error}") from error
         return found
 
     def _send(
@@ -192,4 +192,4 @@ def _words(raw: bytes) -> str:
     try:
         return str(json.loads(raw)["message"])
     except (ValueError, KeyError, TypeError):
-        return " ".join(raw.decode("utf-8", "replace").split())[:300] or "an error without a word"
+        return " ".join(raw.decode("utf-8", "replace").split())[:300] or "an error without a message"

@@ -53,25 +53,25 @@ class Config:
         values.image,
         of="both",
         default="postgres:15.14-bookworm",
-        description="Image of the database that the stack makes. It is Postgres 15 or newer, with the official Debian"
-        " image's contract (user 999). Later change only the minor version: a new major version cannot read the old"
-        " volume, needs dump and restore, and is refused (on a cluster, while the old one runs). From a registry with"
-        " a login, on dev: `docker pull` it first; elsewhere `imagePullSecret`.",
+        description="Image of the database that the stack creates. It is Postgres 15 or newer, and compatible with the"
+        " official Debian image (user 999). Change only the minor version later: a new major version cannot read the"
+        " old volume, needs dump and restore, and is refused (on a cluster, while the old one runs). If the registry"
+        " needs a login: on dev run `docker pull` first; on a cluster set `imagePullSecret`.",
     )
     database_password: pulumi.Output[str] | None = secret_key(
         "databasePassword",
         of="both",
         shown="generated",
-        description="The owner's, of the database that the stack makes; secret. To change it later:"
-        " [as below](#new-passwords).",
+        description="The owner's password for the database that the stack creates; secret. To change it later, see"
+        " [New passwords](#new-passwords).",
     )
     protect_database: bool = key(
         "protectDatabase",
         values.boolean,
         of="both",
         default=False,
-        description="Refuse to destroy the database's volume, and the app's namespace if the stack made it. Set it if"
-        " the data matters. Before a wanted `destroy`, set it to `false` and run `up`.",
+        description="Refuse to destroy the database's volume, and the app's namespace if the stack created it. Set it"
+        " if the data matters. Before a wanted `destroy`, set it to `false` and run `up`.",
     )
     max_running: int = key(
         "maxRunning",
@@ -86,8 +86,8 @@ class Config:
         values.whole(0, 604_800),
         of="both",
         default=300,
-        description="How long `destroy` waits for sandboxes to end; then it refuses, and says what is left."
-        " `0`: [see below](#kept-changed-ended).",
+        description="How long `destroy` waits for sandboxes to end; then it refuses, and lists what is left. `0` ends"
+        " without a drain: see [Kept, changed, ended](#kept-changed-ended).",
     )
 
     database_port: int = key(
@@ -109,7 +109,7 @@ class Config:
         values.optional(values.text),
         of="docker",
         default="/var/run/docker.sock",
-        description="The engine's socket, on its host; the app gets it to start sandboxes. Empty: none, and commands"
+        description="The engine's socket, on its host; the app gets it to start sandboxes. If it is empty, commands"
         " run as processes inside the app's own container, and are lost with it.",
     )
     docker_socket_group: int | None = key_without_default(
@@ -128,8 +128,8 @@ class Config:
         of="kubernetes",
         absent=None,
         shown="required to build",
-        description="Where images are pushed, without scheme: `registry.example.com/team`. This and the next three are"
-        " refused if both images are prebuilt.",
+        description="Where images are pushed, without scheme: `registry.example.com/team`. This and the next three"
+        " keys are refused if both images are prebuilt.",
     )
     pull_registry: str | None = key_without_default(
         "pullRegistry",
@@ -159,8 +159,8 @@ class Config:
         of="kubernetes",
         absent=None,
         shown="none",
-        description="A secret to pull with, that is in both namespaces before `up`:"
-        " [as below](#a-registry-with-a-login).",
+        description="The name of a pull secret that exists in both namespaces before `up`: see [A registry with a"
+        " login](#a-registry-with-a-login).",
     )
     kube_context: str | None = key_without_default(
         "kubeContext",
@@ -169,8 +169,8 @@ class Config:
         absent=None,
         shown="the kubeconfig's current",
         description="The context of the cluster. Set it in every stack that matters. It may be renamed: a stack knows"
-        " its cluster by the uid of the namespace `kube-system`, and refuses another one (`up --refresh`, `refresh` and"
-        " `destroy` see that with `--run-program` only).",
+        " its cluster by the uid of the namespace `kube-system`, and refuses another one (`up --refresh`, `refresh`"
+        " and `destroy` see that with `--run-program` only).",
     )
     namespace: str = key_without_default(
         "namespace",
@@ -186,16 +186,16 @@ class Config:
         of="kubernetes",
         absent="",
         shown="`PROJECT-STACK-sandboxes`",
-        description="The sandboxes' namespace. Changing it later deletes the old one; `drain` first, for its sandboxes"
-        " cannot be followed.",
+        description="The sandboxes' namespace. Changing it later deletes the old one; `drain` first, because sandboxes"
+        " in it cannot be followed any more.",
     )
     create_namespaces: bool = key(
         "createNamespaces",
         values.boolean,
         of="kubernetes",
         default=True,
-        description="Make both namespaces. `false`: both exist before the first `up`, with labels that you set. The"
-        " network policies then cover everything in them. What the context's user needs: [Rights](#rights).",
+        description="Create both namespaces. If `false`, both must exist before the first `up`, with labels that you"
+        " set, and the network policies cover everything in them. The context's user needs these [rights](#rights).",
     )
     create_limits: bool | None = key_without_default(
         "createLimits",
@@ -203,9 +203,9 @@ class Config:
         of="kubernetes",
         absent=None,
         shown="if the user may",
-        description="Whether the stack makes LimitRange and ResourceQuota of the sandboxes' namespace: always if it"
-        " makes the namespace or a `quota…` key is set, else if the context's user may, and a warning says if not."
-        " `false`: they are the platform's; `quota…` is refused then.",
+        description="Whether the stack creates a LimitRange and a ResourceQuota in the sandboxes' namespace. By"
+        " default it does if it creates the namespace or a `quota…` key is set; else if the context's user may, with a"
+        " warning if not. With `false` the platform sets them, and `quota…` keys are refused.",
     )
     replicas: int = key(
         "replicas", values.whole(0, 100), of="kubernetes", default=2, description="The number of controllers."
@@ -214,10 +214,10 @@ class Config:
         "databaseUrl",
         values.database,
         of="kubernetes",
-        shown="a database is made",
+        shown="a database is created",
         description="The URL of an existing Postgres 15 or newer, by a login that may create roles and owns the"
-        " database: [as below](#an-existing-database); secret. If you set it later, the stack's own database is"
-        " deleted, with its rows.",
+        " database; secret: see [An existing database](#an-existing-database). If you set it later, the stack's own"
+        " database is deleted, with its rows.",
     )
     database_cidrs: tuple[str, ...] = key_without_default(
         "databaseCidrs",
@@ -225,8 +225,8 @@ class Config:
         of="kubernetes",
         absent=(),
         shown="required with `databaseUrl`",
-        description="Where its servers are, for the network policies, which see the address behind a Service or a"
-        " forwarded port.",
+        description="The addresses of that database's servers, which the network policies allow. Behind a Service or a"
+        " forwarded port, the real address counts.",
     )
     storage_class: str | None = key_without_default(
         "storageClass",
@@ -270,8 +270,8 @@ class Config:
         of="kubernetes",
         absent=(),
         shown="`[]`",
-        description="Namespaces of applications that insert rows, there before `up`: they reach database and health,"
-        " and have the requester's secret.",
+        description="Namespaces of applications that insert rows. They must exist before `up`, reach the database and"
+        " the controllers' HTTP port, and get the requester's secret.",
     )
     monitoring_namespace: str | None = key_without_default(
         "monitoringNamespace",
@@ -287,8 +287,8 @@ class Config:
         of="kubernetes",
         absent=ANYWHERE,
         shown='`["0.0.0.0/0"]`',
-        description="Where the controller finds the API server, behind its Service, on 443 and 6443. `[]`: you write"
-        " that policy yourself, as on Cilium with the API server on a node of the cluster (`toEntities:"
+        description="The addresses of the API server behind its Service, on ports 443 and 6443. With `[]` you write"
+        " that policy yourself, which Cilium needs if the API server runs on a node of the cluster (`toEntities:"
         " [kube-apiserver]`).",
     )
     egress_cidrs: tuple[str, ...] = key_without_default(
@@ -297,10 +297,10 @@ class Config:
         of="kubernetes",
         absent=ANYWHERE_BY_NAME,
         shown='`["0.0.0.0/0", "dns"]`',
-        description="What sandboxes with `network = egress` reach, and nothing else. A wide range leaves out the"
-        " internal ranges inside it; to allow one, name it exactly. If pods or nodes have public addresses, name"
-        " narrower ranges. `dns` is the cluster's resolver (pods `k8s-app: kube-dns` of `kube-system`, or"
-        " `169.254.20.10`): it resolves names, and so is a way out to anywhere; leave it out beside narrow ranges.",
+        description="All that sandboxes with `network = egress` reach. A wide range excludes the internal ranges"
+        " inside it; to allow one, name it exactly. If pods or nodes have public addresses, name narrower ranges."
+        " `dns` is the cluster's resolver (pods `k8s-app: kube-dns` of `kube-system`, or `169.254.20.10`). Data can"
+        " leave through a resolver to anywhere, so omit `dns` if the ranges are narrow.",
     )
     job_options: Mapping[str, Any] = key_without_default(
         "jobOptions",
@@ -308,8 +308,8 @@ class Config:
         of="kubernetes",
         absent={},
         shown="`{}`",
-        description="What `SANDBOX_JOB_OPTIONS` takes: `runtimeClassName`, `nodeSelector`, `tolerations`,"
-        " `priorityClassName`, `imagePullSecrets`, `queue`.",
+        description="The value of `SANDBOX_JOB_OPTIONS`, an object with: `runtimeClassName`, `nodeSelector`,"
+        " `tolerations`, `priorityClassName`, `imagePullSecrets`, `queue`.",
     )
 
     @property

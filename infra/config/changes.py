@@ -45,13 +45,13 @@ def meaning(config: Config, before: Remembered, after: Remembered) -> Meaning:
     changed = {key: (was, after[key]) for key, was in before.items() if key in after and after[key] != was}
     if "target" in changed:
         was, now = changed["target"]
-        words = f"cannot become {now}: stack {config.stack} is up on {was}, with its database"
-        return Meaning(
-            [f"{config.project}:target {words}; make another stack, or destroy this one first, with its former target"]
-        )
+        words = f"cannot become {now}: stack {config.stack} is up on {was}, with its database; create another stack"
+        return Meaning([f"{config.project}:target {words}, or destroy this one first, with its former target"])
     if "name" in changed:
         was, now = changed["name"]
-        words = f"the project or the stack was renamed: every object is called {was}, and would be made anew as {now}"
+        words = (
+            f"the project or the stack was renamed: every object is called {was}, and would be created again as {now}"
+        )
         return Meaning([f"{words}, the database with nothing in it: rename it back (pulumi stack rename)"])
     own = not before.get("databaseUrl") and not after.get("databaseUrl")
     return Meaning(
@@ -74,9 +74,11 @@ def _warnings(changed: Mapping[str, tuple[Any, Any]], own: bool) -> Iterator[str
     if "namespace" in changed:
         was, now = changed["namespace"]
         lost = (
-            "the database in it is deleted with its rows, and an empty one is made" if own else "nothing else is lost"
+            "the database in it is deleted with its rows, and an empty one is created"
+            if own
+            else "nothing else is lost"
         )
-        yield f"namespace changes from {was} to {now}: all that the stack has in {was} goes; {lost}"
+        yield f"namespace changes from {was} to {now}: everything that the stack has in {was} is deleted; {lost}"
     if "sandboxNamespace" in changed:
         was, now = changed["sandboxNamespace"]
         words = f"sandboxes that run in {was} cannot be followed; `drain` first"
@@ -85,13 +87,13 @@ def _warnings(changed: Mapping[str, tuple[Any, Any]], own: bool) -> Iterator[str
         yield "dockerSocket changes: sandboxes that run cannot be followed; `drain` first"
     if "databasePassword" in changed and own:
         yield (
-            "databasePassword changes, and the database keeps the password that it has: change it there first"
-            " (alter role postgres password '…'), or nothing that this makes can log in"
+            "databasePassword changes only the clients. First run `alter role postgres password '…'` in the database,"
+            " or no login will work"
         )
     match changed.get("databaseUrl"):
         case ("", _):
             yield "databaseUrl is set: the stack's own database is deleted with its rows"
         case (_, ""):
-            yield "databaseUrl is gone: the stack makes an empty database, and the rows stay in the other"
+            yield "databaseUrl is removed: the stack creates an empty database, and the rows stay in the other"
         case (_, _):
             yield "databaseUrl changes: rows that are in the former database stay there; `drain` first"

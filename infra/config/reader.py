@@ -69,11 +69,12 @@ class Reader:
             space, _, key = full.partition(":")
             if space == self.project and key not in self._keys:
                 near = get_close_matches(key, self._keys, n=1)
-                self.fault(key, f"is no key of this project; {f'is {near[0]} meant?' if near else 'see Pulumi.yaml'}")
-            elif full in ("docker:host", "docker:context"):
-                self.faults.append(
-                    f"{full} would send the provider to an engine that is not asked: set DOCKER_HOST instead"
+                self.fault(
+                    key, f"is not a key of this project; {f'did you mean {near[0]}?' if near else 'see docs/stacks.md'}"
                 )
+            elif full in ("docker:host", "docker:context"):
+                words = "would send the provider to an engine that the preflight does not check"
+                self.faults.append(f"{full} {words}: set DOCKER_HOST instead")
 
     def _secret(self, key: str, found: str | None) -> pulumi.Output[str] | None:
         """The value, secret wherever it goes; in clear it is a fault."""
@@ -81,7 +82,7 @@ class Reader:
             return None
         if not is_config_secret(f"{self.project}:{key}"):
             again = f"pulumi config set --stack {self.stack} --secret {key}"
-            self.fault(key, f"stands in clear in the stack's file: take it out there, and set it by {again}")
+            self.fault(key, f"is in plain text in the stack's file: remove it there, and set it with {again}")
         return pulumi.Output.secret(found)
 
     def _raw(self, key: str) -> str | None:

@@ -23,7 +23,7 @@ def check_together(reader: Reader, config: Config, keys: Iterable[Key]) -> None:
     if config.target:
         for key in keys:
             if key.of not in ("both", config.target) and reader.has(key.name):
-                reader.fault(key.name, f"is for target {key.of} alone")
+                reader.fault(key.name, f"applies only to the target {key.of}")
     match config.target:
         case "docker":
             _check_engine(reader, config)
@@ -41,33 +41,31 @@ def create_limits(reader: Reader, asked: bool | None, create_namespaces: bool) -
     given = reader.given(OF_LIMITS)
     if asked is False:
         for key in given:
-            reader.fault(key, "is for the ResourceQuota, and createLimits is false")
+            reader.fault(key, "needs a ResourceQuota, and createLimits is false")
     return True if asked is None and (given or create_namespaces) else asked
 
 
 def _check_engine(reader: Reader, config: Config) -> None:
     if config.database_port == config.http_port and reader.refused.isdisjoint(("databasePort", "httpPort")):
-        reader.fault("httpPort", "takes another port than databasePort")
+        reader.fault("httpPort", "must differ from databasePort")
     if config.docker_socket is None and reader.has("dockerSocketGroup"):
-        reader.fault("dockerSocketGroup", "is for dockerSocket, and that is none")
+        reader.fault("dockerSocketGroup", "needs dockerSocket, which is empty")
     if config.docker_socket is not None and not config.docker_socket.startswith("/"):
-        reader.fault("dockerSocket", f"takes an absolute path, or nothing; it is {config.docker_socket!r}")
+        reader.fault("dockerSocket", f"takes an absolute path, or an empty value; it is {config.docker_socket!r}")
 
 
 def _check_names(reader: Reader, config: Config) -> None:
     if len(config.name) > LONGEST_NAME or not is_label(config.name):
         takes = f"lower-case letters, digits and -, at most {LONGEST_NAME - len(reader.project) - 1} characters"
-        reader.faults.append(
-            f"the stack's name {reader.stack!r} is no part of a Kubernetes name: choose one of {takes}"
-        )
+        reader.faults.append(f"the stack's name {reader.stack!r} cannot be part of a Kubernetes name: use {takes}")
     own = {config.namespace, config.sandbox_namespace}
     if len(own) < 2:
-        reader.fault("sandboxNamespace", "takes another namespace than the app's: sandboxes share none with it")
+        reader.fault("sandboxNamespace", "must differ from the app's namespace")
     asked = config.requester_namespaces
     if len(set(asked)) < len(asked) or own & set(asked):
         reader.fault("requesterNamespaces", "takes each namespace once, and none of the stack's own")
     if config.monitoring_namespace == config.sandbox_namespace:
-        reader.fault("monitoringNamespace", "takes another namespace than the sandboxes': they reach nothing")
+        reader.fault("monitoringNamespace", "must differ from the sandboxes' namespace, which reaches nothing")
 
 
 def _check_registry(reader: Reader, config: Config) -> None:
@@ -81,16 +79,16 @@ def _check_registry(reader: Reader, config: Config) -> None:
         )
     if not config.builds:
         for key in reader.given(PUSHING):
-            reader.fault(key, "is for images that are built here, and both are prebuilt")
+            reader.fault(key, "applies only to images that are built here, and both are prebuilt")
 
 
 def _check_database(reader: Reader, config: Config) -> None:
     if not reader.has("databaseUrl"):
         if config.database_cidrs:
-            reader.fault("databaseCidrs", "is for the server of databaseUrl, and that is not given")
+            reader.fault("databaseCidrs", "needs databaseUrl, which is missing")
         return
     if not config.database_cidrs:
-        words = "is missing: where databaseUrl's server is, for the network policies to let through"
+        words = "is missing: the addresses of databaseUrl's server, which the network policies must allow"
         reader.fault("databaseCidrs", words)
     for key in reader.given(OF_OWN_DATABASE):
-        reader.fault(key, "is for the database that is made here, and databaseUrl names another")
+        reader.fault(key, "applies only to a database that the stack creates, and databaseUrl names an existing one")

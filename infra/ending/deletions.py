@@ -51,6 +51,6 @@ def _what_keeps(namespace: Object) -> str:
         why.append(f"the namespace itself has the finalizers {', '.join(finalizers)}")
     return (
         f"namespace {metadata['name']} is still being deleted: {'; '.join(why) or 'the cluster does not say why'}."
-        " Whoever set a finalizer removes it; if that program is gone, remove it yourself: kubectl patch … --type"
-        ' merge --patch \'{"metadata": {"finalizers": null}}\''
+        " A finalizer is removed by the program that set it; if that is gone, remove it yourself: kubectl patch …"
+        ' --type merge --patch \'{"metadata": {"finalizers": null}}\''
     )

@@ -72,7 +72,7 @@ class DockerEnd:
             except EngineError as error:
                 raise self._ending.refused(f"the container {self._drainer} failed ({error})") from error
             if code:
-                raise self._ending.refused(final_words(said) or f"`drain` ended with {code}, and said nothing")
+                raise self._ending.refused(final_words(said) or f"`drain` ended with {code}, and logged nothing")
         self._done = True
 
     async def _run(self, engine: Engine, body: Any, longest: float) -> tuple[list[str], int]:

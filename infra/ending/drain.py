@@ -42,31 +42,32 @@ class Ending:
     @property
     def announcement(self) -> str:
         """The line that begins a drain."""
-        return f"ends every sandbox, and waits for it up to {self.seconds} s"
+        return f"cancels every sandbox, and waits up to {self.seconds} s for their end"
 
     def refused(self, why: str) -> EndRefusedError:
         """The error that says why the sandboxes could not be ended, and what to do."""
-        key = f"pulumi config set --stack {self.stack} drainSeconds 0"
+        command = f"pulumi config set --stack {self.stack} drainSeconds 0"
         return EndRefusedError(
-            f"sandboxes may still run, and their network, rights and database stay: {why}; mend that and destroy again"
-            f" (`pulumi up --stack {self.stack}` brings back what is gone already), or leave them to their fate: {key}"
+            f"Nothing that sandboxes need was deleted, because they may still run: {why}. Fix that and repeat"
+            f" `destroy`. To delete without ending them: {command}."
         )
 
     def forgotten(self) -> EndRefusedError:
         """The error that says that something is gone of which a drain is made, and what to do."""
-        again = f"pulumi up --refresh --run-program --stack {self.stack}"
-        return self.refused(f"what drains is not known any more: {again}")
+        command = f"`pulumi up --refresh --run-program --stack {self.stack}`"
+        return EndRefusedError(
+            "The state lacks what a drain container is made of (an `up` was interrupted)."
+            f" Run {command}, then `destroy`."
+        )
 
     def moved(self, before: Mapping[str, str], now: Mapping[str, str]) -> EndRefusedError:
         """The error that says which keys were changed since the last `up`, so that they name another place."""
-        words = [
-            f"{key} was {was!r} when `up` last came to its end, and is {now[key]!r}" for key, was in before.items()
-        ]
+        words = [f"{key} was {was!r} at the last complete `up`, and is {now[key]!r} now" for key, was in before.items()]
         if "name" in before:
             back = "name the project and the stack as they were (pulumi stack rename)"
         else:
             back = " && ".join(f"pulumi config set --stack {self.stack} {key} {was!r}" for key, was in before.items())
-            back = f"destroy with what was: {back}, or `pulumi up --stack {self.stack}` first"
+            back = f"destroy with the former value: {back}, or `pulumi up --stack {self.stack}` first"
         return EndRefusedError(f"nothing was deleted: {'; '.join(words)}; {back}")
 
 

@@ -130,7 +130,7 @@ class KubernetesEnd:
             if any(" left " in line or " still " in line for line in said) or time.monotonic() > give_up:
                 break
             time.sleep(RETRY_SECONDS)
-        raise self._ending.refused(final_words(said) or "its pod said nothing")
+        raise self._ending.refused(final_words(said) or "its pod logged nothing")
 
     def _delete_controllers(self) -> None:
         try:

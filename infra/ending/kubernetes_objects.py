@@ -106,7 +106,7 @@ class StackObjects:
 
     def delete_sandboxes(self, namespace: str) -> None:
         """Deletes every Job of sandboxes with its pods, until there is none: one that is new may get its pod yet."""
-        for _ in self._looks("the sandboxes' Jobs to go"):
+        for _ in self._looks("the sandboxes' Jobs to be deleted"):
             self._cluster.delete(JOBS.format(namespace), SANDBOXES, "Foreground")
             if not self._cluster.items(JOBS.format(namespace), SANDBOXES):
                 break
@@ -143,7 +143,7 @@ class StackObjects:
 
     def _start_again(self, replicas: int) -> None:
         """Scales the controllers up, also if the API server is away for a moment."""
-        for _ in self._looks(f"the cluster, to have {replicas} controllers again"):
+        for _ in self._looks(f"the cluster, to run {replicas} controllers again"):
             try:
                 self._scale(self._deployment, replicas)
             except ClusterError:

@@ -89,7 +89,7 @@ def inner_services(kind: str, properties: Mapping[str, Any]) -> list[str]:
         return []
     given = at(properties, "spec", "type") or "ClusterIP"
     found = [] if given == "ClusterIP" else [f"needs the type ClusterIP, and has {given}"]
-    return [*found, "externalIPs must go"] if at(properties, "spec", "externalIPs") else found
+    return [*found, "externalIPs must be removed"] if at(properties, "spec", "externalIPs") else found
 
 
 def exact_network_rules(kind: str, properties: Mapping[str, Any]) -> list[str]:

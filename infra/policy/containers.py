@@ -27,9 +27,9 @@ def unprivileged_containers(kind: str, properties: Mapping[str, Any]) -> list[st
     """A container has no rights on its host beyond the engine's socket (CIS Docker Benchmark 5.4, 5.9, 5.16-5.18)."""
     if kind != CONTAINER:
         return []
-    found = ["privileged must go"] if properties.get("privileged") else []
+    found = ["privileged must be removed"] if properties.get("privileged") else []
     found += [f"{key} may not be the host's" for key in SHARED if properties.get(key) == "host"]
-    found += ["devices must go"] if objects(properties, "devices") else []
+    found += ["devices must be removed"] if objects(properties, "devices") else []
     found += [f"may add no capability {one}" for one in strings(properties, "capabilities", "adds")]
     mounted = [str(one["hostPath"]) for one in objects(properties, "volumes") if one.get("hostPath")]
     mounted += [str(one.get("source")) for one in objects(properties, "mounts") if one.get("type") == "bind"]

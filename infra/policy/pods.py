@@ -65,7 +65,7 @@ def restricted_pods(kind: str, properties: Mapping[str, Any]) -> list[str]:
     pod = pod_of(kind, properties)
     if pod is None:
         return []
-    found = [f"the volume {one.get('name')} is no kind that is allowed" for one in _odd_volumes(pod)]
+    found = [f"the volume {one.get('name')} is not of an allowed kind" for one in _odd_volumes(pod)]
     found += [
         f"the sysctl {one.get('name')} is not a safe one"
         for one in objects(pod, "securityContext", "sysctls")
@@ -140,7 +140,7 @@ def resource_limits(kind: str, properties: Mapping[str, Any]) -> list[str]:
 def no_host_access(kind: str, properties: Mapping[str, Any]) -> list[str]:
     """A pod reaches nothing of its node (Pod Security Standards `baseline`; our design: no socket in the cluster)."""
     pod = pod_of(kind, properties) or {}
-    found = [f"{key} must go" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
+    found = [f"{key} must be removed" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
     found += [
         f"the volume {one.get('name')} mounts the node's {at(one, 'hostPath', 'path')}"
         for one in objects(pod, "volumes")

@@ -54,8 +54,8 @@ def _told(config: Config, kind: str, one: Object) -> Iterator[str]:
         marked = f"kubectl -n {namespace} label {kind} {name} {MANAGED_BY}-"
         again = f"pulumi up --stack {config.stack} --refresh --run-program"
         yield (
-            f"{kind} {name} in namespace {namespace} was changed by hand ({', '.join(managers)}); to have it as it"
-            f" was: {marked} && {again}"
+            f"{kind} {name} in namespace {namespace} was changed by hand ({', '.join(managers)}); to restore"
+            f" it: {marked} && {again}"
         )
 
 
@@ -75,7 +75,7 @@ def _scaled(cluster: ClusterClient, config: Config, scaler: str | None) -> Itera
         yield f"no controller runs, and HorizontalPodAutoscaler {scaler} starts none: {scale}"
     elif replicas == 0 and DESTROY_MANAGER in managers:
         again = f"pulumi up --stack {config.stack} --refresh --run-program"
-        yield f"no controller runs, since a `destroy` was interrupted; so that some run again: {again}"
+        yield f"no controller runs, since a `destroy` was interrupted; to start them again: {again}"
     elif scaler is None and managers and replicas != config.replicas:
         keep = f"pulumi config set --stack {config.stack} replicas {replicas}"
         yield (

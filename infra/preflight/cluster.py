@@ -24,7 +24,7 @@ from infra.preflight.rights import in_words, lacking
 ALL_SECONDS = 25.0  # for every answer of a preflight
 IDENTITY = "kube-system"  # the namespace whose uid identifies a cluster (OpenTelemetry's k8s.cluster.uid)
 LEAST = 30  # minor version of Kubernetes 1
-GONE = "a stack whose cluster is gone for good is forgotten by `pulumi stack rm --force`"
+GONE = "if the cluster is gone for good, forget the stack with `pulumi stack rm --force`"
 SECTION = "docs/stacks.md, Rights"
 
 
@@ -79,7 +79,9 @@ def _looked_at(found: Cluster, cluster: ClusterClient, config: Config) -> Cluste
 
 def _reached(config: Config) -> tuple[str, ClusterClient]:
     if config.kube_context is None and os.pathsep in os.environ.get("KUBECONFIG", ""):
-        words = "is missing: KUBECONFIG names several files, and programs differ on whose current context counts"
+        words = (
+            "is missing: KUBECONFIG names several files, and programs differ on which file's current context they use"
+        )
         raise PreflightError(f"{config.project}:kubeContext {words}")
     try:
         context = config.kube_context or kubeconfig.list_kube_config_contexts()[1]["name"]
@@ -141,8 +143,8 @@ def _rights(cluster: ClusterClient, config: Config) -> tuple[bool, Sequence[str]
     if _limited(cluster, config):
         return True, _told(config, others), ()
     warning = (
-        f"no LimitRange and no ResourceQuota is made in namespace {config.sandbox_namespace}, where the context's user"
-        f" may not: what the platform sets there holds. {config.project}:createLimits false says that it is meant"
+        f"The context's user may not create a LimitRange or ResourceQuota in {config.sandbox_namespace}, so none is"
+        f" created. To confirm that the platform sets limits: {config.project}:createLimits false."
     )
     return False, _told(config, others), [warning]
 
@@ -163,4 +165,4 @@ def _told(config: Config, missing: Sequence[Right]) -> Sequence[str]:
     words = list(in_words(missing))
     if any(_of_limits(one) for one in missing):
         words.append(f"if the platform sets the limits, {config.project}:createLimits false leaves them to it")
-    return [*words, f"what to ask for is written in {SECTION}"] if words else []
+    return [*words, f"the rights to ask for are in {SECTION}"] if words else []

@@ -102,8 +102,8 @@ async def _asked(ask: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
         words = f"the Docker engine gave no answer in {SECONDS} s: start it, or set DOCKER_HOST"
         raise PreflightError(words) from error
     except EngineError as error:
-        gone = "a stack whose engine is gone for good is forgotten by `pulumi stack rm --force`"
-        raise PreflightError(f"images are built and run by a Docker engine: {error}; {gone}") from error
+        gone = "if the engine is gone for good, forget the stack with `pulumi stack rm --force`"
+        raise PreflightError(f"the Docker engine that builds the images cannot be used: {error}; {gone}") from error
 
 
 async def _version(engine: Engine) -> Mapping[str, Any]:
@@ -131,7 +131,7 @@ def _taken_names(config: Config, stack: StackOnEngine) -> tuple[str, ...]:
     removed += [f"docker volume rm {one}" for one in volume]
     return (
         f"the engine has {', '.join(held)}, and this stack's state does not know it: another state (pulumi whoami -v)"
-        f" has a stack {config.stack}, or the state was lost. Bring that state back, or name this stack otherwise"
+        f" has a stack {config.stack}, or the state was lost. Bring that state back, or give this stack another name"
         f" (pulumi stack init NAME; `pulumi stack rm --force` forgets this one); if nobody needs it, with its rows:"
         f" {' && '.join(removed)}",
     )
@@ -144,7 +144,7 @@ def _stopped(config: Config, stack: StackOnEngine) -> tuple[str, ...]:
         return ()
     again = f"pulumi up --stack {config.stack} --refresh --run-program"
     return (
-        f"container {config.name}-app does not run: it was stopped, or a `destroy` was interrupted; to have it run"
+        f"container {config.name}-app does not run: it was stopped, or a `destroy` was interrupted; to start it"
         f" again: {again}",
     )
 
@@ -180,13 +180,12 @@ def _missing_socket(config: Config) -> list[str]:
     path = config.docker_socket
     if path is None or sys.platform != "linux" or Path(path).is_socket():
         return []
-    return [
-        f"there is no socket {path}: {config.project}:dockerSocket takes the engine's socket, or nothing for no socket"
-    ]
+    takes = "takes the engine's socket, or an empty value for no socket"
+    return [f"there is no socket {path}: {config.project}:dockerSocket {takes}"]
 
 
 def _missing_group(config: Config, host: str) -> list[str]:
     if config.docker_socket is None or config.docker_socket_group is not None:
         return []
-    words = f"is missing: the group of {config.docker_socket} there, as a number, which nobody can see from here"
+    words = f"is missing: the numeric group of {config.docker_socket} on that machine, which cannot be read from here"
     return [f"the Docker engine is at {host}, and {config.project}:dockerSocketGroup {words}"]

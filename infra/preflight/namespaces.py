@@ -23,7 +23,8 @@ def given_namespaces(cluster: ClusterClient, config: Config) -> Iterator[str]:
             yield ending(found)
         elif name in own and _ours(config, found):
             key = f"{config.project}:createNamespaces"
-            yield f"namespace {name} is this stack's own, and would go with all in it: {key} stays true"
+            words = "createNamespaces false would delete it with everything in it"
+            yield f"Namespace {name} was created by this stack; {words}. Set {key} to true."
 
 
 def made_namespaces(cluster: ClusterClient, config: Config) -> tuple[Sequence[str], Mapping[str, str]]:
@@ -70,9 +71,9 @@ def taken_namespaces(cluster: ClusterClient, config: Config) -> Iterator[str]:
     if account is not None:
         yield (
             f"namespace {config.namespace} has a stack {config.stack} already, and this stack's state does not know it:"
-            " another state (pulumi whoami -v) has it, or the state was lost. Bring that state back, or name this stack"
-            " otherwise (pulumi stack init NAME; `pulumi stack rm --force` forgets this one); if nobody needs it:"
-            f" {_removal(config)}"
+            " another state (pulumi whoami -v) has it, or the state was lost. Bring that state back, or give this"
+            " stack another name (pulumi stack init NAME; `pulumi stack rm --force` forgets this one); if nobody needs"
+            f" it: {_removal(config)}"
         )
     labels = [role["metadata"].get("labels", {}) for role in roles]
     stacks = {one[INSTANCE] for one in labels if one.get(NAME) == config.project and INSTANCE in one}

@@ -36,11 +36,15 @@ def healthy(seen: SeenContainer) -> Unready | None:
         return Unready("exits", f"it ended, and is started again: {last_words(seen.lines)}")
     if state["Status"] == "created":
         return _not_started(state)
-    health = state.get("Health") or {"Status": "without a check", "Log": []}
+    health = state.get("Health") or {"Status": "without a health check", "Log": []}
     if state["Running"] and health["Status"] == "healthy":
         return None
     checks = [str(one["Output"]).strip() for one in health.get("Log") or () if one["ExitCode"]]
-    check = f"its check fails ({last_words(checks[-1].splitlines())})" if checks else "has not passed its check yet"
+    check = (
+        f"its health check fails ({last_words(checks[-1].splitlines())})"
+        if checks
+        else "has not passed its health check yet"
+    )
     return Unready("unhealthy", f"it runs, and {check}: {last_words(seen.lines)}", quiet=STARTING_SECONDS)
 
 

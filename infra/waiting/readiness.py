@@ -15,7 +15,7 @@ from infra.errors import NotReadyError
 
 PAUSE_SECONDS = 0.5  # between two looks
 AGAIN_SECONDS = 15.0  # before other words for the same kind of reason are reported: a log may grow with each look
-GONE = "it is there no more: `pulumi up --refresh --run-program` makes it anew"
+GONE = "it no longer exists: `pulumi up --refresh --run-program` creates it again"
 REMIND_SECONDS = 60.0  # after which a reason that still holds is reported again
 
 

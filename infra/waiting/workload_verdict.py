@@ -166,7 +166,7 @@ def _unmade(seen: SeenWorkload) -> Unready | None:
     if said is None or len(seen.pods) >= wanted:
         return None
     words = ONE_POD.sub("pods are", visible(said).removeprefix("(combined from similar events): "))
-    return Unready("unmade", f"its pods are not let in: {words}", patience=MENDED_SECONDS)
+    return Unready("unmade", f"its pods are rejected: {words}", patience=MENDED_SECONDS)
 
 
 def _claim(seen: SeenWorkload, claim: Json) -> Unready | None:
@@ -176,7 +176,7 @@ def _claim(seen: SeenWorkload, claim: Json) -> Unready | None:
     if said is None:
         return None
     return Unready(
-        "claim", f"its volume {claim['metadata']['name']} is not made: {visible(said)}", patience=MENDED_SECONDS
+        "claim", f"its volume {claim['metadata']['name']} is not provisioned: {visible(said)}", patience=MENDED_SECONDS
     )
 
 
@@ -186,7 +186,7 @@ def _pod(seen: SeenWorkload, pod: Json) -> Unready | None:
     scheduled = conditions.get("PodScheduled", {"status": "True"})
     if scheduled["status"] != "True":
         said = visible(scheduled.get("message") or scheduled.get("reason") or "no scheduler has seen it")
-        return Unready("unscheduled", f"{name} has no node: {said}", quiet=5.0)
+        return Unready("unscheduled", f"{name} is not scheduled: {said}", quiet=5.0)
     if status["phase"] == "Failed":
         return Unready("pod", f"{name} failed: {visible(status.get('message') or status.get('reason') or '')}")
     if (held := _last_event(seen, pod, HELD_UP)) and not any(_running(one) for one in _statuses(pod)):
@@ -203,7 +203,9 @@ def _progress(seen: SeenWorkload) -> Unready:
     if seen.workload["kind"] == "Job":
         return Unready("progress", "it runs", quiet=STARTING_SECONDS)
     ready, wanted = sum(_ready(pod) for pod in seen.pods), seen.workload["spec"].get("replicas", 1)
-    words = f"{ready} of {wanted} pods are ready" if ready < wanted else "pods of the revision before still end"
+    words = (
+        f"{ready} of {wanted} pods are ready" if ready < wanted else "pods of the previous revision are still ending"
+    )
     return Unready("progress", words, quiet=STARTING_SECONDS)
 
 

@@ -104,7 +104,7 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [  # each with one fault, and t
         deployment(securityContext={"sysctls": [{"name": "kernel.msgmax"}]}),
     ),
     (
-        "restricted_pods: the volume n is no kind that is allowed",
+        "restricted_pods: the volume n is not of an allowed kind",
         DEPLOYMENT,
         deployment(volumes=[{"name": "n", "nfs": {}}]),
     ),
@@ -175,9 +175,9 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [  # each with one fault, and t
         DEPLOYMENT,
         deployment(container(resources={"requests": {"cpu": "1", "memory": "1Mi"}, "limits": {"memory": "1Mi"}})),
     ),
-    ("no_host_access: hostNetwork must go", DEPLOYMENT, deployment(hostNetwork=True)),
-    ("no_host_access: hostPID must go", DEPLOYMENT, deployment(hostPID=True)),
-    ("no_host_access: hostIPC must go", DEPLOYMENT, deployment(hostIPC=True)),
+    ("no_host_access: hostNetwork must be removed", DEPLOYMENT, deployment(hostNetwork=True)),
+    ("no_host_access: hostPID must be removed", DEPLOYMENT, deployment(hostPID=True)),
+    ("no_host_access: hostIPC must be removed", DEPLOYMENT, deployment(hostIPC=True)),
     (
         "no_host_access: container it takes the node's port 1",
         DEPLOYMENT,
@@ -265,7 +265,7 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [  # each with one fault, and t
         {"metadata": {"name": "it"}},
     ),
     ("inner_services: needs the type ClusterIP, and has LoadBalancer", SERVICE, {"spec": {"type": "LoadBalancer"}}),
-    ("inner_services: externalIPs must go", SERVICE, {"spec": {"externalIPs": ["192.0.2.1"]}}),
+    ("inner_services: externalIPs must be removed", SERVICE, {"spec": {"externalIPs": ["192.0.2.1"]}}),
     ("exact_network_rules: needs policyTypes: what they default to depends on its rules", POLICY, policy([])),
     (
         "exact_network_rules: has egress rules, so its policyTypes need Egress",
@@ -292,12 +292,12 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [  # each with one fault, and t
         CONTAINER,
         docker(ports=[{"internal": 1, "external": 1, "ip": "0.0.0.0"}]),
     ),
-    ("unprivileged_containers: privileged must go", CONTAINER, docker(privileged=True)),
+    ("unprivileged_containers: privileged must be removed", CONTAINER, docker(privileged=True)),
     *(
         (f"unprivileged_containers: {mode} may not be the host's", CONTAINER, docker(**{mode: "host"}))
         for mode in ("networkMode", "pidMode", "ipcMode", "usernsMode")
     ),
-    ("unprivileged_containers: devices must go", CONTAINER, docker(devices=[{"hostPath": "/dev/kvm"}])),
+    ("unprivileged_containers: devices must be removed", CONTAINER, docker(devices=[{"hostPath": "/dev/kvm"}])),
     (
         "unprivileged_containers: may add no capability SYS_ADMIN",
         CONTAINER,

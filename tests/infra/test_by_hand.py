@@ -127,7 +127,7 @@ def test_rules_that_were_changed_by_hand_are_told_with_the_way_back(config: Conf
     objects |= listed("rbac.authorization.k8s.io roles", BOXES, TYPED)
     policy, role = said(config, objects)
     assert policy == (
-        f"networkpolicy it in namespace {BOXES} was changed by hand (kubectl-edit); to have it as it was: "
+        f"networkpolicy it in namespace {BOXES} was changed by hand (kubectl-edit); to restore it: "
         f"kubectl -n {BOXES} label networkpolicy it app.kubernetes.io/managed-by- && "
         "pulumi up --stack prod --refresh --run-program"
     )

@@ -33,9 +33,12 @@ def told(config: Config, **changes: Any) -> Meaning:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"namespace": "other"}, "namespace changes from ci-fixer-sandbox-it to other: all that the stack has in"),
+        (
+            {"namespace": "other"},
+            "namespace changes from ci-fixer-sandbox-it to other: everything that the stack has in",
+        ),
         ({"sandbox_namespace": "other"}, "sandboxNamespace changes from ci-fixer-sandbox-it-sandboxes to other: sand"),
-        ({"database_password": "new"}, "databasePassword changes, and the database keeps the password that it has"),
+        ({"database_password": "new"}, "databasePassword changes only the clients. First run `alter role"),
         ({"database_url": "postgresql://"}, "databaseUrl is set: the stack's own database is deleted with its rows"),
     ],
 )
@@ -48,13 +51,13 @@ def test_what_a_change_would_do_to_rows_is_told(config: Config, changes: dict[st
 
 def test_a_renamed_stack_is_refused_before_everything_is_made_anew(config: Config) -> None:
     (fault,) = told(config, stack="mine").faults
-    assert "every object is called ci-fixer-sandbox-it, and would be made anew as ci-fixer-sandbox-mine" in fault
+    assert "every object is called ci-fixer-sandbox-it, and would be created again as ci-fixer-sandbox-mine" in fault
 
 
 def test_an_existing_database_that_is_left_keeps_its_rows(config: Config) -> None:
     existing = replace(config, database_url="postgresql://one")  # type: ignore[arg-type]
     (gone,) = told(existing, database_url=None).warnings
-    assert "makes an empty database, and the rows stay in the other" in gone
+    assert "creates an empty database, and the rows stay in the other" in gone
     (other,) = told(existing, database_url="postgresql://two").warnings
     assert "rows that are in the former database stay there" in other
     (moved,) = told(existing, namespace="other").warnings

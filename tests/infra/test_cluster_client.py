@@ -43,7 +43,7 @@ def test_what_is_not_there_is_none_and_nothing_else_is(served: Canned) -> None:
 
 def test_words_of_an_answer_without_json_are_taken_as_they_are() -> None:
     assert _words(b"busy\n") == "busy"
-    assert _words(b"") == "an error without a word"
+    assert _words(b"") == "an error without a message"
 
 
 def test_a_token_that_cannot_be_sent_is_told_without_it(

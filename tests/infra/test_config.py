@@ -33,35 +33,51 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("docker", {"databasePort": "0"}, "databasePort takes a whole number from 1 to 65535; it is '0'"),
     ("docker", {"httpPort": "http"}, "httpPort takes a whole number from 1 to 65535; it is 'http'"),
     ("docker", {"protectDatabase": "yes"}, "protectDatabase takes true or false; it is 'yes'"),
-    ("docker", {"dockerSocket": "docker.sock"}, "dockerSocket takes an absolute path, or nothing"),
+    ("docker", {"dockerSocket": "docker.sock"}, "dockerSocket takes an absolute path, or an empty value"),
     ("docker", {"dockerSocketGroup": "docker"}, "dockerSocketGroup takes a whole number"),
     ("docker", {"maxRunning": "-1"}, "maxRunning takes a whole number from 0 to 1000000; it is '-1'"),
-    ("docker", {"maxRuning": "1"}, "maxRuning is no key of this project; is maxRunning meant?"),
-    ("docker", {"dockerSocket": "", "dockerSocketGroup": "1"}, "dockerSocketGroup is for dockerSocket, and that is"),
-    ("docker", {"httpPort": 5432}, "httpPort takes another port than databasePort"),
-    ("docker", {"quotaPods": 20}, "quotaPods is for target kubernetes alone"),
-    ("kubernetes", {"httpPort": 3001}, "httpPort is for target docker alone"),
-    ("docker", {"registry": "r.example"}, "registry is for target kubernetes alone"),
-    ("kubernetes", {"dockerSocketGroup": "1"}, "dockerSocketGroup is for target docker alone"),
+    ("docker", {"maxRuning": "1"}, "maxRuning is not a key of this project; did you mean maxRunning?"),
+    ("docker", {"dockerSocket": "", "dockerSocketGroup": "1"}, "dockerSocketGroup needs dockerSocket, which is empty"),
+    ("docker", {"httpPort": 5432}, "httpPort must differ from databasePort"),
+    ("docker", {"quotaPods": 20}, "quotaPods applies only to the target kubernetes"),
+    ("kubernetes", {"httpPort": 3001}, "httpPort applies only to the target docker"),
+    ("docker", {"registry": "r.example"}, "registry applies only to the target kubernetes"),
+    ("kubernetes", {"dockerSocketGroup": "1"}, "dockerSocketGroup applies only to the target docker"),
     ("kubernetes", {"registry": ""}, "registry is missing: images are built here"),
     ("kubernetes", {"registry": "https://r.example/"}, "registry takes a registry without scheme or closing slash"),
     ("kubernetes", {"registry": "r.example/Team"}, "registry takes a registry without scheme or closing slash"),
     ("kubernetes", {"registry": "r.example/a//b"}, "registry takes a registry without scheme or closing slash"),
     ("kubernetes", {"registry": "team"}, "registry takes the registry's host too, such as docker.io/team"),
     ("kubernetes", {"registry": "index.docker.io/team"}, "registry takes docker.io for Docker Hub"),
-    ("kubernetes", {**PREBUILT}, "registry is for images that are built here, and both are prebuilt"),
-    ("kubernetes", {**PREBUILT, "pullRegistry": "r.example"}, "pullRegistry is for images that are built here"),
+    ("kubernetes", {**PREBUILT}, "registry applies only to images that are built here, and both are prebuilt"),
+    (
+        "kubernetes",
+        {**PREBUILT, "pullRegistry": "r.example"},
+        "pullRegistry applies only to images that are built here",
+    ),
     ("kubernetes", {"registryUsername": "me"}, "registryPassword is missing, and registryUsername is given"),
     ("kubernetes", {"registryPassword": "pw"}, "registryUsername is missing, and registryPassword is given"),
     ("kubernetes", {"databaseUrl": "mysql://me:pw@h/it"}, "databaseUrl takes the owner's URL: postgresql://"),
     ("kubernetes", {"databaseUrl": "postgresql://me:pw@h:x/it"}, "databaseUrl takes the owner's URL: postgresql://"),
-    ("kubernetes", {"databaseUrl": "postgresql://me:pw@h/it"}, "databaseCidrs is missing: where databaseUrl's server"),
+    (
+        "kubernetes",
+        {"databaseUrl": "postgresql://me:pw@h/it"},
+        "databaseCidrs is missing: the addresses of databaseUrl's server",
+    ),
     ("kubernetes", {"databaseCidrs": ["10.0.0.1/8"]}, "databaseCidrs takes ranges of addresses, such as 10.0.0.0/8"),
-    ("kubernetes", {"databaseCidrs": ["10.0.0.0/8"]}, "databaseCidrs is for the server of databaseUrl, and that is"),
-    ("kubernetes", {**EXISTING, "storageClass": "fast"}, "storageClass is for the database that is made here"),
-    ("kubernetes", {**EXISTING, "storageSize": "1Gi"}, "storageSize is for the database that is made here"),
-    ("kubernetes", {**EXISTING, "postgresImage": "postgres:16.1"}, "postgresImage is for the database that is made"),
-    ("kubernetes", {**EXISTING, "databasePassword": "pw"}, "databasePassword is for the database that is made here"),
+    ("kubernetes", {"databaseCidrs": ["10.0.0.0/8"]}, "databaseCidrs needs databaseUrl, which is missing"),
+    (
+        "kubernetes",
+        {**EXISTING, "storageClass": "fast"},
+        "storageClass applies only to a database that the stack creates",
+    ),
+    ("kubernetes", {**EXISTING, "storageSize": "1Gi"}, "storageSize applies only to a database that the stack creates"),
+    ("kubernetes", {**EXISTING, "postgresImage": "postgres:16.1"}, "postgresImage applies only to a database that"),
+    (
+        "kubernetes",
+        {**EXISTING, "databasePassword": "pw"},
+        "databasePassword applies only to a database that the stack creates",
+    ),
     ("kubernetes", {"egressCidrs": ["DNS"]}, "egressCidrs takes ranges of addresses, such as 10.0.0.0/8, and dns for"),
     ("kubernetes", {"egressCidrs": "10.0.0.0/8"}, "egressCidrs takes a list; it is '10.0.0.0/8'"),
     ("kubernetes", {"storageSize": "ten"}, "storageSize takes a Kubernetes quantity, such as 500m, 20 or 64Gi"),
@@ -70,7 +86,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("kubernetes", {"quotaMemory": "12Gb"}, "quotaMemory takes a Kubernetes quantity"),
     ("kubernetes", {"quotaPods": "many"}, "quotaPods takes a whole number"),
     ("kubernetes", {"namespace": "My_App"}, "namespace takes at most 63 lower-case letters, digits and -"),
-    ("kubernetes", {"sandboxNamespace": "one", "namespace": "one"}, "sandboxNamespace takes another namespace than"),
+    ("kubernetes", {"sandboxNamespace": "one", "namespace": "one"}, "sandboxNamespace must differ from the app's"),
     ("kubernetes", {"requesterNamespaces": ["a", "B"]}, "requesterNamespaces takes at most 63 lower-case letters"),
     ("kubernetes", {"requesterNamespaces": ["a", "a"]}, "requesterNamespaces takes each namespace once, and none of"),
     ("kubernetes", {"requesterNamespaces": ["b"], "namespace": "b"}, "requesterNamespaces takes each namespace once"),
@@ -78,7 +94,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (
         "kubernetes",
         {"monitoringNamespace": "b", "sandboxNamespace": "b"},
-        "monitoringNamespace takes another namespace",
+        "monitoringNamespace must differ from the sandboxes'",
     ),
     (
         "kubernetes",
@@ -111,7 +127,7 @@ def test_an_image_by_a_versions_tag_or_a_digest_is_taken(image: str) -> None:
 
 @pytest.mark.parametrize("stack", ["Prod_1", "p" * 27])
 def test_a_stacks_name_that_is_no_part_of_a_name_in_the_cluster_is_refused(deploy: Deploy, stack: str) -> None:
-    words = f"the stack's name '{stack}' is no part of a Kubernetes name: choose one of .* at most 26 characters"
+    words = f"the stack's name '{stack}' cannot be part of a Kubernetes name: use .* at most 26 characters"
     with pytest.raises(ConfigError, match=words):
         deploy(CLUSTER | {"namespace": "one", "sandboxNamespace": "two"}, stack=stack)
 
@@ -129,7 +145,7 @@ def test_a_password_that_stands_in_clear_in_the_stacks_file_is_refused(
 ) -> None:
     with pytest.raises(ConfigError) as raised:
         deploy(CLUSTER | others | {key: EXISTING["databaseUrl"]}, secrets=())
-    assert f"{key} stands in clear in the stack's file: take it out there, and set it by pulumi config set" in str(
+    assert f"{key} is in plain text in the stack's file: remove it there, and set it with pulumi config set" in str(
         raised.value
     )
     assert "me:pw" not in str(raised.value)
@@ -185,7 +201,9 @@ def test_a_default_that_only_the_schema_changes_is_not_taken_for_a_key_that_the_
     configure({**CLUSTER, "createLimits": False, "httpPort": 3001, "quotaPods": 501}, "it", ())
     try:
         assert Config.read(schema).quota_pods == 501
-        with pytest.raises(ConfigError, match=r"httpPort is for target docker alone\n.*quotaPods is for the Resource"):
+        with pytest.raises(
+            ConfigError, match=r"httpPort applies only to the target docker\n.*quotaPods needs a Resource"
+        ):
             Config.read()
     finally:
         pulumi.runtime.reset_options()
@@ -195,7 +213,9 @@ def test_a_key_of_the_provider_that_the_program_does_not_read_is_refused() -> No
     configure({"target": "docker"}, "it", ())
     pulumi.runtime.set_config("docker:host", "tcp://127.0.0.1:2375")
     try:
-        with pytest.raises(ConfigError, match="docker:host would send the provider to an engine that is not asked"):
+        with pytest.raises(
+            ConfigError, match="docker:host would send the provider to an engine that the preflight does not check"
+        ):
             Config.read()
     finally:
         pulumi.runtime.reset_options()

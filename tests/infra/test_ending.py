@@ -188,7 +188,7 @@ def living(at: Location) -> list[Any]:
 def test_where_what_drains_is_unknown_a_destroy_says_so_and_without_a_drain_all_ends_the_same(at: Location) -> None:
     controllers(at, 1)
     a_job(at)
-    words = "what drains is not known any more: pulumi up --refresh --run-program --stack it"
+    words = "is made of .an `up` was interrupted.. Run `pulumi up --refresh --run-program --stack it`"
     with pytest.raises(EndRefusedError, match=words):
         drain(at, None)
     assert replicas(at) == 1
@@ -375,7 +375,7 @@ def test_a_destroy_that_does_not_know_any_more_what_drains_is_refused_with_what_
         known.set_result(False)
         await DockerEnd(f"it-{uuid4().hex[:8]}", ENDING, pulumi.Output(set(), value, known)).drain()
 
-    words = "what drains is not known any more: pulumi up --refresh --run-program --stack it"
+    words = "is made of .an `up` was interrupted.. Run `pulumi up --refresh --run-program --stack it`"
     with pytest.raises(EndRefusedError, match=words):
         asyncio.run(end())
 

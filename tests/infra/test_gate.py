@@ -110,7 +110,7 @@ def test_a_key_that_was_changed_since_the_last_up_ends_no_other_sandboxes(prod: 
     assert kept == {"name": "ci-fixer-sandbox-prod", **where}
     with pytest.raises(EndRefusedError) as raised:
         asyncio.run(hooks["drain"](step({**kept, "namespace": "former"}, {})))
-    assert "namespace was 'former' when `up` last came to its end, and is 'ci-fixer-sandbox-prod'" in str(raised.value)
+    assert "namespace was 'former' at the last complete `up`, and is 'ci-fixer-sandbox-prod' now" in str(raised.value)
     assert "pulumi config set --stack prod namespace 'former'" in str(raised.value)
     with pytest.raises(EndRefusedError, match=r"nothing was deleted: name was 'another'.*pulumi stack rename"):
         asyncio.run(hooks["drain"](step({**kept, "name": "another"}, {})))

@@ -34,7 +34,7 @@ def test_a_rule_refuses_what_it_names_and_nothing_else(fault: str, kind: str, pr
 
 def test_a_mount_of_the_node_is_refused_twice() -> None:
     assert violations(DEPLOYMENT, deployment(volumes=[{"name": "h", "hostPath": {"path": "/etc"}}])) == [
-        "restricted_pods: the volume h is no kind that is allowed",
+        "restricted_pods: the volume h is not of an allowed kind",
         "no_host_access: the volume h mounts the node's /etc",
     ]
 

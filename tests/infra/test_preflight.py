@@ -430,7 +430,7 @@ def test_every_right_that_is_missing_is_told_at_once_with_where_to_look(
     assert in_boxes.startswith(f"the context's user may not, in namespace {somebody.boxes}: ")
     assert "create, patch, delete limitranges" in in_boxes.replace("get, list, watch, ", "")
     assert "createLimits false leaves them to it" in limits
-    assert section == "what to ask for is written in docs/stacks.md, Rights"
+    assert section == "the rights to ask for are in docs/stacks.md, Rights"
 
 
 def test_whoever_may_grant_what_he_has_not_needs_no_rights_on_sandboxes(
@@ -461,7 +461,7 @@ def test_an_admin_of_two_namespaces_needs_no_more(
     found = find_cluster(config(**of(somebody), jobOptions={"priorityClassName": "not-for-us-to-see"}))
     assert (found.faults, found.limits) == ((), False)
     (warning,) = found.warnings
-    assert warning.startswith(f"no LimitRange and no ResourceQuota is made in namespace {somebody.boxes}, where")
+    assert warning.startswith(f"may not create a LimitRange or ResourceQuota in namespace {somebody.boxes}, where")
     meant = find_cluster(config(**of(somebody), createLimits=False))
     assert (meant.faults, meant.limits, meant.warnings) == ((), False, ())
     wanted = find_cluster(config(**of(somebody), quotaPods=20))  # a key without effect is a fault

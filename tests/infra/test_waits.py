@@ -110,10 +110,10 @@ def check(status: str, code: int = 0, output: str = "") -> dict[str, Any]:
 NO_RIGHT = "run: no right to use the Docker engine (Permission denied): join the group that owns its socket"
 CONTAINERS: list[tuple[SeenContainer, str | None, float | None]] = [
     (container(**check("healthy")), None, None),
-    (container(), "it runs, and has not passed its check yet: its log is empty", None),
+    (container(), "it runs, and has not passed its health check yet: its log is empty", None),
     (
         container(**check("unhealthy", 1, "the database does not answer\n"), lines=["12:00 info    up"]),
-        "it runs, and its check fails (the database does not answer): 12:00 info    up",
+        "it runs, and its health check fails (the database does not answer): 12:00 info    up",
         None,
     ),
     (container("restarting", 1, [NO_RIGHT], ExitCode=1), f"it ended, and is started again: {NO_RIGHT}", None),
@@ -234,7 +234,7 @@ WORKLOADS: list[tuple[str, SeenWorkload, str | None, float]] = [
             deployment(replicas=1) | {"status": {"observedGeneration": 2, "replicas": 2}},
             [pod(**says(RUNS, ready=True))],
         ),
-        "pods of the revision before still end",
+        "pods of the previous revision are still ending",
         float("inf"),
     ),
     ("too few", SeenWorkload(deployment(2), [pod(**says(RUNS, ready=True))]), "1 of 2 pods are ready", float("inf")),
@@ -303,26 +303,25 @@ WORKLOADS: list[tuple[str, SeenWorkload, str | None, float]] = [
     (
         "a quota",
         SeenWorkload(deployment(), [], [event("FailedCreate", f"(combined from similar events): {FORBIDDEN}", "rs-2")]),
-        "its pods are not let in: Error creating: pods are forbidden: exceeded quota: q, requested: pods=1,"
-        " used: pods=6",
+        "its pods are rejected: Error creating: pods are forbidden: exceeded quota: q, requested: pods=1, used: pods=6",
         20,
     ),
     (
         "no such class",
         SeenWorkload(DATABASE, [pod(conditions=[NO_NODE])], [NO_CLASS], [CLAIM]),
-        'its volume data is not made: storageclass.storage.k8s.io "fast" not found',
+        'its volume data is not provisioned: storageclass.storage.k8s.io "fast" not found',
         20,
     ),
     (
         "a volume that waits for its pod",
         SeenWorkload(DATABASE, [pod(conditions=[NO_NODE])], [], [CLAIM]),
-        "pod app-1 has no node: 0/1 nodes are available",
+        "pod app-1 is not scheduled: 0/1 nodes are available",
         float("inf"),
     ),
     (
         "no scheduler",
         SeenWorkload(deployment(), [pod(conditions=[{"type": "PodScheduled", "status": "False"}])]),
-        "pod app-1 has no node: no scheduler has seen it",
+        "pod app-1 is not scheduled: no scheduler has seen it",
         float("inf"),
     ),
     (

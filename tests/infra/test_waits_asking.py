@@ -90,7 +90,7 @@ def test_a_migration_that_has_ended_well_is_not_started_again(engine: Canned) ->
 
 def test_a_container_that_is_gone_is_said_to_be(engine: Canned) -> None:
     for wait in (EngineWaits().healthy, EngineWaits().ended_well):
-        with pytest.raises(NotReadyError, match="it is there no more: `pulumi up --refresh --run-program`"):
+        with pytest.raises(NotReadyError, match="it no longer exists: `pulumi up --refresh --run-program`"):
             asyncio.run(wait(CONTAINER))
 
 
@@ -189,7 +189,7 @@ def test_what_was_refused_before_the_wait_began_is_no_reason(
 
     monkeypatch.setattr(pulumi.log, "info", mended)
     asks(WORKLOAD | {"kind": "StatefulSet"})
-    assert told == ["waiting for StatefulSet app (0 s): its pods are not let in: quota of today"]
+    assert told == ["waiting for StatefulSet app (0 s): its pods are rejected: quota of today"]
 
 
 def test_without_a_right_to_events_and_logs_the_rest_is_told(cluster: Canned) -> None:
@@ -208,9 +208,9 @@ def test_without_a_right_to_events_and_logs_the_rest_is_told(cluster: Canned) ->
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (404, "it is there no more: `pulumi up --refresh --run-program`"),
+        (404, "it no longer exists: `pulumi up --refresh --run-program`"),
         (500, r"the cluster at http://\S+ \(context it\) says: status 500 \(500\)"),
-        (b"<html>", r"the cluster at http://\S+ \(context it\) answers with something else than JSON"),
+        (b"<html>", r"the cluster at http://\S+ \(context it\) answers with something other than JSON"),
     ],
 )
 def test_a_cluster_that_does_not_answer_as_it_should_is_named(cluster: Canned, answer: Any, words: str) -> None:

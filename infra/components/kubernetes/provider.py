@@ -32,12 +32,12 @@ def cluster_provider(cluster: Cluster, stack: str, passed: pulumi.Resource) -> k
 
 
 def _same(created_on: str, cluster: Cluster, stack: str) -> str:
-    """On another cluster Pulumi would create everything anew, and then delete there the objects of the old names."""
+    """On another cluster Pulumi would create everything again, and then delete there the objects of the old names."""
     if created_on == cluster.uid:
         return created_on
-    anew = f"pulumi stack rm --force --preserve-config {stack} && pulumi stack init {stack}"
+    again = f"pulumi stack rm --force --preserve-config {stack} && pulumi stack init {stack}"
     raise PreflightError(
         f"stack {stack} belongs to the cluster whose kube-system has the uid {created_on}, and the context"
         f" {cluster.context} is another ({cluster.uid}): set kubeContext to one of that cluster."
-        f" To move the stack, destroy it there first; if that cluster is gone: {anew}"
+        f" To move the stack, destroy it there first; if that cluster is gone: {again}"
     )
