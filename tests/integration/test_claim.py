@@ -151,7 +151,7 @@ def test_eight_claimers_at_once_never_go_over_the_limit_and_never_take_a_row_twi
         assert len(claimed) == len(set(claimed)) == 150
 
 
-def test_two_controllers_claim_2000_rows_each_row_once(database: str) -> None:
+async def test_two_controllers_claim_2000_rows_each_row_once(database: str) -> None:
     async def work(me: str) -> list[tuple[UUID, int]]:
         async with opened(database, me) as store:
             mine: list[tuple[UUID, int]] = []
@@ -161,9 +161,9 @@ def test_two_controllers_claim_2000_rows_each_row_once(database: str) -> None:
 
     with connect(database) as owner:
         insert_many(owner, 2000, tenants=3)
-        parts = together([partial(asyncio.run, work(me)) for me in "ab"])
-        claimed = parts[0] + parts[1]
-        assert len(claimed) == len({one for one, _ in claimed}) == 2000
+        one, other = await asyncio.gather(*(work(me) for me in "ab"))
+        claimed = one + other
+        assert len(claimed) == len({sandbox for sandbox, _ in claimed}) == 2000
         assert {epoch for _, epoch in claimed} == {1}
 
 
@@ -250,26 +250,21 @@ def test_claims_whose_reply_was_lost_are_taken_back(owner: Connection) -> None:
     assert row(owner, others)["claimed_by"] == "other"
 
 
-def test_a_lost_claim_reply_raises_and_the_rows_come_back(database: str) -> None:
-    async def go() -> None:
-        async with opened(database) as store:
-            with connect(database) as owner, connect(database) as killer:
-                insert_many(owner, 5)
-                with (
-                    owner.transaction()
-                ):  # the claim waits behind this lock, claims nothing yet, and loses its connection
-                    owner.execute("lock table sandbox_claim_turn in exclusive mode")
-                    claiming = asyncio.create_task(store.claim(10, 100, 60))
-                    await asyncio.to_thread(until, killer, WAITS_FOR_LOCK)
-                    kill_controllers(killer)
-                    with pytest.raises(DatabaseUnavailableError):
-                        await claiming
-                claim(owner)  # as if it had been done before the connection went
-            [*back] = await store.take_over(10, 60, held=[])
-            assert len(back) == 5
-            assert {each.row.epoch for each in back} == {2}
-
-    asyncio.run(go())
+async def test_a_lost_claim_reply_raises_and_the_rows_come_back(database: str) -> None:
+    async with opened(database) as store:
+        with connect(database) as owner, connect(database) as killer:
+            insert_many(owner, 5)
+            with owner.transaction():  # the claim waits behind this lock, claims nothing yet, and loses its connection
+                owner.execute("lock table sandbox_claim_turn in exclusive mode")
+                claiming = asyncio.create_task(store.claim(10, 100, 60))
+                await asyncio.to_thread(until, killer, WAITS_FOR_LOCK)
+                kill_controllers(killer)
+                with pytest.raises(DatabaseUnavailableError):
+                    await claiming
+            claim(owner)  # as if it had been done before the connection went
+        [*back] = await store.take_over(10, 60, held=[])
+        assert len(back) == 5
+        assert {each.row.epoch for each in back} == {2}
 
 
 def test_locked_rows_are_skipped_and_starve_nobody(database: str, owner: Connection) -> None:
@@ -316,21 +311,17 @@ def test_no_tenant_waits_for_ever(count: int, owner: Connection) -> None:
     assert len(seen) == 4 * count
 
 
-def test_order_of_age_is_the_order_of_insert(database: str) -> None:
-    async def go() -> list[UUID]:
-        async with opened(database) as store:
-            return [(await store.claim(1, 100, 60))[0].row.id for _ in range(5)]
+async def test_order_of_age_is_the_order_of_insert(database: str, owner: Connection) -> None:
+    made = [insert(owner) for _ in range(5)]  # all at the same instant
+    async with opened(database) as store:
+        assert [(await store.claim(1, 100, 60))[0].row.id for _ in range(5)] == made
+    seqs = [row(owner, each)["seq"] for each in made]
+    assert all(first < second for first, second in pairwise(seqs))
 
+
+async def test_another_attempt_is_a_new_claim_of_its_own(database: str) -> None:
     with connect(database) as owner:
-        clock(owner, 0)  # all at the same instant
-        made = [insert(owner) for _ in range(5)]
-        assert asyncio.run(go()) == made
-        seqs = [row(owner, each)["seq"] for each in made]
-        assert all(first < second for first, second in pairwise(seqs))
-
-
-def test_another_attempt_is_a_new_claim_of_its_own(database: str) -> None:
-    async def go() -> None:
+        insert(owner, max_attempts=2)
         async with opened(database) as store:
             [first] = await store.claim(1, 10, 60)
             assert await store.bind(Bind(first.row.key, first.row.epoch, "u"))
@@ -338,17 +329,9 @@ def test_another_attempt_is_a_new_claim_of_its_own(database: str) -> None:
             assert await store.requeue(Ended(first.row.key, "u", bad, counted=True))
             assert await store.retry_due() == 1
             [second] = await store.claim(1, 10, 60)
-            assert (second.row.attempt, second.row.epoch, second.row.failed_attempts, second.row.run_uid) == (
-                2,
-                2,
-                1,
-                None,
-            )
-            assert second.launch.key.name.endswith("-2")
-
-    with connect(database) as owner:
-        insert(owner, max_attempts=2)
-        asyncio.run(go())
+        found = (second.row.attempt, second.row.epoch, second.row.failed_attempts, second.row.run_uid)
+        assert found == (2, 2, 1, None)
+        assert second.launch.key.name.endswith("-2")
         assert one(owner, "select count(*) as n from sandbox_attempts")["n"] == 1
 
 
@@ -371,8 +354,10 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_running_controller_goes_on_when_the_table_changes(change: str, database: str) -> None:
-    async def go(owner: Connection) -> None:
+async def test_a_running_controller_goes_on_when_the_table_changes(change: str, database: str) -> None:
+    with connect(database) as owner:
+        owner.execute("alter table sandboxes add column extra text")
+        owner.execute("create function touched() returns trigger language plpgsql as 'begin return new; end'")
         async with asyncio.timeout(60), opened(database, size=2) as store:
             for number in range(24):  # past the number at which the driver and plpgsql keep a plan
                 if number == 12:
@@ -385,11 +370,6 @@ def test_a_running_controller_goes_on_when_the_table_changes(change: str, databa
                 assert await store.owned_rows()
                 await store.take_over(10, 60)
                 await store.forget()
-
-    with connect(database) as owner:
-        owner.execute("alter table sandboxes add column extra text")
-        owner.execute("create function touched() returns trigger language plpgsql as 'begin return new; end'")
-        asyncio.run(go(owner))
 
 
 def refuse_one(owner: Connection, doomed: UUID) -> None:
@@ -483,16 +463,12 @@ def test_no_login_can_set_the_clock(role: str, database: str) -> None:
         assert claim(owner)
 
 
-def test_a_claimed_row_that_cannot_be_read_ends_and_the_others_go_on(database: str, owner: Connection) -> None:
+async def test_a_claimed_row_that_cannot_be_read_ends_and_the_others_go_on(database: str, owner: Connection) -> None:
     """However it came to be so: here a rule was dropped."""
-
-    async def go() -> None:
-        async with opened(database) as store:
-            assert {each.row.id for each in await store.claim(10, 100, 60)} == {good}
-
     owner.execute('alter table sandboxes drop constraint "env must be an object of at most 65,536 bytes"')
     bad, good = insert(owner, env="[1]"), insert(owner)
-    asyncio.run(go())
+    async with opened(database) as store:
+        assert {each.row.id for each in await store.claim(10, 100, 60)} == {good}
     found = row(owner, bad)
     assert (found["state"], found["reason"]) == ("failed", "InvalidRequest")
     assert found["message"] == "the row cannot be read: env is not an object"

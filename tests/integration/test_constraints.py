@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from uuid import UUID, uuid4
 
@@ -14,12 +13,6 @@ from tests.support.corpus import NUMBERS, REFUSED, TAKEN
 from tests.support.database import Connection, at, clock, connect, insert, one, row
 
 ROLES = pytest.mark.parametrize("role", ["sandbox_requester", None], ids=["requester", "owner"])
-
-
-@pytest.fixture
-def owner(database: str) -> Iterator[Connection]:
-    with connect(database) as connection:
-        yield connection
 
 
 @ROLES

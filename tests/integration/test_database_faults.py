@@ -170,7 +170,7 @@ def check_outcomes(operator: Connection, asked: dict[UUID, int], caplog: pytest.
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_fault_of_the_database_costs_an_outcome_or_an_output(
+async def test_no_fault_of_the_database_costs_an_outcome_or_an_output(
     fault: str, database: str, operator: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, told = FAULTS[fault]
@@ -180,10 +180,10 @@ def test_no_fault_of_the_database_costs_an_outcome_or_an_output(
         await until_told(caplog, told, 3 if fault != "sessions are ended" else 1)
         make(operator, False)
 
-    check_outcomes(operator, asyncio.run(ask_and_hurt(as_controller(database), database, hurt)), caplog)
+    check_outcomes(operator, await ask_and_hurt(as_controller(database), database, hurt), caplog)
 
 
-def test_short_spells_of_only_reading_cost_no_output(
+async def test_short_spells_of_only_reading_cost_no_output(
     database: str, operator: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Shorter than a statement's pause before its next try, while outcomes come in."""
@@ -194,10 +194,10 @@ def test_short_spells_of_only_reading_cost_no_output(
             await until_told(caplog, "only reads", spell)
             only_reads(operator, False)
 
-    check_outcomes(operator, asyncio.run(ask_and_hurt(as_controller(database), database, hurt)), caplog)
+    check_outcomes(operator, await ask_and_hurt(as_controller(database), database, hurt), caplog)
 
 
-def test_an_output_that_the_database_cannot_hold_is_left_out_and_its_row_says_so(
+async def test_an_output_that_the_database_cannot_hold_is_left_out_and_its_row_says_so(
     database: str, operator: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The others, written in the same statement, keep theirs."""
@@ -205,7 +205,7 @@ def test_an_output_that_the_database_cannot_hold_is_left_out_and_its_row_says_so
 
     async def nothing() -> None: ...
 
-    asked = asyncio.run(ask_and_hurt(as_controller(database), database, nothing))
+    asked = await ask_and_hurt(as_controller(database), database, nothing)
     rows = {asked[each["id"]]: each for each in operator.execute("select * from sandbox_results").fetchall()}
     assert (rows[7]["output"], rows[7]["exit_code"], rows[7]["state"]) == (None, 7, "failed")
     assert rows[7]["message"] == (
@@ -215,19 +215,15 @@ def test_an_output_that_the_database_cannot_hold_is_left_out_and_its_row_says_so
     assert all(each["output"] == f"precious {n}\n" for n, each in rows.items() if n != 7)
 
 
-def test_a_refused_write_is_told_by_its_name_with_its_sandbox(
+async def test_a_refused_write_is_told_by_its_name_with_its_sandbox(
     database: str, operator: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     sandbox = insert(operator)
     operator.execute("revoke insert on sandbox_attempts from sandbox_controller")
-
-    async def go() -> None:
-        async with control(as_controller(database), MemoryBackend()):
-            await until_told(caplog, "action failed, retrying", 2)
-            operator.execute("grant insert on sandbox_attempts to sandbox_controller")
-            await asyncio.to_thread(until, operator, "select cleaned_at is not null from sandboxes")
-
-    asyncio.run(go())
+    async with control(as_controller(database), MemoryBackend()):
+        await until_told(caplog, "action failed, retrying", 2)
+        operator.execute("grant insert on sandbox_attempts to sandbox_controller")
+        await asyncio.to_thread(until, operator, "select cleaned_at is not null from sandboxes")
     told = [record.__dict__["fields"] for record in caplog.records if record.levelno >= logging.WARNING]
     assert {(fields["sandbox"], str(fields["error"])) for fields in told} == {
         (
@@ -238,23 +234,20 @@ def test_a_refused_write_is_told_by_its_name_with_its_sandbox(
 
 
 @pytest.mark.parametrize("condition", ["disk_full", "query_canceled", "deadlock_detected"])
-def test_one_row_that_the_database_has_no_room_for_holds_up_no_other(
+async def test_one_row_that_the_database_has_no_room_for_holds_up_no_other(
     condition: str, database: str, operator: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def go() -> None:
-        async with control(as_controller(database), MemoryBackend()):
-            ids = {insert(operator, command=f"echo precious {n}; sleep 0.5; exit {n}"): n for n in range(30)}
-            others = "select count(*) = 29 from sandboxes where cleaned_at is not null"
-            await asyncio.to_thread(until, operator, others, None, 20.0)
-            raising(operator, False, condition)
-            await asyncio.to_thread(until, operator, "select count(*) = 30 from sandboxes where cleaned_at is not null")
-        check_outcomes(operator, ids, caplog)
-
     raising(operator, True, condition, "new.output like '%precious 7%'")
-    asyncio.run(go())
+    async with control(as_controller(database), MemoryBackend()):
+        ids = {insert(operator, command=f"echo precious {n}; sleep 0.5; exit {n}"): n for n in range(30)}
+        others = "select count(*) = 29 from sandboxes where cleaned_at is not null"
+        await asyncio.to_thread(until, operator, others, None, 20.0)
+        raising(operator, False, condition)
+        await asyncio.to_thread(until, operator, "select count(*) = 30 from sandboxes where cleaned_at is not null")
+    check_outcomes(operator, ids, caplog)
 
 
-def test_a_rule_that_refuses_one_row_its_end_holds_up_no_other(
+async def test_a_rule_that_refuses_one_row_its_end_holds_up_no_other(
     database: str, operator: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A trigger of the application's on `sandboxes`: the leases, the cancels and the queue go on."""
@@ -268,16 +261,12 @@ def test_a_rule_that_refuses_one_row_its_end_holds_up_no_other(
     operator.execute("insert into sandbox_tenants (name, max_running) values ('kept', 0)")
     kept = insert(operator, tenant="kept")
     operator.execute("update sandboxes set cancel_requested_at = now() where id = %s", [kept])
-
-    async def go() -> None:
-        async with control(as_controller(database), MemoryBackend()):
-            await until_told(caplog, "the statement cancel_queued cannot be done: not this one (raise exception)", 2)
-            long = insert(operator, command="sleep 1000")
-            await asyncio.to_thread(until, operator, "select state = 'running' from sandboxes where id = %s", [long])
-            operator.execute("update sandboxes set cancel_requested_at = now() where id = %s", [long])
-            await asyncio.to_thread(until, operator, "select state = 'cancelled' from sandboxes where id = %s", [long])
-
-    asyncio.run(go())
+    async with control(as_controller(database), MemoryBackend()):
+        await until_told(caplog, "the statement cancel_queued cannot be done: not this one (raise exception)", 2)
+        long = insert(operator, command="sleep 1000")
+        await asyncio.to_thread(until, operator, "select state = 'running' from sandboxes where id = %s", [long])
+        operator.execute("update sandboxes set cancel_requested_at = now() where id = %s", [long])
+        await asyncio.to_thread(until, operator, "select state = 'cancelled' from sandboxes where id = %s", [long])
 
 
 def test_a_requester_follows_a_sandbox_through_a_spell_of_only_reading(database: str, operator: Connection) -> None:
@@ -300,7 +289,7 @@ def test_a_requester_follows_a_sandbox_through_a_spell_of_only_reading(database:
     assert operator.execute("select from sandboxes where cancel_requested_at is not null").rowcount == 1
 
 
-def test_a_controller_that_starts_while_the_database_only_reads_waits_for_it(
+async def test_a_controller_that_starts_while_the_database_only_reads_waits_for_it(
     database: str, operator: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Until it writes, or until the controller is told to stop."""
@@ -321,8 +310,8 @@ def test_a_controller_that_starts_while_the_database_only_reads_waits_for_it(
         async with asyncio.timeout(WELL_SECONDS):
             await serving
 
-    asyncio.run(go(ends=False))
-    asyncio.run(go(ends=True))
+    await go(ends=False)
+    await go(ends=True)
 
 
 def test_a_verb_that_has_to_write_says_in_one_sentence_that_the_database_only_reads(
@@ -356,14 +345,14 @@ def as_standby(postgres: Postgres, on: bool) -> None:
 
 
 @pytest.mark.parametrize("make", [all_of_the_server, as_standby])
-def test_a_server_that_only_reads_for_a_while_costs_nothing(
+async def test_a_server_that_only_reads_for_a_while_costs_nothing(
     make: Callable[[Postgres, bool], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     postgres = Postgres(tmp_path / "postgres")
 
-    def reads_only() -> str:
+    async def reads_only() -> str:
         with pytest.raises(DatabaseUnavailableError) as caught:
-            asyncio.run(check_schema(postgres.url))
+            await check_schema(postgres.url)
         return str(caught.value)
 
     try:
@@ -372,10 +361,10 @@ def test_a_server_that_only_reads_for_a_while_costs_nothing(
         async def hurt() -> None:
             await asyncio.to_thread(make, postgres, True)
             await until_told(caplog, "only reads", 3)
-            assert (await asyncio.to_thread(reads_only)).startswith("the database only reads")
+            assert (await reads_only()).startswith("the database only reads")
             await asyncio.to_thread(make, postgres, False)
 
-        asked = asyncio.run(ask_and_hurt(postgres.url, postgres.url, hurt))
+        asked = await ask_and_hurt(postgres.url, postgres.url, hurt)
         with connect(postgres.url) as operator:
             check_outcomes(operator, asked, caplog)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import psycopg
 import pytest
@@ -12,7 +12,7 @@ from controller.app import assemble
 from controller.db import listener as listening
 from controller.db.listener import listen
 from controller.settings import Settings
-from tests.support.database import Connection, ask, connect, insert, insert_many, one, until
+from tests.support.database import Connection, ask, insert, insert_many, one, until
 from tests.support.memory_backend import MemoryBackend
 from tests.support.proxy import Proxy
 
@@ -20,12 +20,6 @@ LISTENS = (
     "select count(*) = 1 from pg_stat_activity"
     " where application_name = 'sandbox-listener' and datname = current_database() and state = 'idle'"
 )
-
-
-@pytest.fixture
-def owner(database: str) -> Iterator[Connection]:
-    with connect(database) as connection:
-        yield connection
 
 
 def with_listener(

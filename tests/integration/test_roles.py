@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -50,12 +49,6 @@ CALLS = {
 }
 ROLES = pytest.mark.parametrize("role", ["sandbox_requester", "sandbox_controller"])
 DENIED = psycopg.errors.InsufficientPrivilege
-
-
-@pytest.fixture
-def owner(database: str) -> Iterator[Connection]:
-    with connect(database) as connection:
-        yield connection
 
 
 def column_rights(connection: Connection, role: str) -> dict[tuple[str, str], set[str]]:
