@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.control import Table, table
 from tests.support.database import Connection, connect
+from tests.support.engines import Engine, Watched
 
 
 @pytest.fixture
@@ -22,3 +23,10 @@ def owner(database: str) -> Iterator[Connection]:
     """A connection of the database's owner."""
     with connect(database) as connection:
         yield connection
+
+
+@pytest.fixture
+async def watched(engine: Engine) -> AsyncIterator[Watched]:
+    """A backend on the test's own engine, open and observed."""
+    async with engine.backend() as watched:
+        yield watched

@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from controller.errors import (
     SandboxError,
     TransientEngineError,
 )
-from controller.protocol.model import Key, Launch, Listing, ObservedRun, Outcome, Phase, Reason, State
-from tests.support.engines import SHELL_IMAGE, Engine, Watched, make_engine
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Phase, Reason, State
+from tests.support.engines import SHELL_IMAGE, Engine, Watched, ended, make_engine
 
 REGISTRY = "localhost:5000"
 SOCKET = "/var/run/docker.sock"
@@ -70,24 +70,6 @@ def image(request: pytest.FixtureRequest, engine: Engine) -> Iterator[str]:
     docker("rmi", "-f", tag)
 
 
-def on(engine: Engine, test: Callable[[Watched], Awaitable[None]]) -> None:
-    """Runs a test on a backend that is checked and observed."""
-
-    async def go() -> None:
-        async with engine.backend() as watched:
-            await test(watched)
-
-    asyncio.run(go())
-
-
-async def ended(watched: Watched, launch: Launch) -> tuple[ObservedRun, Outcome, bytes]:
-    """Runs it to its end; how it ended and all its output."""
-    seen = await watched.run(launch)
-    assert seen.outcome is not None
-    output = await watched.backend.output(launch.key, seen.run_uid, 1 << 20)
-    return seen, seen.outcome, output.tail
-
-
 async def look_anew(engine: Engine, key: Key) -> ObservedRun:
     """What another controller sees of that attempt, in its first listing."""
     backend = engine.connect()
@@ -110,8 +92,8 @@ async def until(what: str, true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.05)
 
 
-def test_its_identity_is_the_engines(engine: Engine) -> None:
-    identity = asyncio.run(checked(engine.connect(), engine))
+async def test_its_identity_is_the_engines(engine: Engine) -> None:
+    identity = await checked(engine.connect(), engine)
     assert identity == f"docker:{docker('info', '--format', '{{.ID}}')}"
 
 
@@ -123,23 +105,23 @@ async def checked(backend: Any, engine: Engine) -> str:
 
 
 @pytest.mark.parametrize("url", ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:1", "nonsense", "tcp://x:999999"])
-def test_without_an_engine_it_says_what_to_do(engine: Engine, url: str) -> None:
+async def test_without_an_engine_it_says_what_to_do(engine: Engine, url: str) -> None:
     with pytest.raises(BackendUnavailableError, match="DOCKER_HOST"):
-        asyncio.run(checked(DockerBackend(SHELL_IMAGE, url), engine))
+        await checked(DockerBackend(SHELL_IMAGE, url), engine)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without the right to the socket")
-def test_without_the_right_it_says_what_to_do(engine: Engine) -> None:
+async def test_without_the_right_it_says_what_to_do(engine: Engine) -> None:
     backend = DockerBackend(SHELL_IMAGE, f"unix://{SOCKET}")
     os.seteuid(65534)
     try:
         with pytest.raises(BackendUnavailableError, match="group"):
-            asyncio.run(checked(backend, engine))
+            await checked(backend, engine)
     finally:
         os.seteuid(0)
 
 
-def test_a_sandbox_can_do_little(engine: Engine) -> None:
+async def test_a_sandbox_can_do_little(engine: Engine, watched: Watched) -> None:
     command = """
     id -u; id -g
     grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status
@@ -148,30 +130,22 @@ def test_a_sandbox_can_do_little(engine: Engine) -> None:
     pwd; echo x > file && chmod +x file && cat file; cat /proc/self/oom_score_adj
     dd if=/dev/zero of=/work/big bs=1M count=64 2>/dev/null || echo full
     """
-
-    async def test(watched: Watched) -> None:
-        _, outcome, output = await ended(watched, engine.launch(command))
-        assert outcome.state is State.SUCCEEDED
-        words = b"1000 1000 CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 lo /work x 500 full"
-        assert output.split() == words.split()
-
-    on(engine, test)
+    _, outcome, output = await ended(watched, engine.launch(command))
+    assert outcome.state is State.SUCCEEDED
+    words = b"1000 1000 CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 lo /work x 500 full"
+    assert output.split() == words.split()
 
 
 @pytest.mark.parametrize("image", [TWISTED], indirect=True)
-def test_an_image_sets_nothing_that_matters(engine: Engine, image: str) -> None:
+async def test_an_image_sets_nothing_that_matters(engine: Engine, image: str, watched: Watched) -> None:
     command = "id -u; dd if=/dev/zero of=/data/x bs=1M count=100 2>/dev/null || echo bounded; sleep 2; ls /work; exit 5"
-
-    async def test(watched: Watched) -> None:
-        seen, outcome, output = await ended(watched, engine.launch(command, image=image, memory_mib=256))
-        assert outcome.exit_code == 5
-        assert output == b"1000\nbounded\n"
-        volumes = docker("inspect", seen.run_uid, "--format", "{{range .Mounts}}{{.Name}} {{end}}").split()
-        assert len(volumes) == 1
-        await watched.backend.delete(seen.key, seen.run_uid)
-        assert docker("volume", "inspect", *volumes, check=False) == "[]"
-
-    on(engine, test)
+    seen, outcome, output = await ended(watched, engine.launch(command, image=image, memory_mib=256))
+    assert outcome.exit_code == 5
+    assert output == b"1000\nbounded\n"
+    volumes = docker("inspect", seen.run_uid, "--format", "{{range .Mounts}}{{.Name}} {{end}}").split()
+    assert len(volumes) == 1
+    await watched.backend.delete(seen.key, seen.run_uid)
+    assert docker("volume", "inspect", *volumes, check=False) == "[]"
 
 
 WITH_FILES = """
@@ -184,7 +158,9 @@ VOLUME /app /link /outer /outer/inner /empty /hidden /hidden/none /tmp/sub /work
 
 
 @pytest.mark.parametrize("image", [WITH_FILES], indirect=True)
-def test_what_an_image_has_in_its_volumes_is_there_and_nothing_unbounded_is_written(engine: Engine, image: str) -> None:
+async def test_what_an_image_has_in_its_volumes_is_there_and_nothing_unbounded_is_written(
+    engine: Engine, image: str, watched: Watched
+) -> None:
     command = """
     sh /app/run.sh; sh /link/run.sh; cat /outer/file /outer/inner/file /tmp/sub/file /work/sub/file
     grep -c root /etc/passwd; grep -c localhost /etc/hosts; ls -A /empty
@@ -202,17 +178,13 @@ def test_what_an_image_has_in_its_volumes_is_there_and_nothing_unbounded_is_writ
         " 64 /empty/big 64 /none/big 64 /hidden/big"
     )
     own = f"label=installation={engine.installation}"
-
-    async def test(watched: Watched) -> None:
-        for _ in range(2):  # the first looks into the image, the next knows it
-            seen, _, output = await ended(watched, engine.launch(command, image=image, memory_mib=512, disk_mib=128))
-            assert output.decode().split() == words.split()
-            assert docker("volume", "ls", "-q", "--filter", own)
-            await watched.backend.delete(seen.key, seen.run_uid)
-            assert docker("volume", "ls", "-q", "--filter", own) == ""
-            assert docker("ps", "-aq", "--filter", own) == ""
-
-    on(engine, test)
+    for _ in range(2):  # the first looks into the image, the next knows it
+        seen, _, output = await ended(watched, engine.launch(command, image=image, memory_mib=512, disk_mib=128))
+        assert output.decode().split() == words.split()
+        assert docker("volume", "ls", "-q", "--filter", own)
+        await watched.backend.delete(seen.key, seen.run_uid)
+        assert docker("volume", "ls", "-q", "--filter", own) == ""
+        assert docker("ps", "-aq", "--filter", own) == ""
 
 
 MANY = f"""
@@ -223,89 +195,72 @@ VOLUME {" ".join(f"/v/{number}" for number in range(100, 400))}
 
 
 @pytest.mark.parametrize("image", [MANY], indirect=True)
-def test_hundreds_of_volumes_are_bounded_and_leave_nothing(engine: Engine, image: str) -> None:
+async def test_hundreds_of_volumes_are_bounded_and_leave_nothing(engine: Engine, image: str, watched: Watched) -> None:
     command = """
     cat /v/100/file /v/109/file; mount | grep -c ' on /v/'
     touch /v/107/x 2>/dev/null || echo refused
     touch /v/399/x && echo wrote
     """
-
-    async def test(watched: Watched) -> None:
-        seen, _, output = await ended(watched, engine.launch(command, image=image, memory_mib=256))
-        assert output.decode().split() == ["100", "109", "300", "refused", "wrote"]
-        await watched.backend.delete(seen.key, seen.run_uid)
-        assert docker("volume", "ls", "-q", "--filter", f"label=installation={engine.installation}") == ""
-
-    on(engine, test)
+    seen, _, output = await ended(watched, engine.launch(command, image=image, memory_mib=256))
+    assert output.decode().split() == ["100", "109", "300", "refused", "wrote"]
+    await watched.backend.delete(seen.key, seen.run_uid)
+    assert docker("volume", "ls", "-q", "--filter", f"label=installation={engine.installation}") == ""
 
 
 @pytest.mark.parametrize("image", [WITH_FILES], indirect=True)
-def test_volumes_whose_container_somebody_removed_are_cleared_away(engine: Engine, image: str) -> None:
+async def test_volumes_whose_container_somebody_removed_are_cleared_away(
+    engine: Engine, image: str, watched: Watched
+) -> None:
     own = f"label=installation={engine.installation}"
-
-    async def test(watched: Watched) -> None:
-        made = await watched.create(engine.launch("true", image=image))
-        assert len(docker("volume", "ls", "-q", "--filter", own).split()) > 2
-        docker("rm", "-f", made.run_uid)
-        await until("the volumes to be gone", lambda: not docker("volume", "ls", "-q", "--filter", own))
-
-    on(engine, test)
+    made = await watched.create(engine.launch("true", image=image))
+    assert len(docker("volume", "ls", "-q", "--filter", own).split()) > 2
+    docker("rm", "-f", made.run_uid)
+    await until("the volumes to be gone", lambda: not docker("volume", "ls", "-q", "--filter", own))
 
 
-def test_the_state_file_cannot_fill_the_disk(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch(
-            "dd if=/dev/zero of=/.sandbox/state bs=1M count=64 conv=notrunc 2>&1; ls -l /.sandbox/state"
-        )
-        _, outcome, output = await ended(watched, launch)
-        assert outcome.state is State.SUCCEEDED  # its own end fits all the same
-        assert int(output.split()[-5 if output.split()[-1].startswith(b"/") else -1]) <= 17 << 20
-
-    on(engine, test)
+async def test_the_state_file_cannot_fill_the_disk(engine: Engine, watched: Watched) -> None:
+    launch = engine.launch("dd if=/dev/zero of=/.sandbox/state bs=1M count=64 conv=notrunc 2>&1; ls -l /.sandbox/state")
+    _, outcome, output = await ended(watched, launch)
+    assert outcome.state is State.SUCCEEDED  # its own end fits all the same
+    assert int(output.split()[-5 if output.split()[-1].startswith(b"/") else -1]) <= 17 << 20
 
 
-def test_a_restart_by_hand_changes_nothing(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo ran; sleep 1.1; exit 3")
-        seen, outcome, output = await ended(watched, launch)
-        docker("start", "-a", seen.run_uid, check=False)
-        again = await look_anew(engine, launch.key)
-        assert (again.phase, again.outcome) == (Phase.ENDED, outcome)
-        for before, after in ((seen.started_at, again.started_at), (seen.ended_at, again.ended_at)):
-            assert before is not None
-            assert after is not None
-            assert abs((before - after).total_seconds()) < 1.1  # the wrapper's clock has whole seconds
-        assert (await watched.backend.output(launch.key, seen.run_uid, 1000)).tail == output == b"ran\n"
-
-    on(engine, test)
+async def test_a_restart_by_hand_changes_nothing(engine: Engine, watched: Watched) -> None:
+    launch = engine.launch("echo ran; sleep 1.1; exit 3")
+    seen, outcome, output = await ended(watched, launch)
+    docker("start", "-a", seen.run_uid, check=False)
+    again = await look_anew(engine, launch.key)
+    assert (again.phase, again.outcome) == (Phase.ENDED, outcome)
+    for before, after in ((seen.started_at, again.started_at), (seen.ended_at, again.ended_at)):
+        assert before is not None
+        assert after is not None
+        assert abs((before - after).total_seconds()) < 1.1  # the wrapper's clock has whole seconds
+    assert (await watched.backend.output(launch.key, seen.run_uid, 1000)).tail == output == b"ran\n"
 
 
-def test_a_release_that_slept_through_the_whole_run_changes_nothing(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo ran")
-        made = await watched.backend.create(launch, look=False)
-        assert made is not None
-        sleeper, wake = engine.connect(), asyncio.Event()
-        assert isinstance(sleeper, DockerBackend)
-        await sleeper.open(engine.installation)
-        send = sleeper._engine.send
+async def test_a_release_that_slept_through_the_whole_run_changes_nothing(engine: Engine, watched: Watched) -> None:
+    launch = engine.launch("echo ran")
+    made = await watched.backend.create(launch, look=False)
+    assert made is not None
+    sleeper, wake = engine.connect(), asyncio.Event()
+    assert isinstance(sleeper, DockerBackend)
+    await sleeper.open(engine.installation)
+    send = sleeper._engine.send
 
-        async def slow(method: str, path: str, **more: Any) -> None:
-            await wake.wait()
-            await send(method, path, **more)
+    async def slow(method: str, path: str, **more: Any) -> None:
+        await wake.wait()
+        await send(method, path, **more)
 
-        sleeper._engine.send = slow  # type: ignore[method-assign]
-        late = asyncio.create_task(sleeper.release(launch.key, made.run_uid))
-        await watched.backend.release(launch.key, made.run_uid)
-        seen = await watched.reaches(launch.key, Phase.ENDED)
-        wake.set()
-        await late
-        docker("wait", made.run_uid)
-        assert docker("logs", made.run_uid) == "ran"
-        assert (await look_anew(engine, launch.key)).outcome == seen.outcome
-        await sleeper.close()
-
-    on(engine, test)
+    sleeper._engine.send = slow  # type: ignore[method-assign]
+    late = asyncio.create_task(sleeper.release(launch.key, made.run_uid))
+    await watched.backend.release(launch.key, made.run_uid)
+    seen = await watched.reaches(launch.key, Phase.ENDED)
+    wake.set()
+    await late
+    docker("wait", made.run_uid)
+    assert docker("logs", made.run_uid) == "ran"
+    assert (await look_anew(engine, launch.key)).outcome == seen.outcome
+    await sleeper.close()
 
 
 async def half_made(engine: Engine, launch: Launch) -> str:
@@ -328,80 +283,68 @@ async def half_made(engine: Engine, launch: Launch) -> str:
 
 
 @pytest.mark.parametrize("look", [True, False])
-def test_what_a_dead_controller_left_half_made_is_made_anew(engine: Engine, look: bool) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo ran")
-        left = await half_made(engine, launch)
-        if not look:
-            with pytest.raises(TransientEngineError):
-                await watched.backend.create(launch, look=False)
-        made = await watched.backend.create(launch, look=True)
-        assert made is not None
-        assert made.run_uid != left
-        with pytest.raises(RunNotFoundError):
-            await watched.backend.release(launch.key, left)
-        await watched.backend.release(launch.key, made.run_uid)
-        assert (await watched.reaches(launch.key, Phase.ENDED)).run_uid == made.run_uid
-
-    on(engine, test)
-
-
-def test_what_is_half_made_never_runs(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo ran")
-        left = await half_made(engine, launch)
+async def test_what_a_dead_controller_left_half_made_is_made_anew(engine: Engine, look: bool, watched: Watched) -> None:
+    launch = engine.launch("echo ran")
+    left = await half_made(engine, launch)
+    if not look:
+        with pytest.raises(TransientEngineError):
+            await watched.backend.create(launch, look=False)
+    made = await watched.backend.create(launch, look=True)
+    assert made is not None
+    assert made.run_uid != left
+    with pytest.raises(RunNotFoundError):
         await watched.backend.release(launch.key, left)
-        assert (await watched.reaches(launch.key, Phase.NEVER_STARTED)).run_uid == left
-        assert docker("logs", left) == ""
+    await watched.backend.release(launch.key, made.run_uid)
+    assert (await watched.reaches(launch.key, Phase.ENDED)).run_uid == made.run_uid
 
-    on(engine, test)
+
+async def test_what_is_half_made_never_runs(engine: Engine, watched: Watched) -> None:
+    launch = engine.launch("echo ran")
+    left = await half_made(engine, launch)
+    await watched.backend.release(launch.key, left)
+    assert (await watched.reaches(launch.key, Phase.NEVER_STARTED)).run_uid == left
+    assert docker("logs", left) == ""
 
 
 @pytest.mark.parametrize("look", [True, False])
-def test_an_adopted_container_gets_no_second_file(engine: Engine, look: bool) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo ran")
-        made = await watched.backend.create(launch, look=False)
-        assert made == await watched.backend.create(launch, look=look)
-        assert made is not None
-        await watched.backend.release(launch.key, made.run_uid)
-        seen = await watched.reaches(launch.key, Phase.ENDED)
-        assert seen == await watched.backend.create(launch, look=look)
-        docker("start", "-a", made.run_uid, check=False)
-        assert docker("logs", made.run_uid) == "ran"
-
-    on(engine, test)
+async def test_an_adopted_container_gets_no_second_file(engine: Engine, look: bool, watched: Watched) -> None:
+    launch = engine.launch("echo ran")
+    made = await watched.backend.create(launch, look=False)
+    assert made == await watched.backend.create(launch, look=look)
+    assert made is not None
+    await watched.backend.release(launch.key, made.run_uid)
+    seen = await watched.reaches(launch.key, Phase.ENDED)
+    assert seen == await watched.backend.create(launch, look=look)
+    docker("start", "-a", made.run_uid, check=False)
+    assert docker("logs", made.run_uid) == "ran"
 
 
-def test_foreign_containers_are_left_alone(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        launch, other = engine.launch("true"), Key(uuid4(), 1)
-        theirs = labels(other, str(engine.installation))
-        foreign = [
-            foreign_container(launch.key.name, {}),
-            foreign_container(f"copy-{uuid4()}", theirs),
-            foreign_container(f"garbage-{uuid4()}", theirs | {"sandboxId": "../x", "attempt": "9" * 5000}),
-        ]
-        try:
-            with pytest.raises(RequestRejectedError) as refused:
-                await watched.backend.create(launch, look=False)
-            assert refused.value.outcome.reason is Reason.NAME_CONFLICT
-            for uid in foreign:
-                for key in (launch.key, other):
-                    await watched.backend.kill(key, uid)
-                    await watched.backend.delete(key, uid)
-                    await watched.backend.delete(key, None)
-                    with pytest.raises(RunNotFoundError):
-                        await watched.backend.release(key, uid)
-                    with pytest.raises(RunNotFoundError):
-                        await watched.backend.output(key, uid, 10)
-            await watched.lists(lambda listing: not listing.runs)
-            running = docker("ps", "-q", "--no-trunc").split()
-            assert set(foreign) <= set(running)
-        finally:
-            docker("rm", "-f", *foreign)
-
-    on(engine, test)
+async def test_foreign_containers_are_left_alone(engine: Engine, watched: Watched) -> None:
+    launch, other = engine.launch("true"), Key(uuid4(), 1)
+    theirs = labels(other, str(engine.installation))
+    foreign = [
+        foreign_container(launch.key.name, {}),
+        foreign_container(f"copy-{uuid4()}", theirs),
+        foreign_container(f"garbage-{uuid4()}", theirs | {"sandboxId": "../x", "attempt": "9" * 5000}),
+    ]
+    try:
+        with pytest.raises(RequestRejectedError) as refused:
+            await watched.backend.create(launch, look=False)
+        assert refused.value.outcome.reason is Reason.NAME_CONFLICT
+        for uid in foreign:
+            for key in (launch.key, other):
+                await watched.backend.kill(key, uid)
+                await watched.backend.delete(key, uid)
+                await watched.backend.delete(key, None)
+                with pytest.raises(RunNotFoundError):
+                    await watched.backend.release(key, uid)
+                with pytest.raises(RunNotFoundError):
+                    await watched.backend.output(key, uid, 10)
+        await watched.lists(lambda listing: not listing.runs)
+        running = docker("ps", "-q", "--no-trunc").split()
+        assert set(foreign) <= set(running)
+    finally:
+        docker("rm", "-f", *foreign)
 
 
 def foreign_container(name: str, labels: dict[str, str]) -> str:
@@ -421,41 +364,34 @@ def foreign_container(name: str, labels: dict[str, str]) -> str:
         ("echo exit 0 >> /.sandbox/state; exit 3", Reason.COMPLETED, 0, ""),  # belies itself alone
     ],
 )
-def test_how_it_ended(engine: Engine, command: str, reason: Reason, code: int, words: str) -> None:
-    async def test(watched: Watched) -> None:
-        _, outcome, _ = await ended(watched, engine.launch(command))
-        assert (outcome.reason, outcome.exit_code) == (reason, code)
-        assert words in (outcome.message or "")
-
-    on(engine, test)
-
-
-def test_killed_and_then_restarted_it_stays_killed(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo ran; sleep 1000")
-        made = await watched.backend.create(launch, look=False)
-        assert made is not None
-        await watched.backend.release(launch.key, made.run_uid)
-        await until("its output", lambda: docker("logs", made.run_uid) == "ran")
-        await watched.backend.kill(launch.key, made.run_uid)
-        seen = await watched.reaches(launch.key, Phase.ENDED)
-        assert seen.outcome is not None
-        assert (seen.outcome.reason, seen.outcome.exit_code) == (Reason.KILLED, 137)
-        docker("start", "-a", made.run_uid, check=False)
-        again = (await look_anew(engine, launch.key)).outcome
-        assert again is not None
-        assert (again.reason, again.exit_code) == (Reason.KILLED, None)
-        assert docker("logs", made.run_uid) == "ran"
-
-    on(engine, test)
+async def test_how_it_ended(
+    engine: Engine, command: str, reason: Reason, code: int, words: str, watched: Watched
+) -> None:
+    _, outcome, _ = await ended(watched, engine.launch(command))
+    assert (outcome.reason, outcome.exit_code) == (reason, code)
+    assert words in (outcome.message or "")
 
 
-def test_output_is_the_bytes_as_they_came(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        _, _, output = await ended(watched, engine.launch(r"printf 'a\377\000\r\n'; printf '\033]0;x\007 end' >&2"))
-        assert output == b"a\xff\0\r\n\x1b]0;x\x07 end"
+async def test_killed_and_then_restarted_it_stays_killed(engine: Engine, watched: Watched) -> None:
+    launch = engine.launch("echo ran; sleep 1000")
+    made = await watched.backend.create(launch, look=False)
+    assert made is not None
+    await watched.backend.release(launch.key, made.run_uid)
+    await until("its output", lambda: docker("logs", made.run_uid) == "ran")
+    await watched.backend.kill(launch.key, made.run_uid)
+    seen = await watched.reaches(launch.key, Phase.ENDED)
+    assert seen.outcome is not None
+    assert (seen.outcome.reason, seen.outcome.exit_code) == (Reason.KILLED, 137)
+    docker("start", "-a", made.run_uid, check=False)
+    again = (await look_anew(engine, launch.key)).outcome
+    assert again is not None
+    assert (again.reason, again.exit_code) == (Reason.KILLED, None)
+    assert docker("logs", made.run_uid) == "ran"
 
-    on(engine, test)
+
+async def test_output_is_the_bytes_as_they_came(engine: Engine, watched: Watched) -> None:
+    _, _, output = await ended(watched, engine.launch(r"printf 'a\377\000\r\n'; printf '\033]0;x\007 end' >&2"))
+    assert output == b"a\xff\0\r\n\x1b]0;x\x07 end"
 
 
 @pytest.mark.parametrize(
@@ -469,18 +405,15 @@ def test_output_is_the_bytes_as_they_came(engine: Engine) -> None:
     ],
     ids=["one line of 50 MiB", "51 MB of lines"],
 )
-def test_of_much_output_the_end_is_kept(engine: Engine, command: str, tail: bytes) -> None:
-    async def test(watched: Watched) -> None:
-        seen = await watched.run(engine.launch(command, timeout=100))
-        output = await watched.backend.output(seen.key, seen.run_uid, 1 << 20)
-        assert output.truncated
-        assert output.tail == tail
-        most = await watched.backend.output(seen.key, seen.run_uid, 64 << 20)
-        assert most.truncated  # no limit of ours, and the engine dropped the beginning all the same
-        assert len(most.tail) >= 5 << 20
-        assert most.tail.endswith(tail)
-
-    on(engine, test)
+async def test_of_much_output_the_end_is_kept(engine: Engine, command: str, tail: bytes, watched: Watched) -> None:
+    seen = await watched.run(engine.launch(command, timeout=100))
+    output = await watched.backend.output(seen.key, seen.run_uid, 1 << 20)
+    assert output.truncated
+    assert output.tail == tail
+    most = await watched.backend.output(seen.key, seen.run_uid, 64 << 20)
+    assert most.truncated  # no limit of ours, and the engine dropped the beginning all the same
+    assert len(most.tail) >= 5 << 20
+    assert most.tail.endswith(tail)
 
 
 @pytest.mark.parametrize(
@@ -495,12 +428,9 @@ def test_of_much_output_the_end_is_kept(engine: Engine, command: str, tail: byte
         ("localhost:5999/none:1", None),  # nobody listens: it may yet come
     ],
 )
-def test_images_that_are_not_there(engine: Engine, name: str, reason: Reason | None) -> None:
-    async def test(watched: Watched) -> None:
-        error = await why_away(watched, engine.launch("true", image=name))
-        assert reason is (error.outcome.reason if isinstance(error, RequestRejectedError) else None)
-
-    on(engine, test)
+async def test_images_that_are_not_there(engine: Engine, name: str, reason: Reason | None, watched: Watched) -> None:
+    error = await why_away(watched, engine.launch("true", image=name))
+    assert reason is (error.outcome.reason if isinstance(error, RequestRejectedError) else None)
 
 
 async def why_away(watched: Watched, launch: Launch) -> SandboxError:
@@ -513,76 +443,60 @@ async def why_away(watched: Watched, launch: Launch) -> SandboxError:
         await caught.value.over
 
 
-def test_a_missing_image_is_pulled_once(engine: Engine) -> None:
+async def test_a_missing_image_is_pulled_once(engine: Engine, watched: Watched) -> None:
     name = f"{REGISTRY}/backend-test:{uuid4().hex}"
     docker("tag", SHELL_IMAGE, name)
     if "digest:" not in docker("push", name, check=False):
         docker("rmi", name)
         pytest.skip(f"no registry at {REGISTRY}")
     docker("rmi", name)
+    backend = watched.backend
+    assert isinstance(backend, DockerBackend)
+    pulls, fetch = [], backend._images._pulls._fetch
 
-    async def test(watched: Watched) -> None:
-        backend = watched.backend
-        assert isinstance(backend, DockerBackend)
-        pulls, fetch = [], backend._images._pulls._fetch
+    async def counted(image: str, heard: Callable[[], None]) -> None:
+        pulls.append(image)
+        await fetch(image, heard)
 
-        async def counted(image: str, heard: Callable[[], None]) -> None:
-            pulls.append(image)
-            await fetch(image, heard)
-
-        backend._images._pulls._fetch = counted
-        launches = [engine.launch("true", image=name) for _ in range(4)]
+    backend._images._pulls._fetch = counted
+    launches = [engine.launch("true", image=name) for _ in range(4)]
+    try:
         made = await asyncio.gather(*(watched.create(launch) for launch in launches))
         assert all(run.phase is Phase.INERT for run in made)
         assert pulls == [name]
-
-    try:
-        on(engine, test)
     finally:
         docker("rmi", "-f", name)
 
 
-def test_what_the_engine_calls_invalid_is_refused_in_its_words(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        with pytest.raises(RequestRejectedError, match="environment variable") as refused:
-            await watched.backend.create(engine.launch("true", env={"": "x"}), look=False)
-        assert refused.value.outcome.reason is Reason.INVALID_REQUEST
-
-    on(engine, test)
+async def test_what_the_engine_calls_invalid_is_refused_in_its_words(engine: Engine, watched: Watched) -> None:
+    with pytest.raises(RequestRejectedError, match="environment variable") as refused:
+        await watched.backend.create(engine.launch("true", env={"": "x"}), look=False)
+    assert refused.value.outcome.reason is Reason.INVALID_REQUEST
 
 
-def test_more_cores_than_the_engine_has_are_no_error(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        _, outcome, _ = await ended(watched, engine.launch("true", cpu_millis=256_000))
-        assert outcome.state is State.SUCCEEDED
-
-    on(engine, test)
+async def test_more_cores_than_the_engine_has_are_no_error(engine: Engine, watched: Watched) -> None:
+    _, outcome, _ = await ended(watched, engine.launch("true", cpu_millis=256_000))
+    assert outcome.state is State.SUCCEEDED
 
 
 @pytest.mark.parametrize("image", ["FROM scratch\nVOLUME /data\n"], indirect=True)
-def test_an_image_without_a_shell_is_refused(engine: Engine, image: str) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("true", image=image)
-        made = await watched.backend.create(launch, look=False)
-        assert made is not None
-        for _ in range(2):
-            with pytest.raises(RequestRejectedError, match="/bin/sh") as refused:
-                await watched.backend.release(launch.key, made.run_uid)
-            assert refused.value.outcome.reason is Reason.START_FAILED
-
-    on(engine, test)
+async def test_an_image_without_a_shell_is_refused(engine: Engine, image: str, watched: Watched) -> None:
+    launch = engine.launch("true", image=image)
+    made = await watched.backend.create(launch, look=False)
+    assert made is not None
+    for _ in range(2):
+        with pytest.raises(RequestRejectedError, match="/bin/sh") as refused:
+            await watched.backend.release(launch.key, made.run_uid)
+        assert refused.value.outcome.reason is Reason.START_FAILED
 
 
 @pytest.mark.parametrize(
     "image", ["FROM busybox:stable\nRUN rm /bin/sh; echo junk >/bin/sh; chmod 755 /bin/sh\n"], indirect=True
 )
-def test_a_shell_that_is_none_is_said_so(engine: Engine, image: str) -> None:
-    async def test(watched: Watched) -> None:
-        _, outcome, output = await ended(watched, engine.launch("true", image=image))
-        assert outcome.reason is Reason.START_FAILED
-        assert b"exec format error" in output
-
-    on(engine, test)
+async def test_a_shell_that_is_none_is_said_so(engine: Engine, image: str, watched: Watched) -> None:
+    _, outcome, output = await ended(watched, engine.launch("true", image=image))
+    assert outcome.reason is Reason.START_FAILED
+    assert b"exec format error" in output
 
 
 @asynccontextmanager
@@ -610,47 +524,40 @@ async def proxy(path: Path) -> AsyncIterator[Callable[[], None]]:
         cut()
 
 
-def test_a_broken_stream_of_events_is_told(engine: Engine, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with proxy(tmp_path / "docker.sock") as cut:
-            backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
-            await backend.open(engine.installation)
-            sights = backend.observe()
-            assert isinstance(await anext(sights), Listing)
-            cut()
-            with pytest.raises(TransientEngineError):
-                await anext(sights)
-            await backend.close()
-
-    asyncio.run(test())
+async def test_a_broken_stream_of_events_is_told(engine: Engine, tmp_path: Path) -> None:
+    async with proxy(tmp_path / "docker.sock") as cut:
+        backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
+        await backend.open(engine.installation)
+        sights = backend.observe()
+        assert isinstance(await anext(sights), Listing)
+        cut()
+        with pytest.raises(TransientEngineError):
+            await anext(sights)
+        await backend.close()
 
 
-def test_the_state_file_is_sent_once_even_where_the_answer_is_lost(
+async def test_the_state_file_is_sent_once_even_where_the_answer_is_lost(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async with proxy(tmp_path / "docker.sock") as cut:
+        backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
+        await backend.open(engine.installation)
+        sent = []
 
-    async def test() -> None:
-        async with proxy(tmp_path / "docker.sock") as cut:
-            backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
-            await backend.open(engine.installation)
-            sent = []
+        async def body() -> AsyncIterator[bytes]:
+            sent.append(True)
+            yield container.empty_state()
+            cut()
 
-            async def body() -> AsyncIterator[bytes]:
-                sent.append(True)
-                yield container.empty_state()
-                cut()
-
-            monkeypatch.setattr(objects, "_once", lambda _: body())
-            with pytest.raises(TransientEngineError):
-                await backend.create(engine.launch("true"), look=False)
-            assert len(sent) == 1
-            await backend.close()
-
-    asyncio.run(test())
+        monkeypatch.setattr(objects, "_once", lambda _: body())
+        with pytest.raises(TransientEngineError):
+            await backend.create(engine.launch("true"), look=False)
+        assert len(sent) == 1
+        await backend.close()
 
 
 @pytest.mark.parametrize("seen_first", [True, False])
-def test_a_run_that_is_removed_as_it_is_released_is_known_never_to_have_started(
+async def test_a_run_that_is_removed_as_it_is_released_is_known_never_to_have_started(
     seen_first: bool, tmp_path: Path
 ) -> None:
     key, installation, run_uid = Key(uuid4(), 1), uuid4(), "ab" * 32
@@ -673,27 +580,24 @@ def test_a_run_that_is_removed_as_it_is_released_is_known_never_to_have_started(
         words = "container is marked for removal and cannot be started"
         return web.json_response({"message": words}, status=409)
 
-    async def test() -> None:
-        app = web.Application()
-        app.router.add_get("/info", info)
-        app.router.add_get(f"/containers/{run_uid}/json", inspect)
-        app.router.add_post(f"/containers/{run_uid}/start", start)
-        runner = web.AppRunner(app, shutdown_timeout=0)
-        await runner.setup()
-        await web.UnixSite(runner, str(tmp_path / "docker.sock")).start()
-        backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
-        try:
-            await backend.open(installation)
-            with pytest.raises(RunNotFoundError):
-                await backend.release(key, run_uid)
-        finally:
-            await backend.close()
-            await runner.cleanup()
-
-    asyncio.run(test())
+    app = web.Application()
+    app.router.add_get("/info", info)
+    app.router.add_get(f"/containers/{run_uid}/json", inspect)
+    app.router.add_post(f"/containers/{run_uid}/start", start)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "docker.sock")).start()
+    backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
+    try:
+        await backend.open(installation)
+        with pytest.raises(RunNotFoundError):
+            await backend.release(key, run_uid)
+    finally:
+        await backend.close()
+        await runner.cleanup()
 
 
-def test_a_ping_tells_an_engine_that_is_away_and_one_that_is_another(tmp_path: Path) -> None:
+async def test_a_ping_tells_an_engine_that_is_away_and_one_that_is_another(tmp_path: Path) -> None:
     said = {"ID": "one", "Name": "host", "MemoryLimit": True, "CpuCfsQuota": True, "PidsLimit": True}
 
     async def info(request: web.Request) -> web.Response:
@@ -711,19 +615,16 @@ def test_a_ping_tells_an_engine_that_is_away_and_one_that_is_another(tmp_path: P
         finally:
             await runner.cleanup()
 
-    async def test() -> None:
-        backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
-        async with engine():
-            assert await backend.open(uuid4()) == "docker:one"
+    backend = DockerBackend(SHELL_IMAGE, f"unix://{tmp_path / 'docker.sock'}")
+    async with engine():
+        assert await backend.open(uuid4()) == "docker:one"
+        await backend.ping()
+    for _ in range(3):
+        with pytest.raises(BackendUnavailableError, match="does not answer"):
             await backend.ping()
-        for _ in range(3):
-            with pytest.raises(BackendUnavailableError, match="does not answer"):
-                await backend.ping()
-        async with engine():
+    async with engine():
+        await backend.ping()
+        said["ID"] = "two"
+        with pytest.raises(BackendUnavailableError, match="another Docker engine"):
             await backend.ping()
-            said["ID"] = "two"
-            with pytest.raises(BackendUnavailableError, match="another Docker engine"):
-                await backend.ping()
-        await backend.close()
-
-    asyncio.run(test())
+    await backend.close()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,11 @@ from controller.errors import (
     SettingsError,
     TransientEngineError,
 )
-from controller.protocol.model import Key, Launch, ObservedRun, Outcome, Phase, Reason, State
+from controller.protocol.model import Key, Launch, ObservedRun, Phase, Reason, State
 from controller.settings import Settings
 from tests.support import engines
 from tests.support.cluster import IMAGE, Namespace, Refusal, make_namespace, session_namespace
-from tests.support.engines import Engine, Watched, make_engine
+from tests.support.engines import Engine, Watched, ended, make_engine
 from tests.support.stage import ROOT, Stage, stage
 
 MERGE = "application/merge-patch+json"
@@ -64,24 +64,6 @@ def made(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> Itera
     with stage("kubernetes", tmp_path, database, **getattr(request, "param", {})) as made:
         made.start()
         yield made
-
-
-def on(engine: Engine, test: Callable[[Watched], Awaitable[None]]) -> None:
-    """Runs a test on a backend that is open and observed."""
-
-    async def go() -> None:
-        async with engine.backend() as watched:
-            await test(watched)
-
-    asyncio.run(go())
-
-
-async def ended(watched: Watched, launch: Launch) -> tuple[ObservedRun, Outcome, bytes]:
-    """Runs it to its end; how it ended and all its output."""
-    seen = await watched.run(launch)
-    assert seen.outcome is not None
-    output = await watched.backend.output(launch.key, seen.run_uid, 1 << 20)
-    return seen, seen.outcome, output.tail
 
 
 async def printing(watched: Watched, launch: Launch) -> ObservedRun:
@@ -164,25 +146,22 @@ def finishes(made: Stage, sandbox: UUID, seconds: float = 40) -> DictRow:
     ],
     ids=["job", "job in the foreground", "pod", "pod by force"],
 )
-def test_what_somebody_deletes_says_so_and_leaves_the_output_so_far(
-    engine: Engine, namespace: Namespace, kind: str, options: dict[str, Any]
+async def test_what_somebody_deletes_says_so_and_leaves_the_output_so_far(
+    engine: Engine, namespace: Namespace, kind: str, options: dict[str, Any], watched: Watched
 ) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo out; sleep 60; echo late")
-        made = await printing(watched, launch)
-        name = launch.key.name if kind == "jobs" else pod_of(namespace, launch.key)["metadata"]["name"]
-        namespace.admin.call("DELETE", namespace.path(kind, name), options)
-        seen = await watched.reaches(launch.key, Phase.ENDED)
-        assert seen.run_uid == made.run_uid
-        assert seen.outcome is not None
-        assert (seen.outcome.state, seen.outcome.reason) == (State.FAILED, Reason.DELETED)
-        await is_gone(namespace, launch.key)
-        output = await watched.backend.output(launch.key, seen.run_uid, 1000)  # what was saved while it went
-        assert output.tail == b"out\n"
-        assert output.truncated
-        await watched.backend.delete(launch.key, seen.run_uid)
-
-    on(engine, test)
+    launch = engine.launch("echo out; sleep 60; echo late")
+    made = await printing(watched, launch)
+    name = launch.key.name if kind == "jobs" else pod_of(namespace, launch.key)["metadata"]["name"]
+    namespace.admin.call("DELETE", namespace.path(kind, name), options)
+    seen = await watched.reaches(launch.key, Phase.ENDED)
+    assert seen.run_uid == made.run_uid
+    assert seen.outcome is not None
+    assert (seen.outcome.state, seen.outcome.reason) == (State.FAILED, Reason.DELETED)
+    await is_gone(namespace, launch.key)
+    output = await watched.backend.output(launch.key, seen.run_uid, 1000)  # what was saved while it went
+    assert output.tail == b"out\n"
+    assert output.truncated
+    await watched.backend.delete(launch.key, seen.run_uid)
 
 
 async def is_gone(namespace: Namespace, key: Key) -> None:
@@ -192,18 +171,17 @@ async def is_gone(namespace: Namespace, key: Key) -> None:
             await asyncio.sleep(0.1)
 
 
-def test_who_hears_of_a_deletion_by_a_list_saves_the_output_too(engine: Engine, namespace: Namespace) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo out; sleep 60")
-        await printing(watched, launch)
-        namespace.delete(namespace.path("pods", pod_of(namespace, launch.key)["metadata"]["name"]))
-        async with engine.backend() as other:
-            await other.reaches(launch.key, Phase.RUNNING)
-            seen = await other.reaches(launch.key, Phase.ENDED)
-            await is_gone(namespace, launch.key)
-            assert (await other.backend.output(launch.key, seen.run_uid, 1000)).tail == b"out\n"
-
-    on(engine, test)
+async def test_who_hears_of_a_deletion_by_a_list_saves_the_output_too(
+    engine: Engine, namespace: Namespace, watched: Watched
+) -> None:
+    launch = engine.launch("echo out; sleep 60")
+    await printing(watched, launch)
+    namespace.delete(namespace.path("pods", pod_of(namespace, launch.key)["metadata"]["name"]))
+    async with engine.backend() as other:
+        await other.reaches(launch.key, Phase.RUNNING)
+        seen = await other.reaches(launch.key, Phase.ENDED)
+        await is_gone(namespace, launch.key)
+        assert (await other.backend.output(launch.key, seen.run_uid, 1000)).tail == b"out\n"
 
 
 def test_a_row_whose_job_somebody_deletes_says_so_with_its_output(made: Stage) -> None:
@@ -216,41 +194,39 @@ def test_a_row_whose_job_somebody_deletes_says_so_with_its_output(made: Stage) -
     assert found["output"] == "out\n"
 
 
-def test_what_is_evicted_says_so_and_leaves_the_output_so_far(engine: Engine, namespace: Namespace) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo out; sleep 60")
-        await printing(watched, launch)
-        name = pod_of(namespace, launch.key)["metadata"]["name"]
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
-        namespace.admin.call("POST", namespace.path("pods", f"{name}/eviction"), eviction)
-        seen = await watched.reaches(launch.key, Phase.ENDED)
-        assert seen.outcome is not None
-        assert (seen.outcome.state, seen.outcome.reason) == (State.FAILED, Reason.EVICTED)
-        assert (await watched.backend.output(launch.key, seen.run_uid, 1000)).tail == b"out\n"
-
-    on(engine, test)
+async def test_what_is_evicted_says_so_and_leaves_the_output_so_far(
+    engine: Engine, namespace: Namespace, watched: Watched
+) -> None:
+    launch = engine.launch("echo out; sleep 60")
+    await printing(watched, launch)
+    name = pod_of(namespace, launch.key)["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+    namespace.admin.call("POST", namespace.path("pods", f"{name}/eviction"), eviction)
+    seen = await watched.reaches(launch.key, Phase.ENDED)
+    assert seen.outcome is not None
+    assert (seen.outcome.state, seen.outcome.reason) == (State.FAILED, Reason.EVICTED)
+    assert (await watched.backend.output(launch.key, seen.run_uid, 1000)).tail == b"out\n"
 
 
 @pytest.mark.parametrize("look", [False, True])
-def test_a_foreign_job_of_that_name_is_left_alone(engine: Engine, namespace: Namespace, look: bool) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("true")
-        foreign = manifest.job_manifest(launch, IMAGE, str(uuid4()), JobOptions(), 600)
-        with present(namespace, "jobs", foreign):
-            uid = find(namespace, "jobs", launch.key.name)["metadata"]["uid"]
-            with pytest.raises(RequestRejectedError, match=launch.key.name) as refused:
-                await watched.backend.create(launch, look=look)
-            assert refused.value.outcome.reason is Reason.NAME_CONFLICT
-            await watched.backend.delete(launch.key, None)
-            await watched.backend.kill(launch.key, uid)
-            with pytest.raises(RunNotFoundError):
-                await watched.backend.release(launch.key, uid)
-            await watched.lists(lambda listing: not listing.runs and not listing.pending)
-            still = find(namespace, "jobs", launch.key.name)["metadata"]
-            assert still["uid"] == uid
-            assert "deletionTimestamp" not in still
-
-    on(engine, test)
+async def test_a_foreign_job_of_that_name_is_left_alone(
+    engine: Engine, namespace: Namespace, look: bool, watched: Watched
+) -> None:
+    launch = engine.launch("true")
+    foreign = manifest.job_manifest(launch, IMAGE, str(uuid4()), JobOptions(), 600)
+    with present(namespace, "jobs", foreign):
+        uid = find(namespace, "jobs", launch.key.name)["metadata"]["uid"]
+        with pytest.raises(RequestRejectedError, match=launch.key.name) as refused:
+            await watched.backend.create(launch, look=look)
+        assert refused.value.outcome.reason is Reason.NAME_CONFLICT
+        await watched.backend.delete(launch.key, None)
+        await watched.backend.kill(launch.key, uid)
+        with pytest.raises(RunNotFoundError):
+            await watched.backend.release(launch.key, uid)
+        await watched.lists(lambda listing: not listing.runs and not listing.pending)
+        still = find(namespace, "jobs", launch.key.name)["metadata"]
+        assert still["uid"] == uid
+        assert "deletionTimestamp" not in still
 
 
 @pytest.mark.parametrize("owned", [True, False])
@@ -297,27 +273,26 @@ def doubled(job: Any) -> dict[str, Any]:
     }
 
 
-def test_a_name_that_is_being_deleted_is_waited_out(engine: Engine, namespace: Namespace) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("exit 4")
-        first = await watched.create(launch)
-        path = namespace.path("jobs", launch.key.name)
-        namespace.admin.call("PATCH", path, {"metadata": {"finalizers": ["example.com/hold"]}}, MERGE)
-        try:
-            namespace.delete(path)
-            for look in (False, True):
-                with pytest.raises(TransientEngineError, match="being deleted"):
-                    await watched.backend.create(launch, look=look)
-        finally:
-            namespace.admin.call("PATCH", path, {"metadata": {"finalizers": None}}, MERGE)
-        second = await watched.create(launch)
-        assert second.run_uid != first.run_uid
-        await watched.backend.release(launch.key, second.run_uid)
-        seen = await watched.reaches(launch.key, Phase.ENDED)
-        assert seen.outcome is not None
-        assert seen.outcome.exit_code == 4
-
-    on(engine, test)
+async def test_a_name_that_is_being_deleted_is_waited_out(
+    engine: Engine, namespace: Namespace, watched: Watched
+) -> None:
+    launch = engine.launch("exit 4")
+    first = await watched.create(launch)
+    path = namespace.path("jobs", launch.key.name)
+    namespace.admin.call("PATCH", path, {"metadata": {"finalizers": ["example.com/hold"]}}, MERGE)
+    try:
+        namespace.delete(path)
+        for look in (False, True):
+            with pytest.raises(TransientEngineError, match="being deleted"):
+                await watched.backend.create(launch, look=look)
+    finally:
+        namespace.admin.call("PATCH", path, {"metadata": {"finalizers": None}}, MERGE)
+    second = await watched.create(launch)
+    assert second.run_uid != first.run_uid
+    await watched.backend.release(launch.key, second.run_uid)
+    seen = await watched.reaches(launch.key, Phase.ENDED)
+    assert seen.outcome is not None
+    assert seen.outcome.exit_code == 4
 
 
 # What it may use
@@ -334,49 +309,42 @@ def test_a_name_that_is_being_deleted_is_waited_out(engine: Engine, namespace: N
         (": > /dev/termination-log; exit 6", Reason.NON_ZERO_EXIT, 6, "6"),
     ],
 )
-def test_a_lack_of_memory_is_told_from_an_exit(
-    engine: Engine, command: str, reason: Reason, code: int, words: str
+async def test_a_lack_of_memory_is_told_from_an_exit(
+    engine: Engine, command: str, reason: Reason, code: int, words: str, watched: Watched
 ) -> None:
-    async def test(watched: Watched) -> None:
-        _, outcome, _ = await ended(watched, engine.launch(command))
-        assert (outcome.reason, outcome.exit_code) == (reason, code)
-        assert words in (outcome.message or "")
-
-    on(engine, test)
+    _, outcome, _ = await ended(watched, engine.launch(command))
+    assert (outcome.reason, outcome.exit_code) == (reason, code)
+    assert words in (outcome.message or "")
 
 
 @pytest.mark.parametrize("file", ["/dev/termination-log", "/.sandbox/state"])
-def test_files_that_no_kubelet_counts_are_bounded_and_the_end_is_told(engine: Engine, file: str) -> None:
-    async def test(watched: Watched) -> None:
-        command = f"dd if=/dev/zero of={file} bs=1M count=9 conv=notrunc 2>&1; wc -c <{file}; exit 5"
-        _, outcome, output = await ended(watched, engine.launch(command, disk_mib=1))
-        assert int(output.split()[-1]) == 2 << 20
-        assert (outcome.reason, outcome.exit_code) == (Reason.NON_ZERO_EXIT, 5)
-
-    on(engine, test)
-
-
-def test_a_container_that_its_node_starts_again_does_not_run_its_command_again(
-    engine: Engine, namespace: Namespace
+async def test_files_that_no_kubelet_counts_are_bounded_and_the_end_is_told(
+    engine: Engine, file: str, watched: Watched
 ) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo ran; sleep 30; exit 5")
-        running = await printing(watched, launch)
-        (pod,) = namespace.objects("pods", f"sandboxId={launch.key.sandbox_id}")
-        image = IMAGE.replace("busybox:stable", "debian:bookworm-slim")
-        other = {"spec": {"containers": [{"name": "sandbox", "image": image}]}}  # restarts it, whatever the policy says
-        path = namespace.path("pods", pod["metadata"]["name"])
-        namespace.admin.call("PATCH", path, other, content="application/strategic-merge-patch+json")
-        ended = await watched.reaches(launch.key, Phase.ENDED)
-        assert ended.outcome is not None
-        assert (ended.outcome.reason, ended.outcome.exit_code) == (Reason.KILLED, None)
-        output = await watched.backend.output(launch.key, running.run_uid, 1000)
-        assert (output.tail, output.truncated) == (b"", True)  # the second start's: it ran nothing
-
-    on(engine, test)
+    command = f"dd if=/dev/zero of={file} bs=1M count=9 conv=notrunc 2>&1; wc -c <{file}; exit 5"
+    _, outcome, output = await ended(watched, engine.launch(command, disk_mib=1))
+    assert int(output.split()[-1]) == 2 << 20
+    assert (outcome.reason, outcome.exit_code) == (Reason.NON_ZERO_EXIT, 5)
 
 
-def test_a_sandbox_can_do_little(engine: Engine, namespace: Namespace) -> None:
+async def test_a_container_that_its_node_starts_again_does_not_run_its_command_again(
+    engine: Engine, namespace: Namespace, watched: Watched
+) -> None:
+    launch = engine.launch("echo ran; sleep 30; exit 5")
+    running = await printing(watched, launch)
+    (pod,) = namespace.objects("pods", f"sandboxId={launch.key.sandbox_id}")
+    image = IMAGE.replace("busybox:stable", "debian:bookworm-slim")
+    other = {"spec": {"containers": [{"name": "sandbox", "image": image}]}}  # restarts it, whatever the policy says
+    path = namespace.path("pods", pod["metadata"]["name"])
+    namespace.admin.call("PATCH", path, other, content="application/strategic-merge-patch+json")
+    ended = await watched.reaches(launch.key, Phase.ENDED)
+    assert ended.outcome is not None
+    assert (ended.outcome.reason, ended.outcome.exit_code) == (Reason.KILLED, None)
+    output = await watched.backend.output(launch.key, running.run_uid, 1000)
+    assert (output.tail, output.truncated) == (b"", True)  # the second start's: it ran nothing
+
+
+async def test_a_sandbox_can_do_little(engine: Engine, namespace: Namespace, watched: Watched) -> None:
     command = """
     id -u; id -g
     grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status
@@ -387,47 +355,38 @@ def test_a_sandbox_can_do_little(engine: Engine, namespace: Namespace) -> None:
     for file in /work/x /tmp/x; do echo echo ran >$file && sh $file; done
     """
     service = {"metadata": {"name": "neighbour"}, "spec": {"ports": [{"port": 80}]}}
-
-    async def test(watched: Watched) -> None:
-        with present(namespace, "services", service):
-            _, outcome, output = await ended(watched, engine.launch(command))
-        assert outcome.state is State.SUCCEEDED
-        words = b"1000 1000 CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 /work /work ran ran"
-        assert output.split() == words.split()
-
-    on(engine, test)
+    with present(namespace, "services", service):
+        _, outcome, output = await ended(watched, engine.launch(command))
+    assert outcome.state is State.SUCCEEDED
+    words = b"1000 1000 CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 /work /work ran ran"
+    assert output.split() == words.split()
 
 
-def test_dollars_are_left_alone(engine: Engine) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("echo '$(HOSTNAME) $$ $$(X)' \"$X\" '$(X)'", env={"X": "$(HOME) $$$$ $("})
-        _, _, output = await ended(watched, launch)
-        assert output == b"$(HOSTNAME) $$ $$(X) $(HOME) $$$$ $( $(X)\n"
-
-    on(engine, test)
+async def test_dollars_are_left_alone(engine: Engine, watched: Watched) -> None:
+    launch = engine.launch("echo '$(HOSTNAME) $$ $$(X)' \"$X\" '$(X)'", env={"X": "$(HOME) $$$$ $("})
+    _, _, output = await ended(watched, launch)
+    assert output == b"$(HOSTNAME) $$ $$(X) $(HOME) $$$$ $( $(X)\n"
 
 
-def test_a_gibibyte_of_output_is_read_in_little_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_gibibyte_of_output_is_read_in_little_memory(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, watched: Watched
+) -> None:
     monkeypatch.setattr(engines, "DEADLINE", 100.0)
-
-    async def test(watched: Watched) -> None:
-        command = f"head -c {GIB} /dev/zero | tr '\\0' x; echo; echo end; exit 7"
-        seen = await watched.run(engine.launch(command, cpu_millis=2000, disk_mib=2048, timeout=100))
-        assert seen.outcome is not None
-        assert seen.outcome.exit_code == 7
-        tracemalloc.start()
-        try:
-            output = await watched.backend.output(seen.key, seen.run_uid, 1 << 20)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert peak < 30 << 20
-        whole = b"x" * (1 << 20) + b"\nend\n"
-        assert len(output.tail) <= 1 << 20
-        assert whole.endswith(output.tail)  # all of it, but where its node just began a new file and shows that alone
-        assert output.truncated
-
-    on(engine, test)
+    command = f"head -c {GIB} /dev/zero | tr '\\0' x; echo; echo end; exit 7"
+    seen = await watched.run(engine.launch(command, cpu_millis=2000, disk_mib=2048, timeout=100))
+    assert seen.outcome is not None
+    assert seen.outcome.exit_code == 7
+    tracemalloc.start()
+    try:
+        output = await watched.backend.output(seen.key, seen.run_uid, 1 << 20)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30 << 20
+    whole = b"x" * (1 << 20) + b"\nend\n"
+    assert len(output.tail) <= 1 << 20
+    assert whole.endswith(output.tail)  # all of it, but where its node just began a new file and shows that alone
+    assert output.truncated
 
 
 # No room, no image
@@ -469,22 +428,21 @@ def test_without_room_for_jobs_a_row_says_why_it_waits_and_then_runs(made: Stage
     assert (found["state"], found["output"], found["attempt"]) == ("succeeded", "ran\n", 1)
 
 
-def test_a_full_quota_does_not_hide_a_job_that_is_there(engine: Engine, namespace: Namespace) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("exit 4")
-        made = await watched.create(launch)
-        with quota(namespace, count__jobs_batch="0"):
-            with pytest.raises(TransientEngineError, match="exceeded quota"):  # in the place of a conflict
-                await watched.backend.create(launch, look=False)
-            again = await watched.backend.create(launch, look=True)
-            assert again is not None
-            assert again.run_uid == made.run_uid
-            await watched.backend.release(launch.key, made.run_uid)
-            seen = await watched.reaches(launch.key, Phase.ENDED)
-        assert seen.outcome is not None
-        assert seen.outcome.exit_code == 4
-
-    on(engine, test)
+async def test_a_full_quota_does_not_hide_a_job_that_is_there(
+    engine: Engine, namespace: Namespace, watched: Watched
+) -> None:
+    launch = engine.launch("exit 4")
+    made = await watched.create(launch)
+    with quota(namespace, count__jobs_batch="0"):
+        with pytest.raises(TransientEngineError, match="exceeded quota"):  # in the place of a conflict
+            await watched.backend.create(launch, look=False)
+        again = await watched.backend.create(launch, look=True)
+        assert again is not None
+        assert again.run_uid == made.run_uid
+        await watched.backend.release(launch.key, made.run_uid)
+        seen = await watched.reaches(launch.key, Phase.ENDED)
+    assert seen.outcome is not None
+    assert seen.outcome.exit_code == 4
 
 
 @pytest.mark.parametrize("made", [{"START_DEADLINE_SECONDS": 15}], indirect=True)
@@ -551,21 +509,20 @@ def refuses(namespace: Namespace, image: str) -> bool:
 # After its end
 
 
-def test_a_job_stays_until_it_is_recorded_and_a_while_after(engine: Engine, namespace: Namespace) -> None:
-    async def test(watched: Watched) -> None:
-        launch = engine.launch("exit 3")
-        seen, _, _ = await ended(watched, launch)
-        before = find(namespace, "jobs", launch.key.name)
-        assert "ttlSecondsAfterFinished" not in before["spec"]
-        assert RECORDED not in before["metadata"].get("annotations", {})
-        await watched.backend.delete(launch.key, seen.run_uid)
-        after = find(namespace, "jobs", launch.key.name)
-        assert after["metadata"]["uid"] == before["metadata"]["uid"]
-        assert after["spec"]["ttlSecondsAfterFinished"] == 60
-        assert abs(time.time() - float(after["metadata"]["annotations"][RECORDED])) < 60
-        await watched.lists(lambda listing: not listing.runs and not listing.pending)
-
-    on(engine, test)
+async def test_a_job_stays_until_it_is_recorded_and_a_while_after(
+    engine: Engine, namespace: Namespace, watched: Watched
+) -> None:
+    launch = engine.launch("exit 3")
+    seen, _, _ = await ended(watched, launch)
+    before = find(namespace, "jobs", launch.key.name)
+    assert "ttlSecondsAfterFinished" not in before["spec"]
+    assert RECORDED not in before["metadata"].get("annotations", {})
+    await watched.backend.delete(launch.key, seen.run_uid)
+    after = find(namespace, "jobs", launch.key.name)
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["spec"]["ttlSecondsAfterFinished"] == 60
+    assert abs(time.time() - float(after["metadata"]["annotations"][RECORDED])) < 60
+    await watched.lists(lambda listing: not listing.runs and not listing.pending)
 
 
 def test_a_row_that_is_cleaned_leaves_its_job_to_be_looked_at(made: Stage) -> None:
@@ -703,11 +660,8 @@ def test_a_controller_that_cannot_begin_says_why_in_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_check_makes_nothing(engine: Engine, namespace: Namespace) -> None:
-    async def test(watched: Watched) -> None:
-        await watched.lists(lambda listing: not listing.runs and not listing.pending)
-
-    on(engine, test)
+async def test_a_check_makes_nothing(engine: Engine, namespace: Namespace, watched: Watched) -> None:
+    await watched.lists(lambda listing: not listing.runs and not listing.pending)
     assert namespace.objects("jobs", f"installation={engine.installation}") == []
 
 

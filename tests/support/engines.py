@@ -19,7 +19,7 @@ from controller.backends.base import Backend
 from controller.backends.docker.backend import DockerBackend
 from controller.backends.process.backend import ProcessBackend
 from controller.errors import BackendUnavailableError, ImagePullingError, TransientEngineError
-from controller.protocol.model import Key, Launch, Listing, ObservedRun, Phase
+from controller.protocol.model import Key, Launch, Listing, ObservedRun, Outcome, Phase
 from tests.support.cluster import IMAGE as CLUSTER_IMAGE
 from tests.support.cluster import session_namespace, trouble
 from tests.support.memory_backend import MemoryBackend, MemoryEngine
@@ -138,6 +138,14 @@ class Watched:
         """Creates, releases, and waits for the end."""
         await self.start(launch)
         return await self.reaches(launch.key, Phase.ENDED)
+
+
+async def ended(watched: Watched, launch: Launch) -> tuple[ObservedRun, Outcome, bytes]:
+    """Runs it to its end; how it ended and all its output."""
+    seen = await watched.run(launch)
+    assert seen.outcome is not None
+    output = await watched.backend.output(launch.key, seen.run_uid, 1 << 20)
+    return seen, seen.outcome, output.tail
 
 
 def required() -> set[str]:

@@ -26,7 +26,6 @@ from controller.backends.process.wakeup import WakeupFifo
 from controller.errors import BackendClosedError, BackendUnavailableError, RunNotFoundError, TransientEngineError
 from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output, Phase
 
-POLL_SECONDS = 1.0
 TIDY_SECONDS = 60.0
 ANSWER_SECONDS = 5.0  # for a supervisor to end its run, before the run is killed without it
 DEATH_SECONDS = 15.0  # for a run's processes to end, before `delete` reports that they have not
@@ -35,13 +34,13 @@ Result = TypeVar("Result")
 
 
 class ProcessBackend:
-    """Runs each attempt under a detached supervisor, which outlives the controller."""
+    """Runs each attempt under a detached supervisor, which outlives the controller. It lists every `list_seconds`."""
 
     at_once, launching = 16, 32
 
-    def __init__(self, work_dir: Path, *, output_bytes: int = 1 << 20) -> None:
+    def __init__(self, work_dir: Path, *, output_bytes: int = 1 << 20, list_seconds: float = 1.0) -> None:
         self._work_dir = work_dir.absolute()
-        self._output_bytes = output_bytes
+        self._output_bytes, self._list_seconds = output_bytes, list_seconds
         self._installed: RunDirectory | None = None
         self._identity = ""
         self.marks: ProcessMarks | None = None
@@ -74,7 +73,7 @@ class ProcessBackend:
         await self._in_thread(lambda: self._runs.release(key, run_uid))
 
     async def observe(self) -> AsyncIterator[Listing | ObservedRun]:
-        """Lists every second. In between it yields each run whose supervisor writes to the wakeup FIFO."""
+        """Lists every `list_seconds`. In between it yields each run whose supervisor writes to the wakeup FIFO."""
         loop, runs = asyncio.get_running_loop(), self._runs
         with _host_errors_are_transient():
             wakeup = WakeupFifo(runs.wake, runs.staging)
@@ -89,7 +88,7 @@ class ProcessBackend:
                     listing = await self._in_thread(runs.listing)
                     uids = {seen.key.name: seen.run_uid for seen in listing.runs}
                     yield listing
-                    due = loop.time() + POLL_SECONDS
+                    due = loop.time() + self._list_seconds
                 for seen in await self._changes(await wakeup.wait(due - loop.time()), uids):
                     uids[seen.key.name] = seen.run_uid
                     yield seen
