@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from psycopg.sql import SQL, Identifier
 
@@ -14,31 +15,37 @@ from controller.errors import SandboxError
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 10.0  # silence after which the connection must prove that it still listens
-PROBE_TIMEOUT = 5.0
-RECONNECT_SECONDS = 1.0  # the poll serves meanwhile
+
+@dataclass(frozen=True, slots=True)
+class ListenerConfig:
+    """Intervals of a listener in seconds."""
+
+    probe: float = 10.0  # silence after which the connection must prove that it still listens
+    probe_timeout: float = 5.0
+    reconnect: float = 1.0  # before the next connection; the poll serves meanwhile
 
 
-async def listen(url: str, channel: str, wake: Callable[[str], None], probe_seconds: float = PROBE_SECONDS) -> None:
+async def listen(url: str, channel: str, wake: Callable[[str], None], config: ListenerConfig | None = None) -> None:
     """Calls `wake` with each notification's payload, and with "" after every (re)connect. Never returns."""
+    config = config or ListenerConfig()
     while True:
         try:
-            await _listen_once(url, channel, wake, probe_seconds)
+            await _listen_once(url, channel, wake, config)
         except (SandboxError, TimeoutError) as error:
             log.warning("polling until notifications come again: %s", str(error) or "the database does not answer")
-        await asyncio.sleep(RECONNECT_SECONDS)
+        await asyncio.sleep(config.reconnect)
 
 
-async def _listen_once(url: str, channel: str, wake: Callable[[str], None], probe_seconds: float) -> None:
+async def _listen_once(url: str, channel: str, wake: Callable[[str], None], config: ListenerConfig) -> None:
     connection = await connect_async(url, "sandbox-listener")
     try:
         with in_words("the listener has no connection"):
             await connection.execute(SQL("listen {}").format(Identifier(channel)))
             wake("")
             while True:
-                async for notification in connection.notifies(timeout=probe_seconds):
+                async for notification in connection.notifies(timeout=config.probe):
                     wake(notification.payload)
-                async with asyncio.timeout(PROBE_TIMEOUT):
+                async with asyncio.timeout(config.probe_timeout):
                     cursor = await connection.execute("select from pg_listening_channels() c where c = %s", [channel])
                     if cursor.rowcount != 1:
                         return

@@ -21,7 +21,7 @@ from uuid import uuid4
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from controller.backends.kubernetes.api import QUICK, Api
+from controller.backends.kubernetes.api import ApiConfig
 from tests.support.database import connect, settable_clock
 from tests.support.fake_kubernetes.api import Fault
 from tests.support.fake_kubernetes.scene import Scene, play
@@ -30,14 +30,12 @@ from tests.support.fake_kubernetes.store import JOBS, PODS
 
 @pytest.mark.parametrize("fault", [Fault.REPLY_LOST, Fault.CUT, Fault.SILENT, Fault.SLOW])
 async def test_a_job_that_was_made_without_an_answer_is_found_and_runs_once(
-    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+    database: str, tmp_path: Path, fault: Fault
 ) -> None:
     """Cut off or silent, done or not: nobody can tell which, and so it is looked for."""
-    hurry(monkeypatch)
-
     async with play(database, tmp_path, slow_seconds=0.4) as scene:
         scene.requests.meet("create", "jobs", fault)
-        async with scene.control():
+        async with scene.control(api=ApiConfig(answer_seconds=0.3)):
             sandbox = await scene.asked.insert("echo hi; exit 3")
             row = await scene.asked.cleaned(sandbox)
         assert (row["state"], row["reason"], row["exit_code"], row["attempt"]) == ("failed", "NonZeroExit", 3, 1)
@@ -57,13 +55,6 @@ async def test_a_post_that_is_done_after_it_was_looked_for_in_vain_makes_the_one
             row = await scene.asked.cleaned(sandbox)
         assert (row["state"], row["reason"], row["exit_code"], row["attempt"]) == ("failed", "NonZeroExit", 3, 1)
         assert len(scene.requests.of("create", "jobs")) == 2
-
-
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No request waits long for its answer."""
-    request = getattr(Api.request, "__wrapped__")  # noqa: B009 (mypy knows nothing of it)
-    assert request.__kwdefaults__["timeout"] is QUICK
-    monkeypatch.setitem(request.__kwdefaults__, "timeout", type(QUICK)(total=0.3))
 
 
 async def test_a_sleeper_makes_a_job_of_what_is_over_and_it_never_runs(database: str, tmp_path: Path) -> None:

@@ -27,11 +27,9 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
-from controller.backends.kubernetes import api as kubernetes_api
-from controller.db.listener import listen
+from controller.backends.kubernetes.api import ApiConfig
 from controller.db.store import Store
 from controller.errors import DatabaseUnavailableError
-from tests.support import control as controlling
 from tests.support.fake_kubernetes.api import Answer
 from tests.support.fake_kubernetes.scene import Scene, play
 from tests.support.fake_kubernetes.store import JOBS, PODS
@@ -462,13 +460,9 @@ async def test_a_watch_that_ends_with_an_error_is_begun_anew(database: str, tmp_
         assert ended(row) == ("failed", "NonZeroExit", 3)
 
 
-async def test_a_token_that_the_api_forgot_is_no_loss(
-    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kubernetes_api, "PAGE", "2")
-
+async def test_a_token_that_the_api_forgot_is_no_loss(database: str, tmp_path: Path) -> None:
     async with play(database, tmp_path) as scene:
-        async with scene.control():
+        async with scene.control(api=ApiConfig(page=2)):
             every = [(await scene.running("sleep 1.5; exit 3"))[0] for _ in range(7)]
             for kind in ("jobs", "pods"):
                 scene.requests.meet("list", kind, lambda name: scene.api.lists.forget(), 6)
@@ -603,29 +597,27 @@ STATEMENTS = ("claim", "bind", "start", "record", "clean", "owned_rows", "take_o
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
-async def test_connections_that_end_at_any_statement_cost_nothing(
-    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str
-) -> None:
+async def test_connections_that_end_at_any_statement_cost_nothing(database: str, tmp_path: Path, side: str) -> None:
     """All of them, each time: before the statement was sent, or with its answer under way."""
     met: set[str] = set()
-    once = Store.once
 
-    async def hurt(self: Store, name: str, params: Mapping[str, Any]) -> list[DictRow]:
-        first = name in STATEMENTS and name not in met
-        if first:
-            met.add(name)
-        if first and side == "before":
-            cut_off(database)
-        answer = await once(self, name, params)
-        if first and side == "after":
-            cut_off(database)
-            raise DatabaseUnavailableError("the answer was lost")
-        return answer
+    class InterruptedStore(Store):
+        """Loses every connection at the first of each statement."""
 
-    monkeypatch.setattr(Store, "once", hurt)
+        async def once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
+            first = name in STATEMENTS and name not in met
+            if first:
+                met.add(name)
+            if first and side == "before":
+                cut_off(database)
+            answer = await super().once(name, params)
+            if first and side == "after":
+                cut_off(database)
+                raise DatabaseUnavailableError("the answer was lost")
+            return answer
 
     async with play(database, tmp_path) as scene:
-        async with scene.control(sandbox_lease_seconds=1):
+        async with scene.control(sandbox_lease_seconds=1, store_type=InterruptedStore):
             scene.requests.meet("create", "jobs", BUSY)
             sandbox = await scene.asked.insert("echo hi; sleep 1.5; exit 3", max_attempts=2)
             row = await scene.asked.cleaned(sandbox)
@@ -729,13 +721,10 @@ def set_back(scene: Scene, sandbox: Any, to: str) -> None:
         connection.execute("delete from sandbox_attempts where sandbox_id = %s", [sandbox])
 
 
-async def test_the_poll_alone_suffices_where_notifications_no_longer_come(
-    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_poll_alone_suffices_where_notifications_no_longer_come(database: str, tmp_path: Path) -> None:
     async with play(database, tmp_path) as scene:
         async with Proxy(database) as proxy:
-            monkeypatch.setattr(controlling, "listen", lambda url, channel, wake: listen(proxy.url, channel, wake))
-            async with scene.control():
+            async with scene.control(listen_url=proxy.url):
                 await scene.asked.cleaned(await scene.asked.insert("exit 0"))
                 proxy.silence()
                 sandbox = await scene.asked.insert("echo hi; exit 3")

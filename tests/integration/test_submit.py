@@ -249,19 +249,17 @@ def test_a_signal_in_the_middle_of_the_insert_leaves_no_row_that_is_not_cancelle
     assert str(id) in err
 
 
-def test_a_signal_cancels_though_the_connection_says_nothing_any_more(database: str, sandboxes: Database) -> None:
-    async def go() -> None:
-        async with Proxy(database) as proxy:
-            process = start(proxy.url, "submit", "true")
-            await asyncio.to_thread(the_row, sandboxes)
-            proxy.silence()
-            await asyncio.sleep(1)  # for the next look, which gets no answer
-            process.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(the_row, sandboxes, "cancel_requested_at is not null")
-            process.kill()
-            process.communicate()
-
-    asyncio.run(go())
+async def test_a_signal_cancels_though_the_connection_says_nothing_any_more(database: str, sandboxes: Database) -> None:
+    async with Proxy(database) as proxy:
+        process = start(proxy.url, "submit", "true")
+        await asyncio.to_thread(the_row, sandboxes)
+        proxy.silence()
+        async with asyncio.timeout(DEADLINE):
+            await proxy.held_back.wait()  # the next look, which gets no answer
+        process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(the_row, sandboxes, "cancel_requested_at is not null")
+        process.kill()
+        process.communicate()
 
 
 def test_a_signal_cancels_once_the_database_is_back(tmp_path: Path) -> None:

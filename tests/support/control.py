@@ -15,6 +15,7 @@ from psycopg.rows import DictRow, dict_row
 from controller import app
 from controller.backends.base import Backend
 from controller.db.listener import listen
+from controller.db.store import Store
 from controller.reconcile.controller import Controller, cancel
 from controller.settings import Settings
 
@@ -72,17 +73,26 @@ async def table(url: str) -> AsyncIterator[Table]:
 
 @asynccontextmanager
 async def control(
-    url: str, backend: Backend, config: Mapping[str, Any] | None = None, **settings: Any
+    url: str,
+    backend: Backend,
+    config: Mapping[str, Any] | None = None,
+    *,
+    listen_url: str | None = None,
+    store_type: type[Store] = Store,
+    **settings: Any,
 ) -> AsyncIterator[Controller]:
-    """A controller at work, which stops in order at the end. `config`: fields of its ControllerConfig."""
+    """A controller at work, which stops in order at the end.
+
+    `config`: fields of its ControllerConfig; `listen_url`: of another way to the database, for its notifications.
+    """
     asked = Settings(database_url=url, **{"sandbox_poll_seconds": 0.1, **settings})
     hurried: dict[str, Any] = {"resync": 0.2, "missing_grace": 0.6, "engine_grace": 0.5, "mark_patience": 0.5}
     hurried_config = replace(app.config_of(asked, backend), **hurried, **(config or {}))
-    async with app.assemble(asked, backend, hurried_config) as (controller, _, _):
+    async with app.assemble(asked, backend, hurried_config, store_type=store_type) as (controller, _, _):
         stop = asyncio.Event()
         tasks = [
             asyncio.create_task(controller.run(stop)),
-            asyncio.create_task(listen(url, "sandbox_wake", controller.wake)),
+            asyncio.create_task(listen(listen_url or url, "sandbox_wake", controller.wake)),
         ]
         try:
             yield controller

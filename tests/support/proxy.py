@@ -21,6 +21,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._mute = False
         self.accepted = 0
+        self.held_back = asyncio.Event()  # something was sent on a connection that is silent
 
     @property
     def url(self) -> str:
@@ -93,6 +94,8 @@ class Proxy:
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, loud: asyncio.Event) -> None:
         try:
             while chunk := await source.read(65_536):
+                if not loud.is_set():
+                    self.held_back.set()
                 await loud.wait()
                 target.write(chunk)
                 await target.drain()

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from controller.backends.docker import login as module
-from controller.backends.docker.login import HUB, HUB_KEY, LoginError, registry_auth, registry_of
+from controller.backends.docker.login import HELPER_SECONDS, HUB, HUB_KEY, LoginError, registry_auth, registry_of
 
 SECRET = "s3cret:with~colon?"
 BASIC = base64.b64encode(f"me:{SECRET}".encode()).decode()
@@ -23,8 +22,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def login(image: str) -> dict[str, Any] | None:
-    header = asyncio.run(registry_auth(image))
+def login(image: str, helper_seconds: float = HELPER_SECONDS) -> dict[str, Any] | None:
+    header = asyncio.run(registry_auth(image, helper_seconds))
     if header is None:
         return None
     assert not set(header) & set("+/")  # the engine takes the URL-safe alphabet
@@ -125,13 +124,12 @@ def test_a_helper_that_knows_no_login_is_no_error(home: Path, monkeypatch: pytes
 def test_a_login_that_cannot_be_read_is_told_without_the_secret(
     home: Path, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "HELPER_SECONDS", 0.2)
     helper(home, "slow", "exec sleep 60", monkeypatch)
     helper(home, "leaks", f"echo '{SECRET}'; echo '{SECRET}' >&2; exit 1", monkeypatch)
     helper(home, "odd", f"echo '{SECRET}'", monkeypatch)
     (home / "config.json").write_text(config)
     with pytest.raises(LoginError) as error:
-        login("r.example/app")
+        login("r.example/app", helper_seconds=0.2)
     assert "s3cret" not in str(error.value)
 
 

@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 from controller.reconcile.workqueue import Again, Done, Result, Retry, WorkQueue
+from tests.support.fake_clock import FakeClock
 
 BACKOFF = (1.0, 8.0)
-
-
-@dataclass
-class Scheduled:
-    """A call that is due at a time of the fake clock."""
-
-    at: float
-    call: Callable[[], None]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-@dataclass
-class Clock:
-    """Time passes when the test says so."""
-
-    now: float = 0.0
-    scheduled: list[Scheduled] = field(default_factory=list)
-
-    def schedule(self, seconds: float, call: Callable[[], None]) -> Any:
-        self.scheduled.append(Scheduled(self.now + seconds, call))
-        return self.scheduled[-1]
-
-    def passes(self, seconds: float) -> None:
-        self.now += seconds
-        due = [each for each in self.scheduled if each.at <= self.now]
-        self.scheduled = [each for each in self.scheduled if each.at > self.now]
-        for each in due:
-            if not each.cancelled:
-                each.call()
 
 
 class Work:
     """Answers for each key as told, at once or when the test lets it; notes when what was processed."""
 
     def __init__(self, *answers: Result) -> None:
-        self.clock, self.answers = Clock(), list(answers)
+        self.clock, self.answers = FakeClock(), list(answers)
         self.processed: list[tuple[str, float]] = []
         self.gate = asyncio.Event()
         self.gate.set()

@@ -33,17 +33,17 @@ def registry_of(image: str) -> str:
     return HUB if host in (f"index.{HUB}", f"registry-1.{HUB}") else host
 
 
-async def registry_auth(image: str) -> str | None:
+async def registry_auth(image: str, helper_seconds: float = HELPER_SECONDS) -> str | None:
     """The header X-Registry-Auth for a pull of that image, or None without a login. Reads the files at each call.
 
-    Raises LoginError, which contains nothing of the files' content.
+    `helper_seconds`: for a credential helper's answer. Raises LoginError, which contains nothing of the files' content.
     """
     registry = registry_of(image)
     key = HUB_KEY if registry == HUB else registry
     config = _config()
     helpers = config.get("credHelpers")
     helper = (helpers.get(key) if isinstance(helpers, Mapping) else None) or config.get("credsStore")
-    login = await _from_helper(str(helper), key) if helper else _from_file(config, key)
+    login = await _from_helper(str(helper), key, helper_seconds) if helper else _from_file(config, key)
     if not login:
         return None
     text = json.dumps({**login, "serveraddress": key})
@@ -96,7 +96,7 @@ def _host(key: str) -> str:
     return re.sub(r"^https?://", "", key).partition("/")[0]
 
 
-async def _from_helper(helper: str, key: str) -> dict[str, str]:
+async def _from_helper(helper: str, key: str, seconds: float) -> dict[str, str]:
     program = f"docker-credential-{helper}"
     if not HELPER.fullmatch(helper):
         raise LoginError(f"{config_file()} names a credential helper that is not the name of a program")
@@ -111,7 +111,7 @@ async def _from_helper(helper: str, key: str) -> dict[str, str]:
     except OSError as error:
         raise LoginError(f"{program}, which {config_file()} names, cannot be run: {error.strerror}") from error
     try:
-        async with asyncio.timeout(HELPER_SECONDS):
+        async with asyncio.timeout(seconds):
             said, _ = await process.communicate(key.encode())
     except TimeoutError as error:
         raise LoginError(f"{program} does not answer") from error

@@ -13,13 +13,22 @@ from controller.protocol.model import Key
 
 log = logging.getLogger(__name__)
 
-AT_ONCE, PER_REGISTRY, PER_TENANT = 12, 6, 4  # pulls that report progress
-QUIET_SECONDS = 3.0  # without progress, after which a pull no longer counts towards these limits
-SILENCE_SECONDS = 60.0  # without progress, after which a pull is cancelled
-QUIET_AT_ONCE = 32  # beyond that the pull that has been quiet for longest is cancelled
 FAILURES = 10_000  # kept for attempts that have not asked again yet
 
 Fetch = Callable[[str, Callable[[], None]], Awaitable[None]]
+Schedule = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+
+
+@dataclass(frozen=True, slots=True)
+class PullLimits:
+    """How many pulls run at once, and for how long without progress. Times are seconds."""
+
+    at_once: int = 12  # pulls that report progress
+    per_registry: int = 6
+    per_tenant: int = 4
+    quiet: float = 3.0  # without progress, after which a pull no longer counts towards these limits
+    silence: float = 60.0  # without progress, after which a pull is cancelled
+    quiet_at_once: int = 32  # beyond that the pull that has been quiet for longest is cancelled
 
 
 @dataclass(eq=False, slots=True)
@@ -41,11 +50,18 @@ class Pulls:
     """Pulls each image at most once at a time.
 
     `fetch(image, progressed)` pulls one image, calls `progressed` at each sign of progress, and raises SandboxError if
-    the pull fails.
+    the pull fails. `schedule` is `call_later` of the running loop unless given.
     """
 
-    def __init__(self, fetch: Fetch, registry_of: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        registry_of: Callable[[str], str],
+        limits: PullLimits | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
         self._fetch, self._registry_of = fetch, registry_of
+        self._limits, self._schedule = limits or PullLimits(), schedule
         self._pulls: dict[str, Pull] = {}
         self._active: set[Pull] = set()
         self._quiet: dict[Pull, None] = {}  # in the order in which they went quiet
@@ -80,12 +96,12 @@ class Pulls:
         waiting = [pull for pull in self._pulls.values() if pull.task is None]
         quiet = Counter(pull.registry for pull in self._quiet)
         for pull in sorted(waiting, key=lambda pull: quiet[pull.registry]):
-            if len(self._active) >= AT_ONCE:
+            if len(self._active) >= self._limits.at_once:
                 return
             registries = Counter(each.registry for each in self._active)
             tenants = Counter(each.tenant for each in self._active)
-            pull.tenant = next((tenant for tenant in pull.tenants if tenants[tenant] < PER_TENANT), None)
-            if pull.tenant is not None and registries[pull.registry] < PER_REGISTRY:
+            pull.tenant = next((tenant for tenant in pull.tenants if tenants[tenant] < self._limits.per_tenant), None)
+            if pull.tenant is not None and registries[pull.registry] < self._limits.per_registry:
                 pull.task = asyncio.create_task(self._run(pull))
                 self._progressed(pull)
 
@@ -124,17 +140,18 @@ class Pulls:
     def _progressed(self, pull: Pull) -> None:
         self._quiet.pop(pull, None)
         self._active.add(pull)
-        self._wake_in(pull, QUIET_SECONDS, self._is_quiet)
+        self._wake_in(pull, self._limits.quiet, self._is_quiet)
 
     def _is_quiet(self, pull: Pull) -> None:
         self._active.discard(pull)
         self._quiet[pull] = None
-        self._wake_in(pull, SILENCE_SECONDS - QUIET_SECONDS, self._give_up)
-        if len(self._quiet) > QUIET_AT_ONCE:
+        self._wake_in(pull, self._limits.silence - self._limits.quiet, self._give_up)
+        if len(self._quiet) > self._limits.quiet_at_once:
             self._give_up(next(iter(self._quiet)))
         self._fill()
 
     def _give_up(self, pull: Pull) -> None:
+        self._quiet.pop(pull, None)  # its task ends later: meanwhile the next that goes quiet must not pick it again
         pull.given_up = f"the pull of {pull.image} makes no progress"
         if pull.task is not None:
             pull.task.cancel()
@@ -142,4 +159,5 @@ class Pulls:
     def _wake_in(self, pull: Pull, seconds: float, what: Callable[[Pull], None]) -> None:
         if pull.timer is not None:
             pull.timer.cancel()
-        pull.timer = asyncio.get_running_loop().call_later(seconds, what, pull)
+        schedule = self._schedule or asyncio.get_running_loop().call_later
+        pull.timer = schedule(seconds, lambda: what(pull))

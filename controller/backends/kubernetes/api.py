@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -25,8 +26,6 @@ from controller.errors import TransientEngineError
 
 WHO = "the Kubernetes API"
 USER_AGENT = "ci-fixer-sandbox-controller"
-QUICK = aiohttp.ClientTimeout(total=15)
-PAGE = "200"  # objects in a page of a list; one may have 200 kB of JSON
 CONNECTIONS = 200  # more than the backend ever makes at once: a watch must not wait for a connection
 CLOSING_SECONDS = 0.1  # TLS connections end a moment after they are closed
 MOST_PAUSE = 60.0  # seconds; a longer Retry-After is cut to this
@@ -41,6 +40,14 @@ NO_FORM = (TypeError, AttributeError, KeyError, IndexError)  # raised by the lib
 NO_CLUSTER = (ConfigException, OSError, ValueError, yaml.YAMLError, *NO_FORM)
 
 
+@dataclass(frozen=True, slots=True)
+class ApiConfig:
+    """Limits of the client."""
+
+    answer_seconds: float = 15.0  # for an answer, unless a request has a timeout of its own
+    page: int = 200  # objects in a page of a list; one may have 200 kB of JSON
+
+
 class Api(JsonClient):
     """Jobs and pods of one namespace.
 
@@ -49,8 +56,8 @@ class Api(JsonClient):
 
     who = WHO
 
-    def __init__(self, namespace: str, kubeconfig: str | None = None) -> None:
-        self.namespace, self._kubeconfig = namespace, kubeconfig
+    def __init__(self, namespace: str, kubeconfig: str | None = None, config: ApiConfig | None = None) -> None:
+        self.namespace, self._kubeconfig, self._config = namespace, kubeconfig, config or ApiConfig()
         self._paths = {
             "jobs": f"/apis/batch/v1/namespaces/{namespace}/jobs",
             "pods": f"/api/v1/namespaces/{namespace}/pods",
@@ -80,10 +87,11 @@ class Api(JsonClient):
         body: Json | None = None,
         content: str = JSON,
         accept: str = JSON,
-        timeout: aiohttp.ClientTimeout = QUICK,
+        timeout: aiohttp.ClientTimeout | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Sends one request for `jobs[/NAME]` or `pods[/NAME[/log]]`; its answer is read inside the block."""
         self._heed_retry_after()
+        timeout = timeout or aiohttp.ClientTimeout(total=self._config.answer_seconds)
         client = await self._connected()
         kind, _, rest = path.partition("/")
         url = self._paths[kind] + (f"/{rest}" if rest else "")
@@ -118,7 +126,7 @@ class Api(JsonClient):
         """Every object of a list, in pages of one consistent snapshot, each with the snapshot's resourceVersion."""
         token = ""
         while True:
-            more = {"limit": PAGE, "continue": token} if token else {"limit": PAGE}
+            more = {"limit": str(self._config.page)} | ({"continue": token} if token else {})
             page = await self.json("GET", kind, query={**query, **more}, accept=accept)
             yield page.get("items") or (), page["metadata"]["resourceVersion"]
             token = page["metadata"].get("continue")

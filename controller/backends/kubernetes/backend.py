@@ -16,7 +16,7 @@ from uuid import UUID
 
 from controller.backends.http_json import Json, ResponseError, transient_errors, verb
 from controller.backends.kubernetes import manifest, pod_status
-from controller.backends.kubernetes.api import Api
+from controller.backends.kubernetes.api import Api, ApiConfig
 from controller.backends.kubernetes.errors import creation_error, is_no_room, why_no_pod
 from controller.backends.kubernetes.logs import Logs
 from controller.backends.kubernetes.objects import Objects, is_finished
@@ -61,11 +61,12 @@ class KubernetesBackend:
         output_bytes: int = 1 << 20,
         list_seconds: float = RELIST_SECONDS,
         kubeconfig: str | None = None,
+        api: ApiConfig | None = None,
     ) -> None:
         self.marks = None  # the Role permits no object that could hold them
         self._image, self._options, self._start_deadline = image, options or JobOptions(), start_deadline
         self._list_seconds = list_seconds
-        self._api = Api(namespace, kubeconfig)
+        self._api = Api(namespace, kubeconfig, api)
         self._logs = Logs(self._api, output_bytes)
         self._objects = Objects(self._api, "")  # replaced by `open`
         self._pods = PodCache()

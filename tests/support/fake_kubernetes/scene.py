@@ -16,6 +16,7 @@ import psutil
 import psycopg
 import pytest
 
+from controller.backends.kubernetes.api import ApiConfig
 from controller.backends.kubernetes.backend import PROBE, KubernetesBackend
 from controller.backends.kubernetes.manifest import RECORDED, job_manifest
 from controller.backends.kubernetes.options import JobOptions
@@ -90,16 +91,17 @@ class Scene:
         """What names the API."""
         return self.directory / "kubeconfig"
 
-    def backend(self, list_seconds: float = 0.3) -> KubernetesBackend:
+    def backend(self, list_seconds: float = 0.3, api: ApiConfig | None = None) -> KubernetesBackend:
         """An adapter as each controller has its own."""
         return KubernetesBackend(
-            self.cluster.namespace, IMAGE, list_seconds=list_seconds, kubeconfig=str(self.kubeconfig)
+            self.cluster.namespace, IMAGE, list_seconds=list_seconds, kubeconfig=str(self.kubeconfig), api=api
         )
 
-    def control(self, list_seconds: float = 0.3, **settings: Any) -> AbstractAsyncContextManager[Controller]:
-        """A controller in this process."""
-        asked = {"sandbox_lease_seconds": 2} | settings
-        return control(self.url, self.backend(list_seconds), **asked)
+    def control(
+        self, list_seconds: float = 0.3, api: ApiConfig | None = None, **more: Any
+    ) -> AbstractAsyncContextManager[Controller]:
+        """A controller in this process. `more`: what `control` takes, settings included."""
+        return control(self.url, self.backend(list_seconds, api), **({"sandbox_lease_seconds": 2} | more))
 
     def started(self, failpoint: Failpoint | None = None) -> Forked:
         """A controller in a process of its own, which kills or stops itself at that point."""
