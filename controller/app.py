@@ -103,7 +103,7 @@ async def give_up(settings: Settings, engine: str) -> Counter[str]:
     me = _name()
     installation, _ = await identify(settings.database_url)  # the rows of a copy are the original's to settle
     async with Pool(settings.database_url, me, installation) as pool:
-        store = Store(pool, me, settings.sandbox_output_bytes)
+        store = Store(pool, me, engine, settings.sandbox_output_bytes)
         registry = Registry(store)
         if not await registry.visible():
             raise SettingsError(RENAMED)
@@ -140,14 +140,12 @@ async def assemble(
         installation, renewed = await identify(settings.database_url)
         if renewed:
             log.warning("database is a copy, it has an id of its own now", extra=about(installation=installation))
+        engine = await backend.open(installation)
         async with Pool(settings.database_url, me, installation) as pool:
-            store = store_type(pool, me, settings.sandbox_output_bytes)
+            store = store_type(pool, me, engine, settings.sandbox_output_bytes)
             registry = Registry(store)
-            store.engine = await backend.open(installation)
             config = config or config_of(settings, backend)
-            presence = Presence(
-                registry, backend, me, store.engine, grace=config.engine_grace, patience=config.mark_patience
-            )
+            presence = Presence(registry, backend, me, engine, grace=config.engine_grace, patience=config.mark_patience)
             async with presence.entered():
                 controller = wire(config, store, backend, presence, metrics := Metrics())
                 check, health = partial(check_schema, settings.database_url), health or HealthConfig()

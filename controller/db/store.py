@@ -58,19 +58,18 @@ class Overdue:
 
 
 class Store:
-    """The controller's statements on one pool. Each may be repeated.
+    """The statements of one controller, `me`, of one engine, on its pool. Each may be repeated.
 
     A verb that uses `retried` waits until the database has answered; one that uses `once` raises
     DatabaseUnavailableError instead; a gathered write is retried, but waits for no lock of another transaction. All
     raise WriteRejectedError, and DatabaseExchangedError once the database is another installation's.
     """
 
-    def __init__(self, pool: Pool, me: str, output_bytes: int) -> None:
-        self._pool, self.me, self._output_bytes = pool, me, output_bytes
+    def __init__(self, pool: Pool, me: str, engine: str, output_bytes: int) -> None:
+        self._pool, self.me, self.engine, self._output_bytes = pool, me, engine, output_bytes
         self.exchanged, self.refuse_exchanged = pool.exchanged, pool.refuse_exchanged
         self._sql = sql.statements("queue.sql") | sql.statements("controllers.sql")
         self._renewed = 0.0  # monotonic seconds
-        self.engine = ""
         self._keepers: set[str] = set()  # what keeps rows from being forgotten, told once
         self._doing: dict[str, str] = {}  # what the statements do, for the errors of those that fail
         self.put_back: Batch[PutBack] = self._batch("put_back", "that it waits for its image cannot be written")

@@ -71,8 +71,7 @@ async def _replayed(server: str, rows: int) -> float:
         async with await psycopg.AsyncConnection.connect(url, autocommit=True, row_factory=dict_row) as connection:
             await connection.execute(FILL, [rows])
         async with Pool(url, "bare") as pool:
-            store = Store(pool, "bare", 1 << 20)
-            store.engine = "bare"
+            store = Store(pool, "bare", "bare", 1 << 20)
             begin = time.monotonic()
             while claimed := await store.claim(500, 100_000, 60.0):
                 await _live_through(store, [(each.row.key, each.row.epoch) for each in claimed])

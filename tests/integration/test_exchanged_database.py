@@ -101,8 +101,7 @@ async def test_a_controller_ends_and_its_next_start_is_the_other_installations(
 async def test_no_statement_runs_on_a_session_of_another_installation(database: str, connection: Connection) -> None:
     sandbox = insert(connection)
     async with Pool(database, "a", installation=uuid4()) as pool:
-        store = Store(pool, "a", 1024)
-        store.engine = ENGINE
+        store = Store(pool, "a", ENGINE, 1024)
         with pytest.raises(DatabaseUnavailableError):  # what waited for a session waits no longer
             await store.claim(10, 10, 60.0)
         for refused in (store.claim(10, 10, 60.0), store.cancel_queued(), store.facts([sandbox])):
@@ -119,8 +118,7 @@ async def test_a_database_without_an_installation_is_waited_for(
     mine = installation(connection)
     connection.execute("alter table sandbox_installation rename to put_aside")
     async with Pool(database, "a", installation=mine) as pool:
-        store = Store(pool, "a", 1024)
-        store.engine = ENGINE
+        store = Store(pool, "a", ENGINE, 1024)
         asked = asyncio.create_task(store.facts([sandbox]))
         async with asyncio.timeout(SECONDS):
             while "a session cannot be set up: relation" not in caplog.text:
@@ -133,7 +131,7 @@ async def test_a_database_without_an_installation_is_waited_for(
 async def test_a_session_of_before_the_exchange_is_not_used_after_it(database: str, connection: Connection) -> None:
     """The pool may still have sessions of the former database: what the others meet decides for all of them."""
     async with Pool(database, "a", size=2, installation=installation(connection)) as pool:
-        store = Store(pool, "a", 1024)
+        store = Store(pool, "a", ENGINE, 1024)
         async with pool.connection() as kept:
             connection.execute("update sandbox_installation set id = gen_random_uuid()")
             connection.execute(

@@ -22,8 +22,7 @@ ME, ENGINE = "host/1-abc", "memory:one"
 async def presence(url: str, name: str, me: str = ME) -> AsyncIterator[tuple[Presence, Registry]]:
     """That of the controller `me`, whose connections reach the server under `name`."""
     async with Pool(url, name, size=1) as pool:
-        store = Store(pool, me, 1024)
-        store.engine = ENGINE
+        store = Store(pool, me, ENGINE, 1024)
         registry = Registry(store)
         yield Presence(registry, MemoryBackend(), me, ENGINE, grace=0.0, patience=1.0), registry
 

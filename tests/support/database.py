@@ -110,9 +110,7 @@ def steps(connection: Connection, sandbox_id: UUID) -> list[str]:
 async def opened(url: str, me: str = "a", size: int = 6, output_bytes: int = 1 << 20) -> AsyncIterator[Store]:
     """A controller's queue on its own pool."""
     async with Pool(url, me, size=size) as pool:
-        store = Store(pool, me, output_bytes)
-        store.engine = ENGINE
-        yield store
+        yield Store(pool, me, ENGINE, output_bytes)
 
 
 def until(connection: Connection, query: str, params: Any = None, seconds: float = 10.0) -> None:

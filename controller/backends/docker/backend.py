@@ -48,7 +48,7 @@ class DockerBackend:
         self._engine = Engine(url)
         self._images, self._volumes = Images(self._engine), Volumes(self._engine)
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
-        self._containers = Containers(self._engine, self._volumes, "")  # this and the next are set by `open`
+        self._opened: Containers | None = None
         self._id = ""
         self._node: str | None = None
         self.marks: DockerMarks | None = None
@@ -59,14 +59,14 @@ class DockerBackend:
             raise BackendUnavailableError(
                 f"the Docker engine cannot limit {missing}: delegate these cgroup controllers to it"
             )
-        self._containers = Containers(self._engine, self._volumes, str(installation))
+        self._opened = Containers(self._engine, self._volumes, str(installation))
         self._id, self._node = info["ID"], info.get("Name")
         root = info.get("DockerRootDir") or "/var/lib/docker"
         self.marks = DockerMarks(self._engine, str(installation), root)
         return f"docker:{self._id}"
 
     async def ping(self) -> None:
-        if not self._id:
+        if self._opened is None:
             raise BackendClosedError
         if (await self._engine.info())["ID"] != self._id:
             raise BackendUnavailableError("another Docker engine answers than at the start: restart the controller")
@@ -145,8 +145,15 @@ class DockerBackend:
         await asyncio.gather(*(self._containers.remove(run) for run in runs))
 
     async def close(self) -> None:
+        self._opened = None
         await self._images.close()
         await self._engine.close()
+
+    @property
+    def _containers(self) -> Containers:
+        if self._opened is None:
+            raise BackendClosedError
+        return self._opened
 
     async def _adopt(self, key: Key) -> ObservedRun | None:
         """The attempt's container, if there is one that is whole."""

@@ -68,7 +68,7 @@ class KubernetesBackend:
         self._list_seconds = list_seconds
         self._api = Api(namespace, kubeconfig, api)
         self._logs = Logs(self._api, output_bytes)
-        self._objects = Objects(self._api, "")  # replaced by `open`
+        self._opened: Objects | None = None
         self._pods = PodCache()
         self._removing: set[Key] = set()  # attempts that we remove: nobody will ask for their output
 
@@ -82,14 +82,13 @@ class KubernetesBackend:
             raise BackendUnavailableError(message) from error
         except EngineError as error:
             raise BackendUnavailableError(str(error)) from error
-        self._objects = objects
+        self._opened = objects
         return f"kubernetes:{identity}"
 
     async def ping(self) -> None:
-        if not self._objects.installation:
-            raise BackendClosedError
+        objects = self._objects
         try:
-            await self._find_one("jobs", self._objects)
+            await self._find_one("jobs", objects)
         except EngineError as error:
             raise BackendUnavailableError(str(error)) from error
 
@@ -175,8 +174,15 @@ class KubernetesBackend:
             self._removing.discard(key)
 
     async def close(self) -> None:
+        self._opened = None
         await self._logs.close()
         await self._api.close()
+
+    @property
+    def _objects(self) -> Objects:
+        if self._opened is None:
+            raise BackendClosedError
+        return self._opened
 
     async def _try_out(self, objects: Objects) -> None:
         """Checks by a dry run that we may create Jobs and list pods. A full quota is not a fault."""
