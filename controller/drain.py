@@ -109,7 +109,7 @@ async def _listing(backend: Backend) -> Listing:
 async def _remove(store: Store, backend: Backend, listing: Listing) -> list[str]:
     """Delete what has no row, or an ended one; return its names. Another controller may have claimed rows since."""
     keys = {seen.key for seen in (*listing.runs, *listing.recorded)} | listing.pending.keys()
-    rows = await store.facts([key.sandbox_id for key in keys]) if keys else {}
+    rows = await store.rows([key.sandbox_id for key in keys]) if keys else {}
     over = [key for key in keys if (row := rows.get(key.sandbox_id)) is None or row.state.terminal]
     for key in over:
         await backend.delete(key, None)

@@ -40,8 +40,8 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
-    """Why rows are set aside that claims pass over; the columns of the statement `aside`."""
+class SetAside:
+    """Why rows are set aside that claims pass over; the columns of the statement `set_aside`."""
 
     why: str
     n: int
@@ -75,11 +75,11 @@ class Store:
         self.put_back: Batch[PutBack] = self._batch("put_back", "that it waits for its image cannot be written")
         self.make_due: Batch[MakeDue] = self._batch("make_due", "that its pull is over cannot be written")
         self.bind: Batch[Bind] = self._batch("bind", "its run cannot be bound")
-        self.start: Batch[MarkRunning] = self._batch("start", "its start cannot be written")
-        self.wait: Batch[SetWaiting] = self._batch("wait", "what it waits for cannot be written")
+        self.mark_running: Batch[MarkRunning] = self._batch("mark_running", "its start cannot be written")
+        self.set_waiting: Batch[SetWaiting] = self._batch("set_waiting", "what it waits for cannot be written")
         self.record: Batch[Ended] = self._batch("record", "the outcome cannot be written")
         self.requeue: Batch[Ended] = self._batch("requeue", "the end of its attempt cannot be written")
-        self.clean: Batch[MarkCleaned] = self._batch("clean", "its removal cannot be written")
+        self.mark_cleaned: Batch[MarkCleaned] = self._batch("mark_cleaned", "its removal cannot be written")
 
     async def claim(self, most: int, max_running: int, lease: float) -> list[Claimed]:
         """The next rows that may run. Raises DatabaseUnavailableError where the reply was lost: see `take_over`."""
@@ -122,9 +122,9 @@ class Store:
         params = {"ids": [row.id for row in rows], "epochs": [row.epoch for row in rows], "me": self.me}
         return await self._retried_ids("adopt", params | {"claimed_by": [row.claimed_by for row in rows]})
 
-    async def facts(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
+    async def rows(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
         """How these rows stand now."""
-        return {row.id: row for row in map(_row, await self.retried("facts", {"ids": list(ids)}))}
+        return {row.id: row for row in map(_row, await self.retried("rows", {"ids": list(ids)}))}
 
     async def forget(self) -> int:
         """Deletes sandboxes that are past the owner's retention; returns how many of up to 1,000 were dealt with."""
@@ -151,9 +151,9 @@ class Store:
         found = await self.once("overdue", {"max_running": max_running, "seconds": seconds, "me": self.me})
         return Overdue(**found[0]) if found else None
 
-    async def aside(self, seconds: float) -> list[Aside]:
+    async def set_aside(self, seconds: float) -> list[SetAside]:
         """Why rows are set aside that the database refuses to have claimed, the commonest reason first."""
-        return [Aside(**found) for found in await self.once("aside", {"seconds": seconds})]
+        return [SetAside(**found) for found in await self.once("set_aside", {"seconds": seconds})]
 
     async def _readable(self, rows: Sequence[DictRow]) -> list[Claimed]:
         """Those that can be run; one whose columns cannot be read ends at once, and is in no other's way."""

@@ -73,7 +73,7 @@ class Readiness:
 
     async def _rejected(self) -> str:
         """Return what is wrong if the database rejects the claim of every row; single rows are set aside."""
-        found = await self._store.aside(self._config.unclaimed)
+        found = await self._store.set_aside(self._config.unclaimed)
         if not found or found[0].claimed or sum(each.n for each in found) < MANY_ASIDE:
             return ""
         return f"the database refuses every claim, {found[0].n} rows are set aside: {found[0].why}"

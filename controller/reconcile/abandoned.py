@@ -59,7 +59,7 @@ class Abandoned:
                 case Retry():
                     return "queued again" if await self._write(self._store.requeue, row, action) else None
                 case Clean():
-                    return "cleaned" if await self._store.clean(MarkCleaned(row.key)) else None
+                    return "cleaned" if await self._store.mark_cleaned(MarkCleaned(row.key)) else None
                 case Wait() | Drop():
                     return None
         except SandboxError as error:

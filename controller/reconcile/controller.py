@@ -207,7 +207,7 @@ class Controller:
         now = time.monotonic()
         if now - self._forgot > FORGET_SECONDS:
             self._forgot = now
-            for each in await self._store.aside(FORGET_SECONDS):
+            for each in await self._store.set_aside(FORGET_SECONDS):
                 log.warning("rows set aside, their claim is rejected", extra=about(rows=each.n, error=each.why))
             if await self._store.forget():
                 self._forgot = 0.0  # there may be more: next time round

@@ -145,7 +145,7 @@ class Resync:
 
     async def _drop_finished(self, sandboxes: Collection[TrackedSandbox]) -> None:
         """Drop what the table no longer has, or has as ended."""
-        rows = await self._store.facts([tracked.row.id for tracked in sandboxes]) if sandboxes else {}
+        rows = await self._store.rows([tracked.row.id for tracked in sandboxes]) if sandboxes else {}
         for tracked in sandboxes:
             row = rows.get(tracked.row.id)
             over = row is None or row.state.terminal or not tracked.is_same_claim(row)
@@ -158,7 +158,7 @@ class Resync:
 
     async def _sweep(self, strays: Mapping[Key, Collection[str | None]]) -> None:
         """Delete objects (uid None: an object without a run) whose row is gone, cleaned, or at a later attempt."""
-        rows = await self._store.facts([key.sandbox_id for key in strays]) if strays else {}
+        rows = await self._store.rows([key.sandbox_id for key in strays]) if strays else {}
         began = time.monotonic()
         for key in random.sample(sorted(strays), len(strays)):  # so that no stuck object is always the first
             if time.monotonic() - began > SWEEP_SECONDS:

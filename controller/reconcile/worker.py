@@ -105,7 +105,7 @@ class Worker:
         waiting = tracked.waiting_to_write()
         if waiting is None:
             return False
-        await self._store.wait(SetWaiting(tracked.row.key, waiting))
+        await self._store.set_waiting(SetWaiting(tracked.row.key, waiting))
         tracked.on_waiting_written(waiting)
         return True
 
@@ -129,7 +129,7 @@ class Worker:
                 await self._record(tracked, action)
             case actions.Clean():
                 await self._delete(tracked)
-                await self._store.clean(MarkCleaned(tracked.row.key))
+                await self._store.mark_cleaned(MarkCleaned(tracked.row.key))
                 self._tracker.drop(tracked)
             case actions.Drop():
                 self._tracker.drop(tracked)
@@ -194,7 +194,7 @@ class Worker:
         self._tracker.free_slot(tracked)
 
     async def _mark_running(self, tracked: TrackedSandbox, run: ObservedRun) -> None:
-        if not await self._store.start(MarkRunning(tracked.row.key, run.run_uid)):
+        if not await self._store.mark_running(MarkRunning(tracked.row.key, run.run_uid)):
             return await self._refresh(tracked)
         tracked.on_marked_running(self._tracker.clock())
         return self._tracker.free_slot(tracked)
@@ -256,7 +256,7 @@ class Worker:
     async def _refresh(self, tracked: TrackedSandbox) -> None:
         """Read the row again, since somebody else wrote it. In another controller's hands it is not tracked any more,
         and nothing that was believed of its run is."""
-        row = (await self._store.facts([tracked.row.id])).get(tracked.row.id)
+        row = (await self._store.rows([tracked.row.id])).get(tracked.row.id)
         if row is not None and tracked.is_older(row):
             return
         if row is None or not tracked.is_same_claim(row):

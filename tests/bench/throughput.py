@@ -81,6 +81,6 @@ async def _replayed(server: str, rows: int) -> float:
 async def _live_through(store: Store, keys: list[tuple[Key, int]]) -> None:
     done = Outcome(State.SUCCEEDED, Reason.COMPLETED, exit_code=0)
     await asyncio.gather(*(store.bind(Bind(key, epoch, key.name)) for key, epoch in keys))
-    await asyncio.gather(*(store.start(MarkRunning(key, key.name)) for key, _ in keys))
+    await asyncio.gather(*(store.mark_running(MarkRunning(key, key.name)) for key, _ in keys))
     await asyncio.gather(*(store.record(Ended(key, key.name, done, output=Output(b"hi\n", False))) for key, _ in keys))
-    await asyncio.gather(*(store.clean(MarkCleaned(key)) for key, _ in keys))
+    await asyncio.gather(*(store.mark_cleaned(MarkCleaned(key)) for key, _ in keys))

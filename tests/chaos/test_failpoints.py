@@ -19,7 +19,7 @@ from tests.support.engines import make_engine
 from tests.support.stage import Stage, stage
 
 ENGINE_STEPS = ("create", "bind", "release", "output", "delete", "kill")
-ALL_STEPS = ("claim", "create", "bind", "release", "start", "output", "record", "delete", "clean", "requeue", "kill")
+ALL_STEPS = (*ENGINE_STEPS, "claim", "mark_running", "record", "mark_cleaned", "requeue")
 
 
 class End(NamedTuple):

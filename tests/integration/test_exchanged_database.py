@@ -104,7 +104,7 @@ async def test_no_statement_runs_on_a_session_of_another_installation(database: 
         store = Store(pool, "a", ENGINE, 1024)
         with pytest.raises(DatabaseUnavailableError):  # what waited for a session waits no longer
             await store.claim(10, 10, 60.0)
-        for refused in (store.claim(10, 10, 60.0), store.cancel_queued(), store.facts([sandbox])):
+        for refused in (store.claim(10, 10, 60.0), store.cancel_queued(), store.rows([sandbox])):
             with pytest.raises(DatabaseExchangedError, match=str(installation(connection))):
                 await refused
     assert row(connection, sandbox)["state"] == "queued"
@@ -119,7 +119,7 @@ async def test_a_database_without_an_installation_is_waited_for(
     connection.execute("alter table sandbox_installation rename to put_aside")
     async with Pool(database, "a", installation=mine) as pool:
         store = Store(pool, "a", ENGINE, 1024)
-        asked = asyncio.create_task(store.facts([sandbox]))
+        asked = asyncio.create_task(store.rows([sandbox]))
         async with asyncio.timeout(SECONDS):
             while "a session cannot be set up: relation" not in caplog.text:
                 await asyncio.sleep(0.02)
@@ -140,7 +140,7 @@ async def test_a_session_of_before_the_exchange_is_not_used_after_it(database: s
                 [kept.info.backend_pid],
             )
             with pytest.raises(DatabaseExchangedError):
-                await store.facts([])
+                await store.rows([])
         with pytest.raises(DatabaseExchangedError):
-            await store.facts([])
+            await store.rows([])
         assert pool.exchanged.done()

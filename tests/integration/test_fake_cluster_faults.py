@@ -593,7 +593,8 @@ async def test_a_name_that_is_not_free_yet_is_waited_for(database: str, tmp_path
 # The database
 
 
-STATEMENTS = ("claim", "bind", "start", "record", "clean", "owned_rows", "take_over", "renew", "cancelling", "wait")
+WRITES = ("bind", "set_waiting", "mark_running", "record", "mark_cleaned")
+STATEMENTS = (*WRITES, "claim", "owned_rows", "take_over", "renew", "cancelling")
 
 
 @pytest.mark.parametrize("side", ["before", "after"])

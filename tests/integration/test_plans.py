@@ -88,12 +88,12 @@ def parameters(connection: Connection, name: str) -> dict[str, Any]:
     }
     chosen: dict[str, dict[str, Any]] = {
         "renew": {"ids": launching, "epochs": [1] * len(launching)},
-        "clean": {"ids": some("state = 'lost' and cleaned_at is null", UNCLEANED)},
-        "facts": {"ids": some("true", 1000)},
+        "mark_cleaned": {"ids": some("state = 'lost' and cleaned_at is null", UNCLEANED)},
+        "rows": {"ids": some("true", 1000)},
         "locked": {"ids": some("true", 1000)},
         "adopt": {"ids": active, "epochs": [1] * count, "claimed_by": ["a"] * count},
         "put_back": {"waiting": ["pulled"] * count, "epochs": [1] * count, "delays": [1.0] * count},
-        "wait": {"waiting": ["no room"] * count},
+        "set_waiting": {"waiting": ["no room"] * count},
         "bind": {"epochs": [1] * count},
         "record": {"epochs": [1] * count},
         "requeue": {

@@ -228,13 +228,13 @@ def test_a_controller_lives_through_a_whole_sandbox(database: str, owner: Connec
         [got] = claim(controller)
         bound = ask(controller, "bind", ids=[made], attempts=[1], epochs=[got["epoch"]], run_uids=["u"])
         assert bound == [{"id": made}]
-        assert ask(controller, "start", ids=[made], attempts=[1], run_uids=["u"]) == [{"id": made}]
+        assert ask(controller, "mark_running", ids=[made], attempts=[1], run_uids=["u"]) == [{"id": made}]
         ended: dict[str, Any] = {
             name: [None] for name in ("exit_codes", "messages", "outputs", "started", "ended", "nodes", "digests")
         }
         ended |= {"ids": [made], "attempts": [1], "run_uids": ["u"], "states": ["lost"], "reasons": ["Lost"]}
         assert [each["id"] for each in ask(controller, "record", truncated=[False], epochs=[None], **ended)] == [made]
-        assert ask(controller, "clean", ids=[made]) == [{"id": made}]
+        assert ask(controller, "mark_cleaned", ids=[made]) == [{"id": made}]
         assert ask(controller, "locked", ids=[made]) == []
         assert ask(controller, "forget") == [{"forgotten": 0, "kept": 0, "why": []}]
         controller.execute("listen sandbox_wake")
@@ -338,9 +338,9 @@ def test_nothing_that_a_requester_holds_is_waited_for(hold: str, database: str, 
             second = insert(owner)
             assert [each["id"] for each in claim(controller)] == [second]
             assert ask(controller, "bind", ids=[first], attempts=[1], epochs=[got["epoch"]], run_uids=["u"])
-            assert ask(controller, "start", ids=[first], attempts=[1], run_uids=["u"])
+            assert ask(controller, "mark_running", ids=[first], attempts=[1], run_uids=["u"])
             assert ask(controller, "record", **an_end(first))
-            assert ask(controller, "clean", ids=[first])
+            assert ask(controller, "mark_cleaned", ids=[first])
             assert ask(controller, "locked", ids=[first, second]) == []
             assert ask(controller, "cancel_all") == [{"asked": 1}]
             assert ask(controller, "forget")

@@ -73,11 +73,11 @@ def carry_one(url: str) -> UUID:
             key: Key = got.row.key
             assert await store.renew([got.row], 60) == {key.sandbox_id}
             assert await store.bind(Bind(key, 1, "u"))
-            assert await store.start(MarkRunning(key, "u"))
+            assert await store.mark_running(MarkRunning(key, "u"))
             outcome = Outcome(State.FAILED, Reason.OOM_KILLED, "€")
             seen = ObservedRun(key, "u", Phase.ENDED, outcome, started_at=at(1), ended_at=None)
             assert await store.record(Ended(key, "u", outcome, seen, Output(OUTPUT.encode(), False)))
-            assert await store.clean(MarkCleaned(key))
+            assert await store.mark_cleaned(MarkCleaned(key))
             assert [each.id for each in await store.owned_rows()] == []
             return key.sandbox_id
 

@@ -71,11 +71,11 @@ def rows_in_every_state(older: Older, owner: Connection) -> dict[str, UUID]:
         assert older.ask(owner, "bind", **bind)
         if state == "bound":
             continue
-        assert older.ask(owner, "start", ids=[made[state]], attempts=[1], run_uids=["u"])
+        assert older.ask(owner, "mark_running", ids=[made[state]], attempts=[1], run_uids=["u"])
         if state in ("ended", "cleaned"):
             assert older.ask(owner, "record", **an_end(made[state]))
         if state == "cleaned":
-            assert older.ask(owner, "clean", ids=[made[state]])
+            assert older.ask(owner, "mark_cleaned", ids=[made[state]])
     owner.execute("update sandboxes set cancel_requested_at = now() where id = %s", [made["cancelling"]])
     made["again"] = insert(owner, command="again", max_attempts=2)
     [claimed] = a_claim(older.ask, owner, "old")
@@ -120,10 +120,10 @@ def test_what_either_version_claimed_the_other_brings_to_its_end(
             bind = {"ids": [sandbox], "attempts": [1], "epochs": [standing[sandbox]["epoch"]], "run_uids": ["u"]}
             assert theirs(session, "bind", **bind)
         for sandbox in (*fresh, made["launching"], made["bound"]):
-            assert theirs(session, "start", ids=[sandbox], attempts=[1], run_uids=["u"])
+            assert theirs(session, "mark_running", ids=[sandbox], attempts=[1], run_uids=["u"])
         for sandbox in standing.keys() - {made["ended"]}:
             assert theirs(session, "record", **an_end(sandbox))
-        assert len(theirs(session, "clean", ids=list(standing))) == len(standing)
+        assert len(theirs(session, "mark_cleaned", ids=list(standing))) == len(standing)
         assert theirs(session, "retry_due") == []
         owner.execute("update sandboxes set retry_at = now() where id = %s", [made["again"]])
         assert theirs(session, "retry_due") == [{"id": made["again"]}]

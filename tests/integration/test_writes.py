@@ -79,11 +79,11 @@ async def test_bind_needs_attempt_epoch_state_no_cancel_and_no_other_run(owner: 
 async def test_start_needs_attempt_run_and_launching(owner: Connection, store: Store) -> None:
     insert(owner)
     [key] = await bound(store)
-    assert not await store.start(MarkRunning(replace(key, attempt=2), "u"))
-    assert not await store.start(MarkRunning(key, "v"))
+    assert not await store.mark_running(MarkRunning(replace(key, attempt=2), "u"))
+    assert not await store.mark_running(MarkRunning(key, "v"))
     assert row(owner, key.sandbox_id)["state"] == "launching"
-    assert await store.start(MarkRunning(key, "u"))
-    assert not await store.start(MarkRunning(key, "u"))
+    assert await store.mark_running(MarkRunning(key, "u"))
+    assert not await store.mark_running(MarkRunning(key, "u"))
     found = row(owner, key.sandbox_id)
     assert (found["state"], found["lease_until"]) == ("running", None)
     assert found["started_at"] is not None
@@ -94,8 +94,8 @@ async def test_start_needs_attempt_run_and_launching(owner: Connection, store: S
 async def test_an_unbound_row_does_not_start(owner: Connection, store: Store) -> None:
     insert(owner)
     [got] = await claimed(store)
-    assert not await store.start(MarkRunning(got.row.key, "u"))
-    assert ask(owner, "start", ids=[got.row.id], attempts=[1], run_uids=[None]) == []
+    assert not await store.mark_running(MarkRunning(got.row.key, "u"))
+    assert ask(owner, "mark_running", ids=[got.row.id], attempts=[1], run_uids=[None]) == []
 
 
 async def test_record_needs_attempt_and_run_and_the_first_one_wins(owner: Connection, store: Store) -> None:
@@ -135,7 +135,7 @@ async def test_a_queued_row_is_not_recorded(owner: Connection, store: Store) -> 
 async def test_again_counts_a_run_and_starts_the_deadline_anew(owner: Connection, store: Store) -> None:
     insert(owner, max_attempts=2)
     [key] = await bound(store)
-    assert await store.start(MarkRunning(key, "u"))
+    assert await store.mark_running(MarkRunning(key, "u"))
     claimed_at = row(owner, key.sandbox_id)["claimed_at"]
     seen = ObservedRun(key, "u", Phase.ENDED, BAD, started_at=at(1), ended_at=at(2), node="n", image_digest="d")
     assert await store.requeue(Ended(key, "u", BAD, seen, Output(b"out", True), counted=True, delay=3600))
@@ -202,11 +202,11 @@ async def test_what_is_being_cancelled_is_not_queued_again(owner: Connection, st
 async def test_only_what_has_ended_is_cleaned_and_once(owner: Connection, store: Store) -> None:
     insert(owner)
     [key] = await bound(store)
-    assert not await store.clean(MarkCleaned(key))
+    assert not await store.mark_cleaned(MarkCleaned(key))
     assert await store.record(Ended(key, "u", BAD))
     assert [each.id for each in await store.owned_rows()] == [key.sandbox_id]
-    assert await store.clean(MarkCleaned(key))
-    assert not await store.clean(MarkCleaned(key))
+    assert await store.mark_cleaned(MarkCleaned(key))
+    assert not await store.mark_cleaned(MarkCleaned(key))
     assert steps(owner, key.sandbox_id) == ["claimed", "bound", "failed", "cleaned"]
     assert await store.owned_rows() == []
 
@@ -215,11 +215,11 @@ async def test_a_wait_is_told_once_and_only_while_it_launches(owner: Connection,
     insert(owner)
     [key] = await bound(store)
     for text in ("no room", "no room", "pulls\0 \ud800", "x" * 5000, "", ""):
-        await store.wait(SetWaiting(key, text))
+        await store.set_waiting(SetWaiting(key, text))
     waits = owner.execute("select detail from sandbox_events where step = 'waiting' order by id").fetchall()
     assert [each["detail"] for each in waits] == ["no room", "pulls\ufffd ?", "x" * 1000, None]
     assert await store.record(Ended(key, "u", BAD))
-    assert not await store.wait(SetWaiting(key, "late"))
+    assert not await store.set_waiting(SetWaiting(key, "late"))
 
 
 # Whole or not at all
@@ -285,7 +285,7 @@ async def test_a_row_whose_controller_is_gone_is_adopted_once(database: str, own
     insert_many(owner, 4)
     keys = await bound(store, 4)
     for key in keys[:3]:
-        assert await store.start(MarkRunning(key, "u"))
+        assert await store.mark_running(MarkRunning(key, "u"))
     assert not any(each.orphaned for each in await store.owned_rows())  # `a` is connected
     owner.execute("update sandboxes set claimed_by = 'gone'")
     rows = await store.owned_rows()
@@ -469,9 +469,9 @@ async def test_a_storm_of_killed_connections_loses_and_doubles_nothing(owner: Co
         key = each.row.key
         async with few:
             assert await write(store.bind(Bind(key, 1, "u")))
-            await write(store.start(MarkRunning(key, "u")))
+            await write(store.mark_running(MarkRunning(key, "u")))
             await write(store.record(Ended(key, "u", BAD, output=Output(b"x", False))))
-            await write(store.clean(MarkCleaned(key)))
+            await write(store.mark_cleaned(MarkCleaned(key)))
 
     await asyncio.gather(*map(life, got))
     counts = one(

@@ -28,7 +28,7 @@ from tests.support.cluster import IMAGE
 from tests.support.engines import SHELL_IMAGE
 from tests.support.remote_engine import RemoteBackend
 
-STORE_STEPS = ("claim", "bind", "start", "record", "requeue", "clean")
+STORE_STEPS = ("claim", "bind", "mark_running", "record", "requeue", "mark_cleaned")
 BACKEND_STEPS = ("create", "release", "output", "delete", "kill")
 
 

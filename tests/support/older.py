@@ -19,7 +19,12 @@ from tests.support.database import Connection
 
 COMMIT = "c9b461a"  # schema version 2
 ROOT = Path(__file__).parents[2]
-FORMER_NAMES = {"owned_rows": "standing", "requeue": "again"}  # of its statements
+FORMER_NAMES = {  # of its statements
+    "owned_rows": "standing",
+    "requeue": "again",
+    "mark_running": "start",
+    "mark_cleaned": "clean",
+}
 
 
 class Older:

@@ -112,7 +112,7 @@ class Requests:
             self.row = replace(row, run_uid=item.run_uid)
         return self._written(fits)
 
-    async def start(self, item: MarkRunning) -> bool:
+    async def mark_running(self, item: MarkRunning) -> bool:
         row = self.row
         fits = (row.attempt, row.run_uid, row.state) == (item.key.attempt, item.run_uid, State.LAUNCHING)
         if fits:
@@ -134,14 +134,14 @@ class Requests:
             self.row = queued_again(row, counted=item.counted)
         return self._written(fits)
 
-    async def clean(self, item: MarkCleaned) -> bool:
+    async def mark_cleaned(self, item: MarkCleaned) -> bool:
         self.cleaned = self.cleaned or self.row.state.terminal
         return self._written(self.cleaned)
 
-    async def wait(self, item: SetWaiting) -> bool:
+    async def set_waiting(self, item: SetWaiting) -> bool:
         return True
 
-    async def facts(self, ids: list[UUID]) -> dict[UUID, Row]:
+    async def rows(self, ids: list[UUID]) -> dict[UUID, Row]:
         return {ID: self.row}
 
     async def create(self, launch: Launch, *, look: bool) -> ObservedRun:

@@ -38,7 +38,7 @@ class Table:
     async def adopt(self, rows: Sequence[Row]) -> set[UUID]:
         return {row.id for row in rows}
 
-    async def facts(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
+    async def rows(self, ids: Sequence[UUID]) -> dict[UUID, Row]:
         return {self.row.id: self.row} if self.row.id in ids else {}
 
     async def delete(self, key: Key, run_uid: str | None) -> None:

@@ -60,7 +60,7 @@ def test_what_is_read_of_a_row_stands_once_and_in_every_statement_that_reads_row
     text, found = (ROOT / "queue.sql").read_text(), sql.statements("queue.sql")
     assert text.count("as cancelled") == 1
     assert {name for name, body in found.items() if "as cancelled" in body} == {
-        *("claim", "take_over", "owned_rows", "facts"),
+        *("claim", "take_over", "owned_rows", "rows"),
     }
     assert not [name for name, body in found.items() if "$" in body]
 

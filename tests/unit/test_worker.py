@@ -45,10 +45,10 @@ class World:
     async def bind(self, item: Bind) -> bool:
         return True
 
-    async def wait(self, item: object) -> bool:
+    async def set_waiting(self, item: object) -> bool:
         return True
 
-    async def start(self, item: object) -> bool:
+    async def mark_running(self, item: object) -> bool:
         return self.takes
 
     async def record(self, item: Ended) -> bool:
@@ -57,7 +57,7 @@ class World:
 
     requeue = record
 
-    async def facts(self, ids: list[UUID]) -> dict[UUID, Row]:
+    async def rows(self, ids: list[UUID]) -> dict[UUID, Row]:
         return {self.row.id: self.row} if self.row else {}
 
     async def release(self, key: Key, run_uid: str) -> None:

@@ -61,7 +61,7 @@ where h.tenant is not null and (t.max_running is null or t.max_running > coalesc
       where e.step = 'claimed' and e.at > sandbox_now() - make_interval(secs => %(seconds)s::float8))
 limit 1;
 
--- aside --
+-- set_aside --
 -- What the database refuses claims for, now; and whether any row was claimed in the last `seconds`.
 select a.why, count(*) as n,
        exists (select from (select e.at, e.step from sandbox_events e order by e.id desc limit 1000) e
@@ -107,7 +107,7 @@ with mine as materialized (
 )
 update sandboxes s set lease_until = sandbox_now() from mine m where s.id = m.id;
 
--- wait --
+-- set_waiting --
 -- launching -> launching: says why it does not run yet.
 with told as (
     update sandboxes s set waiting = w.waiting
@@ -157,7 +157,7 @@ with bound as (
 )
 select id from bound;
 
--- start --
+-- mark_running --
 -- launching -> running: the engine saw the command run.
 with started as (
     update sandboxes s set state = 'running', started_at = sandbox_now(), lease_until = null, waiting = null
@@ -237,7 +237,7 @@ with w as (
 )
 select id from requeued;
 
--- clean --
+-- mark_cleaned --
 -- terminal, with its object gone: cleaned_at.
 with cleaned as (
     update sandboxes set cleaned_at = sandbox_now()
@@ -300,7 +300,7 @@ with free as materialized (
 )
 update sandboxes s set claimed_by = %(me)s from free f where s.id = f.id returning s.id;
 
--- facts --
+-- rows --
 -- How those rows stand, whatever their state; one that is no more is missing from the answer.
 select $row,
        extract(epoch from sandbox_now() - started_at)::float8 as started_age
