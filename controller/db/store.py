@@ -19,7 +19,7 @@ from controller.db import sql
 from controller.db.faults import STALE, Locked, Strained, in_words
 from controller.db.group_commit import Batch
 from controller.db.pool import Pool
-from controller.db.writes import Bind, Ended, MakeDue, MarkCleaned, MarkRunning, PutBack, SetWaiting, Write
+from controller.db.writes import Ended, MakeDue, MarkCleaned, PutBack, SetWaiting, Write, WriteBind, WriteRunning
 from controller.errors import DatabaseExchangedError, DatabaseUnavailableError
 from controller.protocol.model import Key, Launch, Outcome, Reason, Row, State
 
@@ -74,8 +74,8 @@ class Store:
         self._doing: dict[str, str] = {}  # what the statements do, for the errors of those that fail
         self.put_back: Batch[PutBack] = self._batch("put_back", "that it waits for its image cannot be written")
         self.make_due: Batch[MakeDue] = self._batch("make_due", "that its pull is over cannot be written")
-        self.bind: Batch[Bind] = self._batch("bind", "its run cannot be bound")
-        self.mark_running: Batch[MarkRunning] = self._batch("mark_running", "its start cannot be written")
+        self.bind: Batch[WriteBind] = self._batch("bind", "its run cannot be bound")
+        self.mark_running: Batch[WriteRunning] = self._batch("mark_running", "its start cannot be written")
         self.set_waiting: Batch[SetWaiting] = self._batch("set_waiting", "what it waits for cannot be written")
         self.record: Batch[Ended] = self._batch("record", "the outcome cannot be written")
         self.requeue: Batch[Ended] = self._batch("requeue", "the end of its attempt cannot be written")

@@ -35,7 +35,7 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Bind(Write):
+class WriteBind(Write):
     """Makes `run_uid` the one run of this attempt."""
 
     epoch: int
@@ -70,7 +70,7 @@ class SetWaiting(Write):
 
 
 @dataclass(frozen=True, slots=True)
-class MarkRunning(Write):
+class WriteRunning(Write):
     """Says that the bound run was seen running."""
 
     run_uid: str

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from controller.backends.base import Backend
 from controller.db.store import Store
-from controller.db.writes import Bind, MakeDue, MarkCleaned, MarkRunning, PutBack, SetWaiting, ended_by
+from controller.db.writes import MakeDue, MarkCleaned, PutBack, SetWaiting, WriteBind, WriteRunning, ended_by
 from controller.errors import (
     DatabaseUnavailableError,
     ImagePullingError,
@@ -26,7 +26,7 @@ from controller.protocol import actions
 from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State
 from controller.reconcile.config import ControllerConfig
 from controller.reconcile.tracker import TrackedSandbox, Tracker
-from controller.reconcile.workqueue import Again, Done, Result, Retry, WorkQueue
+from controller.reconcile.workqueue import Again, Done, Result, RetryLater, WorkQueue
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +85,14 @@ class Worker:
             except TransientEngineError as error:
                 tracked.on_failed(str(error))
                 await self._write_waiting(tracked)
-                return Retry(self._config.output_pause if tracked.output_deadline is not None else None)
+                return RetryLater(self._config.output_pause if tracked.output_deadline is not None else None)
         except (DatabaseUnavailableError, WriteRejectedError) as error:
             log.warning("action failed, retrying", extra=about(key, error=error))
         except Exception:  # one row's error must not stop the others
             self._metrics.errors.inc()
             log.exception("unexpected error, retrying", extra=about(key))
         tracked.on_failed()
-        return Retry()
+        return RetryLater()
 
     async def _advance(self, tracked: TrackedSandbox) -> Result:
         action = self._tracker.next_action(tracked)
@@ -174,7 +174,7 @@ class Worker:
             self._on_room()
 
     async def _bind(self, tracked: TrackedSandbox, run: ObservedRun) -> None:
-        if not await self._store.bind(Bind(tracked.row.key, tracked.row.epoch, run.run_uid)):
+        if not await self._store.bind(WriteBind(tracked.row.key, tracked.row.epoch, run.run_uid)):
             return await self._refresh(tracked)
         return tracked.on_bound(run)
 
@@ -194,7 +194,7 @@ class Worker:
         self._tracker.free_slot(tracked)
 
     async def _mark_running(self, tracked: TrackedSandbox, run: ObservedRun) -> None:
-        if not await self._store.mark_running(MarkRunning(tracked.row.key, run.run_uid)):
+        if not await self._store.mark_running(WriteRunning(tracked.row.key, run.run_uid)):
             return await self._refresh(tracked)
         tracked.on_marked_running(self._tracker.clock())
         return self._tracker.free_slot(tracked)

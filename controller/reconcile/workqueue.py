@@ -21,13 +21,13 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
+class RetryLater:
     """It failed: process the key again after `seconds`, or after its backoff, which doubles with each failure."""
 
     seconds: float | None = None
 
 
-Result = Done | Again | Retry
+Result = Done | Again | RetryLater
 
 
 class WorkQueue(Generic[K]):
@@ -88,7 +88,7 @@ class WorkQueue(Generic[K]):
                             return None
                     case Again():
                         self._forget(key)
-                    case Retry(seconds):
+                    case RetryLater(seconds):
                         if key not in self._dirty:
                             return self._retry_later(key, seconds)
                     case _:

@@ -21,7 +21,7 @@ from controller.protocol.model import State
 from controller.protocol.text import encodable, visible
 from controller.requester.client import Client
 
-Row = Mapping[str, Any]
+Columns = Mapping[str, Any]
 
 WIDTH = 100  # columns
 STEPS, ATTEMPTS = 11, 5  # the most lines of each, so that the screen has at most 40
@@ -44,7 +44,7 @@ def explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def screen(row: Row, events: Sequence[Row], attempts: Sequence[Row], encoding: str = "utf-8") -> list[str]:
+def screen(row: Columns, events: Sequence[Columns], attempts: Sequence[Columns], encoding: str = "utf-8") -> list[str]:
     """At most 40 lines of at most 100 columns, whatever the row contains, in characters of that encoding."""
     sections = {
         f"sandbox {row['id']}": _fields(row),
@@ -57,7 +57,7 @@ def screen(row: Row, events: Sequence[Row], attempts: Sequence[Row], encoding: s
     return [clipped(encodable(visible(line), encoding), cut) for line in lines[1:]]
 
 
-def waits_for(row: Row) -> list[str]:
+def waits_for(row: Columns) -> list[str]:
     """What the sandbox waits for, as exactly as the database shows."""
     state = State(row["state"])
     if state.terminal:
@@ -70,7 +70,7 @@ def waits_for(row: Row) -> list[str]:
     return lines + ([] if row["controllers"] else [f"a controller: none is connected to this database; {START}"])
 
 
-def _queued(row: Row) -> list[str]:
+def _queued(row: Columns) -> list[str]:
     if row["retry_at"]:
         return [f"attempt {row['attempt']}, due in {span(max(row['retry_at'] - row['now'], timedelta()))}"]
     most, busy = row["tenant_max_running"], row["tenant_busy"]
@@ -82,7 +82,7 @@ def _queued(row: Row) -> list[str]:
     ]
 
 
-def _launching(row: Row) -> list[str]:
+def _launching(row: Columns) -> list[str]:
     step = "its command to start" if row["run_uid"] else "its run to be created"
     if row["lease_until"] is None:
         return [step, NOT_OURS]
@@ -92,7 +92,7 @@ def _launching(row: Row) -> list[str]:
     return [f"{step}, by {row['claimed_by']}, whose lease has {span(left)} left"]
 
 
-def _running(row: Row) -> list[str]:
+def _running(row: Columns) -> list[str]:
     if row["started_at"] is None:
         return ["its end to be recorded", NOT_OURS]
     ran = row["now"] - row["started_at"]
@@ -102,11 +102,11 @@ def _running(row: Row) -> list[str]:
     return [f"its command to end: it has run for {span(ran)} and may for {span(left)} more"]
 
 
-def _abandoned(row: Row) -> str:
+def _abandoned(row: Columns) -> str:
     return f"a controller: none seems to be running for engine {row['engine']}"
 
 
-def _fields(row: Row) -> list[str]:
+def _fields(row: Columns) -> list[str]:
     code = f"exit code {row['exit_code']}" if row["exit_code"] is not None else None
     message = _wrapped(row["message"] or "", WIDTH - 12)
     fields = {
@@ -125,7 +125,7 @@ def _fields(row: Row) -> list[str]:
     return [f"{name:<9} {value}" for name, value in fields.items() if value]
 
 
-def _timeline(row: Row, events: Sequence[Row]) -> list[str]:
+def _timeline(row: Columns, events: Sequence[Columns]) -> list[str]:
     steps = [(row["created_at"], 1, "inserted", "")]
     steps += [(each["at"], each["attempt"], each["step"], each["detail"] or "") for each in events]
     if row["cancel_requested_at"]:
@@ -139,7 +139,7 @@ def _timeline(row: Row, events: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _attempt(row: Row) -> str:
+def _attempt(row: Columns) -> str:
     code = "no exit code" if row["exit_code"] is None else f"exit code {row['exit_code']}"
     begun, ended = row["started_at"], row["ended_at"]
     ran = f"{begun.astimezone(UTC):%H:%M:%S} ran {span(ended - begun)}" if begun and ended else "times unknown"

@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 from controller.app import assemble
 from controller.db.pool import Pool
 from controller.db.store import Store
-from controller.db.writes import Bind, Ended, MarkCleaned, MarkRunning
+from controller.db.writes import Ended, MarkCleaned, WriteBind, WriteRunning
 from controller.protocol.model import Key, Outcome, Output, Reason, State
 from controller.settings import Settings
 from tests.bench.report import Figure
@@ -80,7 +80,7 @@ async def _replayed(server: str, rows: int) -> float:
 
 async def _live_through(store: Store, keys: list[tuple[Key, int]]) -> None:
     done = Outcome(State.SUCCEEDED, Reason.COMPLETED, exit_code=0)
-    await asyncio.gather(*(store.bind(Bind(key, epoch, key.name)) for key, epoch in keys))
-    await asyncio.gather(*(store.mark_running(MarkRunning(key, key.name)) for key, _ in keys))
+    await asyncio.gather(*(store.bind(WriteBind(key, epoch, key.name)) for key, epoch in keys))
+    await asyncio.gather(*(store.mark_running(WriteRunning(key, key.name)) for key, _ in keys))
     await asyncio.gather(*(store.record(Ended(key, key.name, done, output=Output(b"hi\n", False))) for key, _ in keys))
     await asyncio.gather(*(store.mark_cleaned(MarkCleaned(key)) for key, _ in keys))

@@ -14,7 +14,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from controller.db.writes import Bind, Ended
+from controller.db.writes import Ended, WriteBind
 from controller.errors import DatabaseUnavailableError
 from controller.protocol.model import Outcome, Reason, State
 from tests.support.database import (
@@ -324,7 +324,7 @@ async def test_another_attempt_is_a_new_claim_of_its_own(database: str) -> None:
         insert(owner, max_attempts=2)
         async with opened(database) as store:
             [first] = await store.claim(1, 10, 60)
-            assert await store.bind(Bind(first.row.key, first.row.epoch, "u"))
+            assert await store.bind(WriteBind(first.row.key, first.row.epoch, "u"))
             bad = Outcome(State.FAILED, Reason.NON_ZERO_EXIT, "x", 1)
             assert await store.requeue(Ended(first.row.key, "u", bad, counted=True))
             assert await store.retry_due() == 1
@@ -365,7 +365,7 @@ async def test_a_running_controller_goes_on_when_the_table_changes(change: str, 
                 made = insert(owner, tenant=f"t{number % 3}")
                 [got] = await store.claim(1, 1_000_000, 60)
                 assert got.row.id == made
-                assert await store.bind(Bind(got.row.key, got.row.epoch, "u"))
+                assert await store.bind(WriteBind(got.row.key, got.row.epoch, "u"))
                 assert await store.record(Ended(got.row.key, "u", Outcome(State.FAILED, Reason.KILLED, "x")))
                 assert await store.owned_rows()
                 await store.take_over(10, 60)

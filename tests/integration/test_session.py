@@ -14,7 +14,7 @@ from psycopg.sql import SQL, Identifier, Literal
 
 from controller.db.migrate import check_schema, migrate
 from controller.db.pool import connect as connect_ours
-from controller.db.writes import Bind, Ended, MarkCleaned, MarkRunning
+from controller.db.writes import Ended, MarkCleaned, WriteBind, WriteRunning
 from controller.errors import SchemaError
 from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State
 from controller.requester.client import Client
@@ -72,8 +72,8 @@ def carry_one(url: str) -> UUID:
             assert 0 <= got.created_age < 20
             key: Key = got.row.key
             assert await store.renew([got.row], 60) == {key.sandbox_id}
-            assert await store.bind(Bind(key, 1, "u"))
-            assert await store.mark_running(MarkRunning(key, "u"))
+            assert await store.bind(WriteBind(key, 1, "u"))
+            assert await store.mark_running(WriteRunning(key, "u"))
             outcome = Outcome(State.FAILED, Reason.OOM_KILLED, "€")
             seen = ObservedRun(key, "u", Phase.ENDED, outcome, started_at=at(1), ended_at=None)
             assert await store.record(Ended(key, "u", outcome, seen, Output(OUTPUT.encode(), False)))

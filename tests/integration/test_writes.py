@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from controller.db.store import Claimed, Store
-from controller.db.writes import Bind, Ended, MarkCleaned, MarkRunning, SetWaiting
+from controller.db.writes import Ended, MarkCleaned, SetWaiting, WriteBind, WriteRunning
 from controller.errors import DatabaseUnavailableError, WriteRejectedError
 from controller.protocol.model import Key, ObservedRun, Outcome, Output, Phase, Reason, State, exit_outcome
 from tests.support.database import (
@@ -50,7 +50,7 @@ async def claimed(store: Store, count: int = 1) -> list[Claimed]:
 async def bound(store: Store, count: int = 1) -> list[Key]:
     got = await claimed(store, count)
     keys = [each.row.key for each in got]
-    done = await asyncio.gather(*(store.bind(Bind(each.row.key, 1, "u")) for each in got))
+    done = await asyncio.gather(*(store.bind(WriteBind(each.row.key, 1, "u")) for each in got))
     assert all(done)
     return keys
 
@@ -62,15 +62,15 @@ async def test_bind_needs_attempt_epoch_state_no_cancel_and_no_other_run(owner: 
     insert(owner)
     [got] = await claimed(store)
     key = got.row.key
-    assert not await store.bind(Bind(replace(key, attempt=2), 1, "u"))
-    assert not await store.bind(Bind(key, 2, "u"))
-    assert not await store.bind(Bind(Key(uuid4(), 1), 1, "u"))
+    assert not await store.bind(WriteBind(replace(key, attempt=2), 1, "u"))
+    assert not await store.bind(WriteBind(key, 2, "u"))
+    assert not await store.bind(WriteBind(Key(uuid4(), 1), 1, "u"))
     assert row(owner, key.sandbox_id)["run_uid"] is None
-    assert await store.bind(Bind(key, 1, "u"))
-    assert await store.bind(Bind(key, 1, "u"))  # a repeat after a lost reply
-    assert not await store.bind(Bind(key, 1, "v"))
+    assert await store.bind(WriteBind(key, 1, "u"))
+    assert await store.bind(WriteBind(key, 1, "u"))  # a repeat after a lost reply
+    assert not await store.bind(WriteBind(key, 1, "v"))
     owner.execute("update sandboxes set cancel_requested_at = now()")
-    assert not await store.bind(Bind(key, 1, "u"))
+    assert not await store.bind(WriteBind(key, 1, "u"))
     found = row(owner, key.sandbox_id)
     assert (found["run_uid"], found["state"], found["finished_at"]) == ("u", "launching", None)
     assert found["launched_at"] is not None
@@ -79,22 +79,22 @@ async def test_bind_needs_attempt_epoch_state_no_cancel_and_no_other_run(owner: 
 async def test_start_needs_attempt_run_and_launching(owner: Connection, store: Store) -> None:
     insert(owner)
     [key] = await bound(store)
-    assert not await store.mark_running(MarkRunning(replace(key, attempt=2), "u"))
-    assert not await store.mark_running(MarkRunning(key, "v"))
+    assert not await store.mark_running(WriteRunning(replace(key, attempt=2), "u"))
+    assert not await store.mark_running(WriteRunning(key, "v"))
     assert row(owner, key.sandbox_id)["state"] == "launching"
-    assert await store.mark_running(MarkRunning(key, "u"))
-    assert not await store.mark_running(MarkRunning(key, "u"))
+    assert await store.mark_running(WriteRunning(key, "u"))
+    assert not await store.mark_running(WriteRunning(key, "u"))
     found = row(owner, key.sandbox_id)
     assert (found["state"], found["lease_until"]) == ("running", None)
     assert found["started_at"] is not None
-    assert not await store.bind(Bind(key, 1, "u"))
+    assert not await store.bind(WriteBind(key, 1, "u"))
     assert steps(owner, key.sandbox_id) == ["claimed", "bound", "running"]
 
 
 async def test_an_unbound_row_does_not_start(owner: Connection, store: Store) -> None:
     insert(owner)
     [got] = await claimed(store)
-    assert not await store.mark_running(MarkRunning(got.row.key, "u"))
+    assert not await store.mark_running(WriteRunning(got.row.key, "u"))
     assert ask(owner, "mark_running", ids=[got.row.id], attempts=[1], run_uids=[None]) == []
 
 
@@ -135,7 +135,7 @@ async def test_a_queued_row_is_not_recorded(owner: Connection, store: Store) -> 
 async def test_again_counts_a_run_and_starts_the_deadline_anew(owner: Connection, store: Store) -> None:
     insert(owner, max_attempts=2)
     [key] = await bound(store)
-    assert await store.mark_running(MarkRunning(key, "u"))
+    assert await store.mark_running(WriteRunning(key, "u"))
     claimed_at = row(owner, key.sandbox_id)["claimed_at"]
     seen = ObservedRun(key, "u", Phase.ENDED, BAD, started_at=at(1), ended_at=at(2), node="n", image_digest="d")
     assert await store.requeue(Ended(key, "u", BAD, seen, Output(b"out", True), counted=True, delay=3600))
@@ -285,7 +285,7 @@ async def test_a_row_whose_controller_is_gone_is_adopted_once(database: str, own
     insert_many(owner, 4)
     keys = await bound(store, 4)
     for key in keys[:3]:
-        assert await store.mark_running(MarkRunning(key, "u"))
+        assert await store.mark_running(WriteRunning(key, "u"))
     assert not any(each.orphaned for each in await store.owned_rows())  # `a` is connected
     owner.execute("update sandboxes set claimed_by = 'gone'")
     rows = await store.owned_rows()
@@ -468,8 +468,8 @@ async def test_a_storm_of_killed_connections_loses_and_doubles_nothing(owner: Co
     async def life(each: Claimed) -> None:
         key = each.row.key
         async with few:
-            assert await write(store.bind(Bind(key, 1, "u")))
-            await write(store.mark_running(MarkRunning(key, "u")))
+            assert await write(store.bind(WriteBind(key, 1, "u")))
+            await write(store.mark_running(WriteRunning(key, "u")))
             await write(store.record(Ended(key, "u", BAD, output=Output(b"x", False))))
             await write(store.mark_cleaned(MarkCleaned(key)))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
-from controller.db.writes import Bind, Ended, MarkCleaned, MarkRunning, SetWaiting
+from controller.db.writes import Ended, MarkCleaned, SetWaiting, WriteBind, WriteRunning
 from controller.errors import DatabaseUnavailableError, RunNotFoundError, TransientEngineError
 from controller.metrics import Metrics
 from controller.protocol import actions
@@ -105,14 +105,14 @@ class Requests:
     started: ObservedRun | None = None
     outcome: Outcome | None = None
 
-    async def bind(self, item: Bind) -> bool:
+    async def bind(self, item: WriteBind) -> bool:
         row = self.row
         fits = (row.attempt, row.epoch) == (item.key.attempt, item.epoch) and row.run_uid in (None, item.run_uid)
         if fits := fits and row.state is State.LAUNCHING and not row.cancelled:
             self.row = replace(row, run_uid=item.run_uid)
         return self._written(fits)
 
-    async def mark_running(self, item: MarkRunning) -> bool:
+    async def mark_running(self, item: WriteRunning) -> bool:
         row = self.row
         fits = (row.attempt, row.run_uid, row.state) == (item.key.attempt, item.run_uid, State.LAUNCHING)
         if fits:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from controller.db.writes import Bind, Ended
+from controller.db.writes import Ended, WriteBind
 from controller.errors import RunNotFoundError, TransientEngineError
 from controller.metrics import Metrics
 from controller.protocol import actions
@@ -18,7 +18,7 @@ from controller.protocol.model import Key, Launch, ObservedRun, Phase, Row, Stat
 from controller.reconcile.config import ControllerConfig
 from controller.reconcile.tracker import TrackedSandbox, Tracker
 from controller.reconcile.worker import Worker
-from controller.reconcile.workqueue import Again, Retry
+from controller.reconcile.workqueue import Again, RetryLater
 
 ROW = Row(UUID(int=7), 1, 1, State.LAUNCHING, None, "me", False, 1, 0, 60, 1.0, None)
 BOUND = replace(ROW, run_uid="a")
@@ -42,7 +42,7 @@ class World:
     async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         return replace(INERT, run_uid="made")
 
-    async def bind(self, item: Bind) -> bool:
+    async def bind(self, item: WriteBind) -> bool:
         return True
 
     async def set_waiting(self, item: object) -> bool:
@@ -120,7 +120,7 @@ async def lost_release(world: World) -> Reconciled:
 async def unanswered_release(world: World) -> Reconciled:
     """After a release without an answer."""
     made = await bound(world)
-    await made.does(actions.Release, Retry)
+    await made.does(actions.Release, RetryLater)
     return made
 
 

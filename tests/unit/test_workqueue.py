@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from controller.reconcile.workqueue import Again, Done, Result, Retry, WorkQueue
+from controller.reconcile.workqueue import Again, Done, Result, RetryLater, WorkQueue
 from tests.support.fake_clock import FakeClock
 
 BACKOFF = (1.0, 8.0)
@@ -82,7 +82,7 @@ async def test_keys_are_processed_beside_each_other() -> None:
 
 
 async def test_failures_back_off_up_to_a_limit() -> None:
-    work = Work(*[Retry()] * 9)
+    work = Work(*[RetryLater()] * 9)
     work.queue.add("a")
     for _ in range(120):
         await work.settle()
@@ -92,7 +92,7 @@ async def test_failures_back_off_up_to_a_limit() -> None:
 
 
 async def test_news_while_it_is_processed_is_not_held_up_by_its_failure() -> None:
-    work = Work(Retry(), Done())
+    work = Work(RetryLater(), Done())
     work.gate.clear()
     work.queue.add("a")
     await work.settle()
@@ -106,7 +106,7 @@ async def test_news_while_it_is_processed_is_not_held_up_by_its_failure() -> Non
 
 
 async def test_news_ends_a_backoff_and_resets_it() -> None:
-    work = Work(Retry(), Retry(), Retry(), Retry())
+    work = Work(RetryLater(), RetryLater(), RetryLater(), RetryLater())
     work.queue.add("a")
     await work.settle()
     work.clock.passes(1.0)
@@ -121,7 +121,7 @@ async def test_news_ends_a_backoff_and_resets_it() -> None:
 
 
 async def test_progress_resets_the_backoff() -> None:
-    work = Work(Retry(), Again(), Retry(), Done())
+    work = Work(RetryLater(), Again(), RetryLater(), Done())
     work.queue.add("a")
     await work.settle()
     work.clock.passes(1.0)
@@ -132,7 +132,7 @@ async def test_progress_resets_the_backoff() -> None:
 
 
 async def test_a_retry_may_name_its_own_time() -> None:
-    work = Work(Retry(5.0), Retry(), Done())
+    work = Work(RetryLater(5.0), RetryLater(), Done())
     work.queue.add("a")
     await work.settle()
     work.clock.passes(4.9)
@@ -144,7 +144,7 @@ async def test_a_retry_may_name_its_own_time() -> None:
 
 
 async def test_without_news_a_key_is_not_processed_in_its_backoff_nor_twice_at_once() -> None:
-    work = Work(Retry(), Done(), Done())
+    work = Work(RetryLater(), Done(), Done())
     work.gate.clear()
     work.queue.add_if_idle("a")
     await work.settle()

@@ -29,7 +29,7 @@ CHUNK = 65536
 RECORD_BYTES = 8192
 
 
-class Output:
+class SegmentedOutput:
     """Keeps the end of a pipe's output in two files on disk, of which all but the last are full."""
 
     def __init__(self, pipe: int, limit: int) -> None:

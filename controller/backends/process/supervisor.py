@@ -98,7 +98,7 @@ def take(run_uid: str) -> list[bytes] | None:
 
 def run(request: list[bytes], run_directory: str, pipes: Pipes, wake_directory: str) -> list[str]:
     """Runs the command to its end; returns the record."""
-    output = run_files.Output(pipes.output, int(request[3]))
+    output = run_files.SegmentedOutput(pipes.output, int(request[3]))
     try:
         shell = os.fork()
     except OSError as error:
@@ -156,7 +156,7 @@ def limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def watch(shell: int, output: run_files.Output, pipes: Pipes, deadline: float) -> list[str]:
+def watch(shell: int, output: run_files.SegmentedOutput, pipes: Pipes, deadline: float) -> list[str]:
     """Waits for the shell's end; ends it at its timeout, and at once on request."""
     cause: list[str] = []
     asked = False
