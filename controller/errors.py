@@ -27,11 +27,11 @@ class DatabaseUnavailableError(SandboxError):
 
 
 class DatabaseReadOnlyError(DatabaseUnavailableError):
-    """The database only reads."""
+    """The database is read-only."""
 
 
-class DatabaseExchangedError(DatabaseUnavailableError):
-    """DATABASE_URL leads to the database of another installation now: this controller has to end."""
+class DatabaseExchangedError(SandboxError):
+    """DATABASE_URL now leads to the database of another installation: this controller has to end."""
 
 
 class WriteRejectedError(SandboxError):

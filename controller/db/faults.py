@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 import psycopg
 
-from controller.errors import DatabaseUnavailableError, SandboxError, WriteRejectedError
+from controller.errors import DatabaseReadOnlyError, DatabaseUnavailableError, SandboxError, WriteRejectedError
 
-ONLY_READS = "25006"
+READ_ONLY = "25006"
 # Classes of SQLSTATE. These pass by themselves: serialization and deadlock, no memory, disk or connection left, the
-# server's own disk; no connection, a transaction or server that only reads, a full queue of notifications (54: no value
+# server's own disk; no connection, a read-only transaction or server, a full queue of notifications (54: no value
 # of ours is beyond a limit of the server's), locks, timeouts and shutdowns.
 STRAINED, PASSING, DATA = {"40", "53", "58"}, {"08", "25", "54", "55", "57"}, {"22"}
 TIMED_OUT = "57014"
 # What the session itself may be at fault of, where another one will do: it keeps the read-only default that it was
 # opened with when the database is writable again; its prepared statements and cached plans may be of another schema.
-STALE = {ONLY_READS, "0A000", "26000", "42804", "42P05", "XX000"}
+STALE = {READ_ONLY, "0A000", "26000", "42804", "42P05", "XX000"}
 
 
 class Locked(DatabaseUnavailableError):
@@ -39,7 +39,7 @@ def in_words(doing: str) -> Iterator[None]:
 
 
 def meaning(error: psycopg.Error | UnicodeError | OverflowError, doing: str) -> SandboxError:
-    """DatabaseUnavailableError where it passes by itself, else WriteRejectedError."""
+    """Returns a DatabaseUnavailableError if it passes by itself, else a WriteRejectedError."""
     if not isinstance(error, psycopg.Error):
         return WriteRejectedError(f"{doing}: a value that the database cannot hold: {error}", data=True)
     state = error.sqlstate
@@ -48,8 +48,8 @@ def meaning(error: psycopg.Error | UnicodeError | OverflowError, doing: str) -> 
         return DatabaseUnavailableError(f"{doing}: the database does not answer: {line(error)}")
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return Locked(f"{doing}: {line(error)}")
-    if state == ONLY_READS:
-        return DatabaseUnavailableError(f"{doing}: the database only reads: {line(error)}")
+    if state == READ_ONLY:
+        return DatabaseReadOnlyError(f"{doing}: the database is read-only: {line(error)}")
     kind = re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).lower()
     if state is not None and (state[:2] in STRAINED or state == TIMED_OUT):
         return Strained(f"{doing}: {line(error)} ({kind})")

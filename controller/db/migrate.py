@@ -138,7 +138,7 @@ async def check_schema(url: str, code_version: int = CODE_VERSION) -> None:
         raise meaning(error, "the schema's version cannot be read") from error
     if found and found["only_reads"]:
         raise DatabaseReadOnlyError(
-            f"the database only reads: {found['only_reads']}; a controller needs one that writes"
+            f"the database is read-only: {found['only_reads']}; a controller needs a writable one"
         )
     version, oldest = (found["version"], found["min_code_version"]) if found else (0, 0)
     if oldest > code_version:

@@ -20,7 +20,7 @@ from controller.db.faults import STALE, Locked, Strained, in_words
 from controller.db.group_commit import Batch
 from controller.db.pool import Pool
 from controller.db.writes import Ended, MakeDue, MarkCleaned, PutBack, SetWaiting, Write, WriteBind, WriteRunning
-from controller.errors import DatabaseExchangedError, DatabaseUnavailableError
+from controller.errors import DatabaseUnavailableError
 from controller.protocol.model import Key, Launch, Outcome, Reason, Row, State
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class Store:
             except DatabaseUnavailableError as error:
                 tries += isinstance(error, Strained)
                 over = not patient and (isinstance(error, Locked) or tries == STRAINED_TRIES)
-                if over or isinstance(error, DatabaseExchangedError):
+                if over:
                     raise
                 log.warning("%s, trying again", error)
             await asyncio.sleep(pause)

@@ -25,7 +25,7 @@ from contextlib import suppress
 
 from controller.backends.base import Backend
 from controller.db.store import Claimed, Store
-from controller.errors import DatabaseUnavailableError, TransientEngineError, WriteRejectedError
+from controller.errors import DatabaseExchangedError, DatabaseUnavailableError, TransientEngineError, WriteRejectedError
 from controller.logs import about
 from controller.metrics import Metrics
 from controller.protocol.model import Listing, ObservedRun, State
@@ -106,7 +106,7 @@ class Controller:
         while True:
             try:
                 await loop()
-            except (DatabaseUnavailableError, WriteRejectedError) as error:
+            except (DatabaseUnavailableError, DatabaseExchangedError, WriteRejectedError) as error:
                 log.warning("database unavailable, retrying", extra=about(loop=loop.__name__, error=error))
             except TransientEngineError as error:
                 self._metrics.engine_up.set(0)

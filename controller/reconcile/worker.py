@@ -13,6 +13,7 @@ from controller.backends.base import Backend
 from controller.db.store import Store
 from controller.db.writes import MakeDue, MarkCleaned, PutBack, SetWaiting, WriteBind, WriteRunning, ended_by
 from controller.errors import (
+    DatabaseExchangedError,
     DatabaseUnavailableError,
     ImagePullingError,
     RequestRejectedError,
@@ -86,7 +87,7 @@ class Worker:
                 tracked.on_failed(str(error))
                 await self._write_waiting(tracked)
                 return RetryLater(self._config.output_pause if tracked.output_deadline is not None else None)
-        except (DatabaseUnavailableError, WriteRejectedError) as error:
+        except (DatabaseUnavailableError, DatabaseExchangedError, WriteRejectedError) as error:
             log.warning("action failed, retrying", extra=about(key, error=error))
         except Exception:  # one row's error must not stop the others
             self._metrics.errors.inc()

@@ -20,7 +20,7 @@ from psycopg.sql import SQL, Identifier
 from controller import logs
 from controller.app import serve
 from controller.db.migrate import check_schema, migrate
-from controller.errors import DatabaseUnavailableError
+from controller.errors import DatabaseReadOnlyError, DatabaseUnavailableError
 from controller.requester.client import Client
 from controller.settings import Settings
 from tests.support.command_line import command_line
@@ -111,7 +111,7 @@ def ended_sessions(connection: Connection, on: bool) -> None:
 
 
 FAULTS: dict[str, tuple[Fault, str]] = {  # and what the log says of it
-    "only reads": (only_reads, "the database only reads: cannot execute"),
+    "only reads": (only_reads, "the database is read-only: cannot execute"),
     "full disk": (full_disk, "the outcome cannot be written: it is broken (disk full)"),
     "no memory": (full_memory, "the outcome cannot be written: it is broken (out of memory)"),
     "deadlocks": (deadlocks, "the outcome cannot be written: it is broken (deadlock detected)"),
@@ -191,7 +191,7 @@ async def test_short_spells_of_only_reading_cost_no_output(
     async def hurt() -> None:
         for spell in range(1, 7):
             only_reads(operator, True)
-            await until_told(caplog, "only reads", spell)
+            await until_told(caplog, "the database is read-only", spell)
             only_reads(operator, False)
 
     check_outcomes(operator, await ask_and_hurt(as_controller(database), database, hurt), caplog)
@@ -278,7 +278,7 @@ def test_a_requester_follows_a_sandbox_through_a_spell_of_only_reading(database:
         assert next(following).state == "queued"
         only_reads(operator, True)
         assert next(following).state == "queued"  # reading goes on
-        with pytest.raises(DatabaseUnavailableError, match="the database only reads: cannot execute INSERT"):
+        with pytest.raises(DatabaseReadOnlyError, match="the database is read-only: cannot execute INSERT"):
             client.submit({"command": "true"})
         with ThreadPoolExecutor() as threads:
             cancelling = threads.submit(client.cancel, sandbox)
@@ -300,7 +300,7 @@ async def test_a_controller_that_starts_while_the_database_only_reads_waits_for_
         caplog.clear()
         only_reads(operator, True)
         serving = asyncio.create_task(serve(settings, MemoryBackend()))
-        await until_told(caplog, "the database only reads: default_transaction_read_only is on")
+        await until_told(caplog, "the database is read-only: default_transaction_read_only is on")
         if not ends:
             only_reads(operator, False)
             await asyncio.to_thread(
@@ -320,8 +320,8 @@ def test_a_verb_that_has_to_write_says_in_one_sentence_that_the_database_only_re
     sandbox = insert(operator)
     only_reads(operator, True)
     for words, code, told in (
-        (["drain"], 1, "drain: the database only reads: default_transaction_read_only is on; "),
-        (["migrate"], 1, "migrate: the database refuses the migration: the database only reads: cannot execute "),
+        (["drain"], 1, "drain: the database is read-only: default_transaction_read_only is on; "),
+        (["migrate"], 1, "migrate: the database refuses the migration: the database is read-only: cannot execute "),
     ):
         done = command_line(database, *words)
         assert (done.returncode, done.stdout) == (code, "")
@@ -360,8 +360,8 @@ async def test_a_server_that_only_reads_for_a_while_costs_nothing(
 
         async def hurt() -> None:
             await asyncio.to_thread(make, postgres, True)
-            await until_told(caplog, "only reads", 3)
-            assert (await reads_only()).startswith("the database only reads")
+            await until_told(caplog, "the database is read-only", 3)
+            assert (await reads_only()).startswith("the database is read-only")
             await asyncio.to_thread(make, postgres, False)
 
         asked = await ask_and_hurt(postgres.url, postgres.url, hurt)

@@ -153,7 +153,7 @@ def test_a_database_that_only_reads_makes_it_not_ready(database: str) -> None:
             with connect(database) as owner:
                 name = Identifier(str(owner.info.dbname))
                 setting = SQL("alter database {} set default_transaction_read_only = {}")
-                for on, told in (("on", (503, "the database only reads: ")), ("off", (200, "ready"))):
+                for on, told in (("on", (503, "the database is read-only: ")), ("off", (200, "ready"))):
                     owner.execute(setting.format(name, SQL(on)))
                     status, text = await get("/readyz")
                     assert (status, text.startswith(told[1])) == (told[0], True)

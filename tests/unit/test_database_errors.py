@@ -49,7 +49,7 @@ def test_what_passes_by_itself_is_waited_out(state: str) -> None:
     found = meaning(psycopg.errors.lookup(state)("words"), "the outcome cannot be written")
     assert isinstance(found, DatabaseUnavailableError)
     assert str(found).startswith("the outcome cannot be written: ")
-    assert ("the database only reads" if state == "25006" else PASSES[state]) in str(found)
+    assert ("the database is read-only" if state == "25006" else PASSES[state]) in str(found)
 
 
 @pytest.mark.parametrize("state", REFUSED)
