@@ -10,6 +10,7 @@ from uuid import UUID
 
 from controller.db.faults import Locked, Strained
 from controller.db.writes import Write
+from controller.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Batch(Generic[W]):
             return
         for pair in pairs:
             if pair[0].id in held:
-                log.warning("sandbox %s is held by another transaction, waiting for it", pair[0].id)
+                log.warning("row locked by another transaction, waiting", extra=about(pair[0].key))
                 self._defer(pair, self._unlocked(pair[0].id))
         if free := [pair for pair in pairs if pair[0].id not in held]:
             await self._settle(free)

@@ -12,6 +12,7 @@ from psycopg.sql import SQL, Identifier
 from controller.db.faults import in_words
 from controller.db.pool import connect_async
 from controller.errors import SandboxError
+from controller.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ async def listen(url: str, channel: str, wake: Callable[[str], None], config: Li
         try:
             await _listen_once(url, channel, wake, config)
         except (SandboxError, TimeoutError) as error:
-            log.warning("polling until notifications come again: %s", str(error) or "the database does not answer")
+            why = str(error) or "the database does not answer"
+            log.warning("notifications interrupted, polling", extra=about(error=why))
         await asyncio.sleep(config.reconnect)
 
 

@@ -16,6 +16,7 @@ from controller.db import sql
 from controller.db.faults import in_words, line, meaning
 from controller.db.pool import connect, connect_async
 from controller.errors import DatabaseReadOnlyError, DatabaseUnavailableError, SchemaError, SettingsError
+from controller.logs import about
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,7 +72,7 @@ def _patiently(connection: psycopg.Connection[DictRow], roles: Roles, patience: 
         except CONTENDED as error:
             if time.monotonic() > give_up:
                 raise SchemaError(_held(connection, roles, error)) from error
-            log.info("another session holds what the migration needs, trying again: %s", line(error))
+            log.info("another session holds what the migration needs, retrying", extra=about(error=line(error)))
         time.sleep(PAUSE_SECONDS)
 
 
@@ -87,7 +88,7 @@ def _migrate(
         connection.execute(step.sql)
         noted: dict[str, Any] = {"version": step.version, "name": step.name}
         connection.execute(roles["note_applied"], noted | {"min_code_version": step.min_code_version})
-        log.info("applied migration %04d %s", step.version, step.name)
+        log.info("migration applied", extra=about(version=step.version, name=step.name))
     if max(applied, default=0) <= CODE_VERSION:  # a newer version grants what this one does not know
         connection.execute(roles["grants"])
     if retention is not None:
@@ -98,12 +99,11 @@ def _migrate(
         if password is not None:  # sent as its verifier, so that no log can hold it
             verifier = connection.pgconn.encrypt_password(password.encode(), login.encode(), b"scram-sha-256").decode()
             connection.execute(SQL("alter role {} password {}").format(Identifier(login), Literal(verifier)))
-    if makers := [found["rolname"] for found in connection.execute(roles["makers"])]:
+    for found in connection.execute(roles["makers"]):
+        advice = f"revoke create on schema public from public, {found['rolname']}"
         log.warning(
-            "%s may make functions in the schema public, which statements of the queue could call in the place of "
-            "Postgres's own: revoke create on schema public from public, %s",
-            " and ".join(makers),
-            ", ".join(makers),
+            "login may create functions in schema public, which the queue's statements could call",
+            extra=about(login=found["rolname"], advice=advice),
         )
     return len(steps)
 

@@ -21,6 +21,7 @@ from controller.db.group_commit import Batch
 from controller.db.pool import Pool
 from controller.db.writes import Ended, MakeDue, MarkCleaned, PutBack, SetWaiting, Write, WriteBind, WriteRunning
 from controller.errors import DatabaseUnavailableError
+from controller.logs import about
 from controller.protocol.model import Key, Launch, Outcome, Reason, Row, State
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class Store:
         """Deletes sandboxes that are past the owner's retention; returns how many of up to 1,000 were dealt with."""
         found = (await self.retried("forget", {}))[0]
         for keeper in set(found["why"]) - self._keepers:
-            log.warning("retention leaves sandboxes, and tries them again later; what keeps them: %s", keeper)
+            log.warning("retention could not delete some sandboxes, retrying later", extra=about(kept_by=keeper))
         self._keepers |= set(found["why"])
         return int(found["forgotten"] + found["kept"])
 
@@ -162,9 +163,10 @@ class Store:
             try:
                 readable.append(_claimed(found))
             except (KeyError, TypeError, ValueError) as error:
-                log.error("sandbox %s cannot be read and ends as failed: %s", found["id"], error)
+                key = Key(found["id"], found["attempt"])
+                log.error("row unreadable, recording it as failed", extra=about(key, error=error))
                 refused = Outcome(State.FAILED, Reason.INVALID_REQUEST, f"the row cannot be read: {error}")
-                await self.record(Ended(Key(found["id"], found["attempt"]), found["run_uid"], refused))
+                await self.record(Ended(key, found["run_uid"], refused))
         return readable
 
     def _batch(self, name: LiteralString, doing: str) -> Batch[Any]:
@@ -195,7 +197,7 @@ class Store:
                 over = not patient and (isinstance(error, Locked) or tries == STRAINED_TRIES)
                 if over:
                     raise
-                log.warning("%s, trying again", error)
+                log.warning("statement failed, retrying", extra=about(statement=name, error=error))
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
 

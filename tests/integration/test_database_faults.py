@@ -119,7 +119,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {  # and what the log says of it
     "a rule of the operator's": (rule, "the outcome cannot be written: it is broken (check violation)"),
     "a right is missing": (missing_right, "cannot be written: permission denied for table"),
     "a table is missing": (missing_table, 'relation "sandbox_events" does not exist (undefined table)'),
-    "sessions are ended": (ended_sessions, "polling until notifications come again: "),
+    "sessions are ended": (ended_sessions, "notifications interrupted, polling error="),
     "no connection is to be had": (no_connections, "couldn't get a connection after"),
 }
 

@@ -171,9 +171,11 @@ def test_what_keeps_rows_is_logged_once(database: str, owner: Connection, caplog
     finish_earlier(owner)
     with caplog.at_level(logging.WARNING, "controller.db.store"):
         asyncio.run(go())
-    assert [record.message for record in caplog.records] == [
-        "retention leaves sandboxes, and tries them again later; "
-        "what keeps them: foreign key of_sandbox of table builds"
+    assert [(record.message, record.__dict__["fields"]) for record in caplog.records] == [
+        (
+            "retention could not delete some sandboxes, retrying later",
+            {"kept_by": "foreign key of_sandbox of table builds"},
+        )
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 from uuid import uuid4
 
@@ -438,7 +439,10 @@ def test_what_a_requester_makes_in_public_is_never_called_by_the_owner(
             )
     owner.execute("alter table sandbox_tenants owner to current_user")  # something for migrate to put right
     migrate(database, {})
-    assert "sandbox_requester may make functions in the schema public" in caplog.text
+    warned = [record.__dict__["fields"] for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == [
+        {"login": "sandbox_requester", "advice": "revoke create on schema public from public, sandbox_requester"}
+    ]
     made = insert(owner, max_attempts=2)
     with connect(database, "sandbox_controller") as controller:
         [got] = claim(controller)
