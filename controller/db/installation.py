@@ -13,11 +13,11 @@ from controller.db.faults import in_words, meaning
 from controller.db.pool import connect, connect_async
 from controller.errors import DatabaseUnavailableError, SchemaError
 
-RENEWED = "this database is a copy with nothing under way: it is an installation of its own now"
+RENEWED = "this database is a copy with nothing under way: it has a new installation id"
 FOREIGN = (
-    "this database bears the installation id of another one, and sandboxes are under way in it: if the original lives "
-    "on, run `python -m controller migrate --copy` (what runs is the original's, and ends here); if the original is "
-    "gone, run `python -m controller migrate --moved` (they are this one's)"
+    "this database is a copy, and sandboxes are under way in it. If the original is still used, run "
+    "`python -m controller migrate --copy` (they end `lost` here). If it is gone, run "
+    "`python -m controller migrate --moved` (they continue here)."
 )
 Whose = Literal["copy", "moved"]
 
@@ -52,9 +52,10 @@ def settle_identity(url: str, whose: Whose | None) -> str | None:
                     if connected := connection.execute(statements["connected"]).fetchall():
                         raise SchemaError(f"the controller {connected[0]['name']} is connected: stop it, then run this")
                     (copied,) = connection.execute(statements["copied"])
-                    return f"this database is an installation of its own; {copied['touched']} rows were the original's"
+                    rows = copied["touched"]
+                    return f"this database is an installation of its own; {rows} rows belonged to the original"
                 (found,) = connection.execute(statements["identify"])
         except psycopg.Error as error:
-            told = meaning(error, "the installation's id cannot be settled")
+            told = meaning(error, "the installation's id cannot be read or set")
             raise told if isinstance(told, DatabaseUnavailableError) else SchemaError(str(told)) from error
     return {"own": None, "renewed": RENEWED, "foreign": FOREIGN}[found["standing"]]

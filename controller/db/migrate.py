@@ -50,10 +50,8 @@ def migrate(
             _patiently(connection, roles, patience, lambda: _validate(connection, roles))
             return steps
         except psycopg.errors.InsufficientPrivilege as error:
-            needs = (
-                "migrate needs a superuser, or the owner of the database and of its tables with the right to make roles"
-            )
-            raise SchemaError(f"{needs}: {line(error)}") from error
+            who = "a superuser, or the owner of the database and of its tables with the right to create roles"
+            raise SchemaError(f"migrate needs {who}: {line(error)}") from error
         except psycopg.Error as error:
             found = meaning(error, "the database refuses the migration")
             raise found if isinstance(found, DatabaseUnavailableError) else SchemaError(str(found)) from error

@@ -40,10 +40,9 @@ PARTS = {  # of a URL, by what the driver and an English server say
 }
 SETTING_UP = "a session cannot be set up"
 EXCHANGED = (
-    "DATABASE_URL leads to another database now: this controller works for installation {ours}, and installation "
-    "{found} was found there; nothing was written there, and this controller ends, so that its next start works for "
-    "what it finds; what runs for {ours} stays on its engine, and only a controller of that installation records it: "
-    "lead DATABASE_URL back to its database, or remove from the engine what carries that id"
+    "DATABASE_URL now leads to another installation ({found}; this controller works for {ours}). Nothing was written "
+    "there; the controller ends. To go on with {ours}, set DATABASE_URL back. Otherwise remove objects labelled "
+    "installation={ours}."
 )
 SESSION = sql.statements("session.sql")
 
@@ -169,6 +168,6 @@ def _check_encoding(connection: Connection[DictRow] | AsyncConnection[DictRow]) 
     encoding = connection.info.parameter_status("server_encoding")
     if encoding not in (None, "UTF8"):
         raise SchemaError(
-            f"the database's encoding is {encoding}, and the queue needs UTF8: make one with "
+            f"the database's encoding is {encoding}, and the queue needs UTF8: create one with "
             "`create database … encoding 'UTF8' template template0`"
         )

@@ -61,7 +61,7 @@ class Requests:
         if self._connection.closed:
             self._connection = connect(self._url, NAME)
         try:
-            with in_words("the queue cannot be used"):
+            with in_words("the sandbox tables cannot be used"):
                 cursor = self._connection.execute(statement, params)
                 return cursor.fetchall() if cursor.description else []
         except DatabaseUnavailableError:

@@ -73,14 +73,14 @@ class Store:
         self._renewed = 0.0  # monotonic seconds
         self._keepers: set[str] = set()  # what keeps rows from being forgotten, told once
         self._doing: dict[str, str] = {}  # what the statements do, for the errors of those that fail
-        self.put_back: Batch[PutBack] = self._batch("put_back", "that it waits for its image cannot be written")
-        self.make_due: Batch[MakeDue] = self._batch("make_due", "that its pull is over cannot be written")
+        self.put_back: Batch[PutBack] = self._batch("put_back", "cannot record that it waits for its image")
+        self.make_due: Batch[MakeDue] = self._batch("make_due", "cannot record the end of its pull")
         self.bind: Batch[WriteBind] = self._batch("bind", "its run cannot be bound")
         self.mark_running: Batch[WriteRunning] = self._batch("mark_running", "its start cannot be written")
         self.set_waiting: Batch[SetWaiting] = self._batch("set_waiting", "what it waits for cannot be written")
         self.record: Batch[Ended] = self._batch("record", "the outcome cannot be written")
         self.requeue: Batch[Ended] = self._batch("requeue", "the end of its attempt cannot be written")
-        self.mark_cleaned: Batch[MarkCleaned] = self._batch("mark_cleaned", "its removal cannot be written")
+        self.mark_cleaned: Batch[MarkCleaned] = self._batch("mark_cleaned", "cannot record its removal")
 
     async def claim(self, most: int, max_running: int, lease: float) -> list[Claimed]:
         """The next rows that may run. Raises DatabaseUnavailableError where the reply was lost: see `take_over`."""
@@ -204,7 +204,7 @@ class Store:
     async def once(self, name: str, params: Mapping[str, Any]) -> list[DictRow]:
         """Runs a statement once. Raises DatabaseUnavailableError if its answer does not come."""
         self.refuse_exchanged()
-        with in_words(self._doing.get(name, f"the statement {name} cannot be done")):
+        with in_words(self._doing.get(name, f"the statement {name} failed")):
             async with self._pool.connection() as connection:
                 try:
                     cursor = await connection.execute(self._sql[name], params)

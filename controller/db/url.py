@@ -34,12 +34,12 @@ def _fault(url: str) -> str | None:
     login, _, hosts = before.rpartition("@")
     hosts, _, query = f"{hosts}/{path}".partition("?")
     if "@" in login or "@" in hosts:
-        return f"has an @ or a / of its own in the user or the password: {ENCODE}"
+        return f"has an unencoded @ or / in the user or the password: {ENCODE}"
     if re.search(r"\s", url):
         return f"has a space in it: {ENCODE}"
     for name, text in (("user or password", login), ("host or database", hosts), ("parameters", query)):
         if re.search(r"%(?![0-9A-Fa-f]{2})|%00", text):
-            return f"has a % of its own in its {name}: {ENCODE}"
+            return f"has an unencoded % in its {name}: {ENCODE}"
     return _parameters_fault(query) or _port_fault(url)
 
 

@@ -26,7 +26,9 @@ Columns = Mapping[str, Any]
 WIDTH = 100  # columns
 STEPS, ATTEMPTS = 11, 5  # the most lines of each, so that the screen has at most 40
 LATE = timedelta(seconds=-40)  # this long after a timeout, TERM, KILL and recording are over
-NOT_OURS = "a person: no controller wrote this state, and none will end it; the database's owner may delete the row"
+NOT_OURS = (
+    "nothing: this state was written by hand, so no controller will end it. The database's owner may delete the row."
+)
 START = "start one with `python -m controller run`"
 
 

@@ -180,7 +180,7 @@ def test_every_verb_says_in_one_sentence_what_to_do_with_a_copy(database: str, c
     assert (told.returncode, told.stderr) == (0, f"migrate: {FOREIGN}\n")
     assert installation(copy) == before
     told = migrate(copy, "--copy")
-    assert (told.returncode, "1 rows were the original's" in told.stderr) == (0, True)
+    assert (told.returncode, "1 rows belonged to the original" in told.stderr) == (0, True)
     assert installation(copy) != before
 
 

@@ -262,7 +262,7 @@ async def test_a_rule_that_refuses_one_row_its_end_holds_up_no_other(
     kept = insert(operator, tenant="kept")
     operator.execute("update sandboxes set cancel_requested_at = now() where id = %s", [kept])
     async with control(as_controller(database), MemoryBackend()):
-        await until_told(caplog, "the statement cancel_queued cannot be done: not this one (raise exception)", 2)
+        await until_told(caplog, "the statement cancel_queued failed: not this one (raise exception)", 2)
         long = insert(operator, command="sleep 1000")
         await asyncio.to_thread(until, operator, "select state = 'running' from sandboxes where id = %s", [long])
         operator.execute("update sandboxes set cancel_requested_at = now() where id = %s", [long])

@@ -84,8 +84,9 @@ async def test_a_controller_ends_and_its_next_start_is_the_other_installations(
                 _, log = await asyncio.wait_for(controller.communicate(), SECONDS)
             told = log.decode().splitlines()[-1]
             assert (controller.returncode, "Traceback" in log.decode()) == (1, False), log.decode()
-            assert told.startswith("run: DATABASE_URL leads to another database now: "), told
-            assert f"works for installation {installation(ours)}, and installation {installation(theirs)} was" in told
+            assert told.startswith("run: DATABASE_URL now leads to another installation "), told
+            assert f"({installation(theirs)}; this controller works for {installation(ours)})" in told
+            assert f"remove objects labelled installation={installation(ours)}." in told
             assert [row(theirs, queued), row(theirs, launching)] == before
             assert theirs.execute("select * from sandbox_controllers").fetchall() == []
             async with running(proxy.url, tmp_path / "work"):

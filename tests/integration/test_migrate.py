@@ -228,7 +228,7 @@ def test_a_controllers_login_may_check_and_a_requesters_may_not(database: str) -
             "postgresql://u:s3cr3t@no.such.host.invalid/x",
             "the database of DATABASE_URL does not answer, or refuses this login: ",
         ),
-        ("postgresql://u:s3cr3t%zz@h/x", "DATABASE_URL has a % of its own in its user or password: percent-encode it"),
+        ("postgresql://u:s3cr3t%zz@h/x", "DATABASE_URL has an unencoded % in its user or password: percent-encode it"),
         ("postgresql://u:s3cr3t word@h/x", "DATABASE_URL has a space in it: percent-encode it"),
     ],
 )
@@ -259,7 +259,7 @@ def test_the_command_line_migrates_and_sets_passwords(empty_database: str) -> No
     [
         (None, "migrate: DATABASE_URL is not set"),
         (NOBODY, "migrate: the database of DATABASE_URL does not answer"),
-        ("postgresql://u:s3cr3t%zz@h/x", "migrate: DATABASE_URL has a % of its own"),
+        ("postgresql://u:s3cr3t%zz@h/x", "migrate: DATABASE_URL has an unencoded %"),
         ("s3cr3t", "migrate: "),
     ],
 )
@@ -288,7 +288,7 @@ def test_run_says_in_one_sentence_why_it_does_not_start(empty_database: str, dat
         NOBODY: "run: the database of DATABASE_URL does not answer",
         empty_database: "run: the database is at version 0",
         database: "run: the database's min_code_version is 998",
-        "postgresql://u:s3cr3t%zz@h/x": "run: DATABASE_URL has a % of its own",
+        "postgresql://u:s3cr3t%zz@h/x": "run: DATABASE_URL has an unencoded %",
     }.items():
         done = cli(url, "run", SANDBOX_BACKEND="process", HTTP_PORT="0")
         assert done.returncode == 1

@@ -58,8 +58,8 @@ def event(seconds_ago: float, step: str, detail: str | None = None, attempt: int
     ("stands", "told"),
     [
         pytest.param(row(ahead=3, tenant="ci"), "3 ahead of it in the queue of tenant ci", id="position"),
-        pytest.param(row(state="running"), "no controller wrote this state", id="running by hand"),
-        pytest.param(row(state="launching"), "no controller wrote this state", id="launching by hand"),
+        pytest.param(row(state="running"), "this state was written by hand", id="running by hand"),
+        pytest.param(row(state="launching"), "this state was written by hand", id="launching by hand"),
         pytest.param(row(ahead=1000), "1000 or more ahead of it", id="a long queue"),
         pytest.param(row(tenant_max_running=5, tenant_busy=5, busy=9), "its limit: 5, reached", id="tenant's limit"),
         pytest.param(row(controllers=0), "none is connected to this database; start one with", id="no controller"),
