@@ -14,6 +14,7 @@ from controller.logs import about
 
 log = logging.getLogger(__name__)
 
+MOST_ROWS, MOST_BYTES = 1000, 8 << 20  # of one statement
 LOCKED_SECONDS = 0.5  # between looks at a row that another transaction holds
 STRAINED_SECONDS = 2.0  # between tries of a row that the database has no room or time for
 
@@ -33,12 +34,9 @@ class Batch(Generic[W]):
         self,
         write: Callable[[Sequence[W]], Awaitable[set[UUID]]],
         locked: Callable[[Sequence[UUID]], Awaitable[set[UUID]]],
-        most: int = 1000,
-        size: int = 8 << 20,
     ) -> None:
         self._write, self._locked = write, locked
         self._deferred: set[asyncio.Task[None]] = set()
-        self._most, self._size = most, size
         self._waiting: list[Pair[W]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -64,9 +62,9 @@ class Batch(Generic[W]):
         """As many as fit, each sandbox at most once: a statement takes only one of two writes to a row."""
         count = size = 0
         ids: set[UUID] = set()
-        for item, _ in self._waiting[: self._most]:
+        for item, _ in self._waiting[:MOST_ROWS]:
             size += item.size
-            if (count and size > self._size) or item.id in ids:
+            if (count and size > MOST_BYTES) or item.id in ids:
                 break
             ids.add(item.id)
             count += 1
