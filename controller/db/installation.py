@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from contextlib import closing
 from typing import Literal
 from uuid import UUID
@@ -12,6 +14,9 @@ from controller.db import sql
 from controller.db.faults import in_words, meaning
 from controller.db.pool import connect, connect_async
 from controller.errors import DatabaseUnavailableError, SchemaError
+from controller.logs import about
+
+log = logging.getLogger(__name__)
 
 RENEWED = "this database is a copy with nothing under way: it has a new installation id"
 FOREIGN = (
@@ -20,13 +25,23 @@ FOREIGN = (
     "`python -m controller migrate --moved` (they continue here)."
 )
 Whose = Literal["copy", "moved"]
+RETRY_SECONDS = 1.0
 
 
 async def identify(url: str) -> tuple[UUID, bool]:
-    """Returns the id of this database's installation, and whether it is a new one.
+    """Returns the id of this database's installation, and whether it is a new one; waits while the database is away.
 
-    Raises DatabaseUnavailableError, WriteRejectedError, or SchemaError if only a person can tell whose it is.
+    Raises WriteRejectedError, or SchemaError if only a person can tell whose it is.
     """
+    while True:
+        try:
+            return await _identify(url)
+        except DatabaseUnavailableError as error:
+            log.warning("installation not identified, retrying", extra=about(error=error))
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _identify(url: str) -> tuple[UUID, bool]:
     async with await connect_async(url, "sandbox-check") as connection:
         with in_words("the installation of the database cannot be read"):
             [found] = await (await connection.execute(sql.statements("installation.sql")["identify"])).fetchall()

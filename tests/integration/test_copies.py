@@ -15,7 +15,7 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from controller.backends.process.backend import ProcessBackend
-from controller.db.installation import FOREIGN, settle_identity
+from controller.db.installation import FOREIGN, identify, settle_identity
 from controller.errors import SchemaError
 from tests.conftest import in_database
 from tests.integration.test_gone_engines import verb
@@ -139,6 +139,27 @@ def test_a_copy_queues_again_what_was_never_started_and_ends_what_was_to_be_canc
             "ended": ("succeeded", 1, False),
             "queued": ("queued", 1, True),
         }
+
+
+def test_a_start_waits_out_a_database_that_fails_while_it_is_asked_whose_it_is(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        with connect(database) as owner:
+            whole = one(owner, "select pg_get_functiondef('sandbox_identify_v5'::regproc) as text")["text"]
+            owner.execute(
+                "create or replace function sandbox_identify_v5(out id uuid, out standing text) language plpgsql"
+                " as $$ begin raise 'it is broken' using errcode = '40P01'; end $$"
+            )
+            asked = asyncio.create_task(identify(database))
+            async with asyncio.timeout(30):
+                while "installation not identified, retrying" not in caplog.text:
+                    await asyncio.sleep(0.02)
+            assert not asked.done()
+            owner.execute(whole)
+            assert await asyncio.wait_for(asked, 30) == (installation(database), False)
+
+    go(test)
 
 
 def test_a_renamed_database_is_the_same(database: str, copy: str) -> None:
