@@ -104,8 +104,8 @@ async def check_own_sessions(one: AsyncConnection[DictRow], other: AsyncConnecti
 class Pool(AsyncConnectionPool[AsyncConnection[DictRow]]):
     """A controller's sessions on one database, `size` at most, under its name. Open it with `async with`.
 
-    Each new session is first asked whose its database is. If it is another installation's than the one given, the
-    session is refused, and from then on so is every statement: see `refuse_exchanged`.
+    Each new session is first asked whose its database is. If it is another installation's than the one given, or a
+    copy of that one's, the session is refused, and from then on so is every statement: see `refuse_exchanged`.
     """
 
     def __init__(self, url: str, name: str, installation: UUID | None = None, size: int = 6) -> None:
@@ -131,9 +131,10 @@ class Pool(AsyncConnectionPool[AsyncConnection[DictRow]]):
     async def _set_up(self, connection: AsyncConnection[DictRow]) -> None:
         with in_words(SETTING_UP):
             cursor = await connection.execute(SESSION["installation"] + SESSION["session"] + SESSION["controller"])
-            found = [each["id"] for each in await cursor.fetchall()]
-        if self._installation is not None and found != [self._installation] and not self.exchanged.done():
-            self.exchanged.set_result(", ".join(map(str, found)) or "none")
+            rows = await cursor.fetchall()
+        found = [f"a copy of {row['id']}" if row["copied"] else str(row["id"]) for row in rows]
+        if self._installation is not None and found != [str(self._installation)] and not self.exchanged.done():
+            self.exchanged.set_result(", ".join(found) or "none")
         self.refuse_exchanged()
 
 

@@ -16,7 +16,9 @@ from psycopg.sql import SQL, Identifier
 
 from controller.backends.process.backend import ProcessBackend
 from controller.db.installation import FOREIGN, identify, settle_identity
-from controller.errors import SchemaError
+from controller.db.pool import Pool
+from controller.db.store import Store
+from controller.errors import DatabaseExchangedError, SchemaError
 from tests.conftest import in_database
 from tests.integration.test_gone_engines import verb
 from tests.support.control import Table, control, table
@@ -139,6 +141,24 @@ def test_a_copy_queues_again_what_was_never_started_and_ends_what_was_to_be_canc
             "ended": ("succeeded", 1, False),
             "queued": ("queued", 1, True),
         }
+
+
+def test_a_running_controllers_statements_are_refused_by_an_unsettled_copy_of_its_database(
+    database: str, copy: str
+) -> None:
+    by_template(database, name_of(copy))
+
+    async def test() -> None:
+        mine = installation(database)
+        async with Pool(copy, "a", mine) as pool:
+            store = Store(pool, "a", "e", 1024)
+            with pytest.raises(DatabaseExchangedError, match=f"another installation \\(a copy of {mine}; "):
+                await store.rows([])
+        settle_identity(copy, "moved")
+        async with Pool(copy, "a", mine) as pool:
+            assert await Store(pool, "a", "e", 1024).rows([]) == {}
+
+    go(test)
 
 
 def test_a_start_waits_out_a_database_that_fails_while_it_is_asked_whose_it_is(

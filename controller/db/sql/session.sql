@@ -25,8 +25,12 @@ where name in ('idle_session_timeout', 'transaction_timeout', 'restrict_nonsyste
 set enable_seqscan = off; set statement_timeout = '30s'; set lock_timeout = '500ms';
 
 -- installation --
--- Whose database this session is on: the first thing that a controller asks.
-select id from public.sandbox_installation;
+-- Whose database this session is on, and whether it is a copy that has not been settled (as by sandbox_identify_v5): the
+-- first thing that a controller asks.
+select i.id, i.database_oid is not null
+             and (i.system_identifier, i.database_oid) is distinct from (s.system_identifier, d.oid) as copied
+from public.sandbox_installation i, pg_catalog.pg_control_system() s, pg_catalog.pg_database d
+where d.datname = pg_catalog.current_database();
 
 -- mark --
 -- Whatever has this mark afterwards is this session.
