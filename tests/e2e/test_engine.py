@@ -338,7 +338,7 @@ def test_a_change_that_would_delete_rows_is_said_in_the_preview_and_another_targ
         assert "the database in it is deleted with its rows" in said
         assert "databasePassword changes" not in said
         stack.set_config("ci-fixer-sandbox:databasePassword", auto.ConfigValue("hidden", secret=True))
-        assert "databasePassword changes, and the database keeps the password" in stack.preview().stdout
+        assert "databasePassword changes only the clients" in stack.preview().stdout
         stack.remove_config("ci-fixer-sandbox:databasePassword")
         stack.set_config("ci-fixer-sandbox:postgresImage", auto.ConfigValue("postgres:16.1"))
         with pytest.raises(auto.CommandError, match="the files of Postgres 15, which Postgres 16 cannot read"):
