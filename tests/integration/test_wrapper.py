@@ -110,6 +110,7 @@ def make(image: str, runs: list[str]) -> Any:
         memory: str = "24",
         more: str = "",
         keeper: str = "",
+        shell: str = "",
     ) -> Run:
         run = Run(f"wrapper-test-{uuid4()}")
         given = [word for name, value in (env or {}).items() for word in ("--env", f"{name}={value}")]
@@ -118,9 +119,7 @@ def make(image: str, runs: list[str]) -> Any:
         fixed = "--user=1000:1000 --workdir=/work --log-driver=local --entrypoint=/bin/sh"
         settings = [*limits.split(), *places.split(), *fixed.split(), *more.split(), *given]
         words = [
-            "-c",
-            wrapper_text(),
-            "sandbox",
+            *(("-c", shell, wrapper_text()) if shell else ("-c", wrapper_text(), "sandbox")),
             STATE_FILE,
             str(timeout),
             "16",
@@ -255,6 +254,18 @@ def test_the_timeout_ends_the_command_and_all_that_it_started(make: Any) -> None
     run = make("setsid sleep 100 & echo on; sleep 100", timeout=1)
     assert run.start() == 143
     assert run.words == ["started", "timeout", "exit 143"]
+
+
+def test_no_command_is_ended_before_its_timeout(make: Any) -> None:
+    late_in_a_second = "until grep -q '^[0-9]*[.][89]' /proc/uptime; do sleep 0.02; done"
+    shell = f'{late_in_a_second}; exec /bin/sh -c "$0" sandbox "$@"'
+    filled = "head -c 14000000 /dev/zero >file"  # over half of what it may have: the keeper looks often
+    run = make(
+        f"cat /proc/uptime; {filled}; trap 'cat /proc/uptime; exit 0' TERM; sleep 9 & wait", timeout=2, shell=shell
+    )
+    assert run.start() == 0
+    began, ended = (float(line.split()[0]) for line in run.output.splitlines())
+    assert ended - began > 1.5  # it begins a moment after the keeper's clock
 
 
 def test_a_command_that_ignores_the_end_is_killed(make: Any) -> None:

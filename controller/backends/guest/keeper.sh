@@ -1,7 +1,9 @@
 # Beside every command, deaf to signals since before it started: ends it at its timeout. Where files lie in memory
 # (MEMORY_MIB is given), it also kills the largest process as long as all together hold more than that, as the kernel
 # would, and ends the command whose files hold more than DISK_MIB and a little.
-#   /bin/sh -c "$this_text" keeper "$this_text" STATE_FILE END MEMORY_MIB DISK_MIB       (END: seconds since boot)
+#   /bin/sh -c "$this_text" keeper "$this_text" STATE_FILE TIMEOUT_SECONDS MEMORY_MIB DISK_MIB [END]
+# END, in seconds since boot, is what it tells itself where it begins anew. Its first start takes the time: before that,
+# on a busy machine, seconds may go by that are not the command's.
 # It writes `timeout`, `oom` or `disk MIB` to the state file, and then kills; at an end, everything but PID 1.
 # A sleep that the command killed is slept again, by the clock since boot, which nobody sets. Where no process can be
 # made, this shell ends, and begins anew without one.
@@ -10,7 +12,9 @@ PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
 
 cgroup=/sys/fs/cgroup/memory.current
 [ -r "$cgroup" ] || cgroup=/sys/fs/cgroup/memory/memory.usage_in_bytes
-[ -z "$4" ] || [ -r "$cgroup" ] || set -- "$1" "$2" "$3" "" "$5"  # nothing to go by: the kernel's limit alone holds
+[ -z "$4" ] || [ -r "$cgroup" ] || set -- "$1" "$2" "$3" "" "$5" "$6"  # nothing to go by: the kernel's limit alone holds
+read -r now rest </proc/uptime
+[ -n "$6" ] || set -- "$1" "$2" "$3" "$4" "$5" "$((${now%.*} + $3)).${now#*.}"
 memory=$((${4:-0} << 20)) disk=$((($5 + 8) << 20)) twice=
 
 # What processes hold: anonymous memory, and shared memory that is no file of a work directory or the like.
@@ -61,9 +65,12 @@ kill_largest() {
     [ -z "$largest" ] || kill -s KILL "$largest"
 }
 
-while read -r now rest </proc/uptime && [ "${now%.*}" -lt "$3" ]; do
+# Compared in hundredths: in whole seconds a command would lose up to one of its own.
+while read -r now rest </proc/uptime && [ "${now%.*}${now#*.}" -lt "${6%.*}${6#*.}" ]; do
     if [ -z "$4" ]; then
-        sleep $(($3 - ${now%.*}))
+        pause=$((${6%.*} - ${now%.*}))
+        [ "$pause" -gt 0 ] || pause=0.2
+        sleep "$pause" || sleep 1
         continue
     fi
     pause=1 fault=
