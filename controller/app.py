@@ -21,7 +21,8 @@ from controller.db.pool import Pool, refuse_shared_sessions
 from controller.db.registry import Registry
 from controller.db.store import Store
 from controller.drain import drain as drain_with
-from controller.errors import DatabaseReadOnlyError, SandboxError, SettingsError
+from controller.errors import DatabaseReadOnlyError
+from controller.give_up import settle_engine
 from controller.health.config import HealthConfig
 from controller.health.endpoints import HealthServer
 from controller.health.readiness import Readiness
@@ -30,7 +31,7 @@ from controller.metrics import Metrics
 from controller.reconcile.abandoned import Abandoned
 from controller.reconcile.config import ControllerConfig
 from controller.reconcile.controller import Controller, cancel
-from controller.reconcile.presence import RENAMED, Presence
+from controller.reconcile.presence import Presence
 from controller.reconcile.resync import Resync
 from controller.reconcile.tracker import Tracker
 from controller.reconcile.worker import Worker
@@ -97,28 +98,14 @@ async def drain(settings: Settings, backend: Backend, timeout: float, config: Co
 
 
 async def give_up(settings: Settings, engine: str) -> Counter[str]:
-    """Settle every row of an engine without a controller; return how many became what. Raises SandboxError if a
-    controller of that engine is connected, or no row is left there."""
+    """Settle every row of an engine without a controller; return how many became what. Raises as `settle_engine`."""
     await check_schema(settings.database_url)
     me = _name()
     installation, _ = await identify(settings.database_url)  # the rows of a copy are the original's to settle
     async with Pool(settings.database_url, me, installation) as pool:
         store = Store(pool, me, engine, settings.sandbox_output_bytes)
-        registry = Registry(store)
-        if not await registry.visible():
-            raise SettingsError(RENAMED)
-        attending = await registry.attending()
-        for each in attending:
-            if each.engine == engine and each.connected:
-                raise SandboxError(f"the controller {each.name} of engine {engine} is connected: stop it first")
         abandoned = Abandoned(store, Metrics(), settings.sandbox_start_deadline_seconds, 0.0)
-        total: Counter[str] = Counter()
-        while done := await abandoned.settle(engine, given_up=True):
-            total += done
-        if not total:
-            known = ", ".join(sorted({each.engine for each in attending})) or "none"
-            raise SandboxError(f"no sandbox is left on an engine {engine}; engines in the table: {known}")
-        return total
+        return await settle_engine(engine, Registry(store), abandoned)
 
 
 @asynccontextmanager

@@ -31,7 +31,8 @@ class Write:
     def values(self, output_bytes: int) -> dict[str, Any]:
         """This row's element of each array of the statement. `output_bytes`: how much of an output is kept."""
         own = {f"{field.name}s": getattr(self, field.name) for field in fields(self)[1:]}
-        return {"ids": self.key.sandbox_id, "attempts": self.key.attempt} | own
+        texts = {name: shortened(value) for name, value in own.items() if isinstance(value, str)}
+        return {"ids": self.key.sandbox_id, "attempts": self.key.attempt} | own | texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,6 @@ class PutBack(Write):
     reason: str
     delay: float
 
-    def values(self, output_bytes: int) -> dict[str, Any]:
-        return Write.values(self, output_bytes) | {"reasons": shortened(self.reason)}
-
 
 @dataclass(frozen=True, slots=True)
 class MakeDue(Write):
@@ -64,9 +62,6 @@ class SetWaiting(Write):
     """Says in a sentence why this attempt does not run yet."""
 
     reason: str
-
-    def values(self, output_bytes: int) -> dict[str, Any]:
-        return Write.values(self, output_bytes) | {"reasons": shortened(self.reason)}
 
 
 @dataclass(frozen=True, slots=True)

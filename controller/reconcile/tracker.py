@@ -39,6 +39,7 @@ class TrackedSandbox:
     created: bool = False
     unreleased: bool = False
     runs: Mapping[str, ObservedRun] = field(default_factory=dict)  # by run_uid
+    seen_past_gate: set[str] = field(default_factory=set)  # run_uids
     missing: bool = False
     kill_sent_at: float | None = None
     waiting: str | None = None  # why it does not run yet
@@ -96,9 +97,11 @@ class TrackedSandbox:
         """The table took `run` as the one run of the attempt.
 
         `unreleased`: nobody but this controller, under this lease, can release it, and it has not. So only the first
-        bind of a run that is inert sets it; a bind that another controller made may have been followed by its release.
+        bind of a run that is inert sets it; a bind that another controller made may have been followed by its release,
+        and a run that was seen past its gate while the bind was under way was started by somebody else.
         """
-        self.unreleased = self.row.run_uid is None and run.phase is Phase.INERT
+        first = self.row.run_uid is None and run.phase is Phase.INERT
+        self.unreleased = first and run.run_uid not in self.seen_past_gate
         self.row, self.launch = replace(self.row, run_uid=run.run_uid), None
 
     def on_released(self, run: ObservedRun) -> None:
@@ -260,6 +263,8 @@ class TrackedSandbox:
 
     def _learn(self, run: ObservedRun, now: float) -> None:
         self.runs = {**self.runs, run.run_uid: run}
+        if run.phase in (Phase.STARTING, Phase.RUNNING, Phase.ENDED):
+            self.seen_past_gate.add(run.run_uid)
         if run.ending and self.kill_sent_at is None:  # by the controller before: sent again if that does not end it
             self.kill_sent_at = now
 

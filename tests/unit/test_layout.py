@@ -13,7 +13,7 @@ import controller
 
 ROOT = Path(controller.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
-FOR_PEOPLE = ("__main__.py", "requester", "demo", "drain.py", "terminal.py", "image_context.py")
+FOR_PEOPLE = ("__main__.py", "requester", "demo", "drain.py", "give_up.py", "terminal.py", "image_context.py")
 THIN = [path for path in MODULES if path.relative_to(ROOT).parts[0] not in ("backends", *FOR_PEOPLE)]
 
 

@@ -183,6 +183,23 @@ async def test_what_was_removed_after_its_release_may_have_started() -> None:
     assert action.outcome.state is State.LOST
 
 
+async def test_what_was_seen_past_its_gate_before_its_bind_was_answered_may_have_started() -> None:
+    made = Reconciled(World())
+    for phase in (Phase.STARTING, Phase.GONE):  # somebody else started it, and removed it
+        made.sees(replace(INERT, phase=phase))
+    made.tracked.on_bound(INERT)
+    action = made.next()
+    assert isinstance(action, actions.Record)
+    assert action.outcome.state is State.LOST
+
+
+async def test_what_was_removed_before_its_bind_was_answered_never_started() -> None:
+    made = Reconciled(World())
+    made.sees(replace(INERT, phase=Phase.GONE))
+    made.tracked.on_bound(INERT)
+    assert isinstance(made.next(), actions.Retry)
+
+
 async def test_a_bind_that_another_controller_made_is_no_proof_that_nothing_was_released() -> None:
     made = Reconciled(World([RunNotFoundError()]), BOUND)
     await made.does(actions.Release)
