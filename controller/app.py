@@ -9,7 +9,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from uuid import uuid4
 
@@ -52,14 +52,11 @@ async def serve(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        writable = await _wait_for_writes(settings.database_url, stop)
-    except BaseException:
-        await backend.close()
-        raise
-    if not writable:
-        await backend.close()
-        return
+    async with AsyncExitStack() as until_writable:
+        until_writable.push_async_callback(backend.close)
+        if not await _wait_for_writes(settings.database_url, stop):
+            return
+        until_writable.pop_all()  # from here on `assemble` closes it
     async with assemble(settings, backend, config, store_type=store_type) as (controller, store, http):
         if settings.sandbox_retention_seconds is not None:
             await retain(settings.database_url, settings.sandbox_retention_seconds)
