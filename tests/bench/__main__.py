@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.bench import latency, scale, throughput
 from tests.bench.report import Figure, show, write
-from tests.support.stage import Postgres
+from tests.support.postgres import Postgres
 
 FIGURES: dict[str, Callable[[str], list[Figure]]] = {
     "create": lambda server: asyncio.run(latency.insert_to_create(server)),
@@ -28,7 +28,7 @@ def main(names: list[str]) -> int:
     """Measures; returns 1 where a figure is missed."""
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as directory:
-        server = Postgres(Path(directory) / "postgres")
+        server = Postgres(Path(directory) / "postgres", durable=True)
         try:
             for name in names or FIGURES:
                 for figure in FIGURES[name](server.url):

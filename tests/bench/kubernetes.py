@@ -19,7 +19,7 @@ from typing import Any
 from tests.bench import kubernetes_latency, kubernetes_live, kubernetes_rate
 from tests.bench.report import Figure, show, write
 from tests.support.cluster import trouble
-from tests.support.stage import Postgres
+from tests.support.postgres import Postgres
 
 FIGURES: dict[str, Callable[..., Coroutine[Any, Any, list[Figure]]]] = {
     "created": kubernetes_latency.created,
@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> int:
         parser.error(why)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as directory:
-        server = Postgres(Path(directory) / "postgres")
+        server = Postgres(Path(directory) / "postgres", durable=True)
         try:
             for name in options.names or FIGURES:
                 more = {"sandboxes": options.live} if name == "live" else {}

@@ -14,7 +14,8 @@ import pytest
 from psycopg.rows import DictRow
 
 from tests.support.engines import make_engine
-from tests.support.stage import Postgres, Stage, stage
+from tests.support.postgres import Postgres
+from tests.support.stage import Stage, stage
 
 EXPECTED = {  # state, exit code, last line of the output
     "echo done": ("succeeded", 0, "done"),

@@ -19,7 +19,8 @@ from controller.db.installation import FOREIGN
 from tests.conftest import in_database
 from tests.support.copies import by_dump
 from tests.support.engines import make_engine
-from tests.support.stage import ROOT, Postgres, Stage, stage
+from tests.support.postgres import Postgres
+from tests.support.stage import ROOT, Stage, stage
 
 EXPECTED = {
     "echo done": ("succeeded", 0),

@@ -17,7 +17,8 @@ import urllib3
 
 from tests.support.cluster import Refusal
 from tests.support.engines import make_engine, missing
-from tests.support.stage import Postgres, Stage, stage
+from tests.support.postgres import Postgres
+from tests.support.stage import Stage, stage
 
 pytestmark = pytest.mark.alone
 

