@@ -300,8 +300,10 @@ def test_a_namespace_that_the_stack_made_cannot_be_given_up_with_all_in_it(
     config: Configured, namespaces: list[str]
 ) -> None:
     found = find_cluster(config(**given(namespaces)))
-    words = [f"namespace {name} is this stack's own, and would go with all in it" for name in namespaces]
-    assert [fault.partition(":")[0] for fault in found.faults] == words
+    words = [
+        f"Namespace {name} was created by this stack; createNamespaces false would delete it" for name in namespaces
+    ]
+    assert [fault.partition(" with everything in it.")[0] for fault in found.faults] == words
 
 
 def test_a_namespace_of_somebody_else_is_not_made_into_the_stacks_own(
@@ -461,7 +463,9 @@ def test_an_admin_of_two_namespaces_needs_no_more(
     found = find_cluster(config(**of(somebody), jobOptions={"priorityClassName": "not-for-us-to-see"}))
     assert (found.faults, found.limits) == ((), False)
     (warning,) = found.warnings
-    assert warning.startswith(f"may not create a LimitRange or ResourceQuota in namespace {somebody.boxes}, where")
+    assert warning.startswith(
+        f"The context's user may not create a LimitRange or ResourceQuota in {somebody.boxes}, so"
+    )
     meant = find_cluster(config(**of(somebody), createLimits=False))
     assert (meant.faults, meant.limits, meant.warnings) == ((), False, ())
     wanted = find_cluster(config(**of(somebody), quotaPods=20))  # a key without effect is a fault
