@@ -121,7 +121,7 @@ def test_what_stops_an_up_halfway_is_told_without_a_stack_trace(stack: Stack) ->
     [
         ("target", "dokcer", "target takes docker or kubernetes; it is 'dokcer'"),
         ("databasePort", "70000", "databasePort takes a whole number from 1 to 65535"),
-        ("databsePort", "1", "databsePort is no key of this project; is databasePort meant?"),
+        ("databsePort", "1", "databsePort is not a key of this project; did you mean databasePort?"),
     ],
 )
 def test_a_bad_configuration_is_one_clear_error_before_anything_is_made(
