@@ -39,7 +39,7 @@ class TrackedSandbox:
     created: bool = False
     unreleased: bool = False
     runs: Mapping[str, ObservedRun] = field(default_factory=dict)  # by run_uid
-    seen_past_gate: set[str] = field(default_factory=set)  # run_uids
+    seen_past_gate: frozenset[str] = frozenset()  # run_uids, until one is bound
     missing: bool = False
     kill_sent_at: float | None = None
     waiting: str | None = None  # why it does not run yet
@@ -263,8 +263,8 @@ class TrackedSandbox:
 
     def _learn(self, run: ObservedRun, now: float) -> None:
         self.runs = {**self.runs, run.run_uid: run}
-        if run.phase in (Phase.STARTING, Phase.RUNNING, Phase.ENDED):
-            self.seen_past_gate.add(run.run_uid)
+        if self.row.run_uid is None and run.phase in (Phase.STARTING, Phase.RUNNING, Phase.ENDED):
+            self.seen_past_gate |= {run.run_uid}
         if run.ending and self.kill_sent_at is None:  # by the controller before: sent again if that does not end it
             self.kill_sent_at = now
 
