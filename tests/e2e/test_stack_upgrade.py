@@ -13,7 +13,7 @@ from tests.support.older import extract
 from tests.support.pulumi import ROOT, Stack, need_pulumi
 from tests.support.standing import OnDocker, OnKubernetes, Standing, on_docker, on_kubernetes, remove_images, run
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.xdist_group("stack_upgrade")  # each of these is as much work as ten others
 
 BEFORE = "c9b461a"  # schema version 2, and a ConfigMap for the settings
 FILES = "select system_identifier from pg_control_system()"  # the same for as long as the volume is

@@ -476,6 +476,7 @@ def may_wait(row: Row, there: list[ObservedRun], own: ObservedRun | None, contex
     return own.phase is Phase.STARTING or row.state is State.RUNNING
 
 
+@pytest.mark.timeout(400)  # 300,000 worlds take 20 s of a core, and more of a busy one
 @pytest.mark.parametrize(("max_attempts", "faults"), [(1, 2), (2, 1)])
 def test_two_controllers_start_an_attempt_once_and_end_every_row(max_attempts: int, faults: int) -> None:
     graph = protocol_model.explore(max_attempts, faults)
