@@ -86,7 +86,7 @@ async def test_what_is_created_does_not_run_before_its_release(engine: Engine, w
 
 
 @pytest.mark.parametrize("look", [False, True])
-async def test_creating_again_adopts_the_run_that_is_there(engine: Engine, look: bool, watched: Watched) -> None:
+async def test_creating_again_finds_the_run_that_is_there(engine: Engine, look: bool, watched: Watched) -> None:
     launch = engine.launch("echo ran")
     made = await watched.create(launch)
     again = await watched.create(launch, look=look)

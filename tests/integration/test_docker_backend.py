@@ -307,7 +307,7 @@ async def test_what_is_half_made_never_runs(engine: Engine, watched: Watched) ->
 
 
 @pytest.mark.parametrize("look", [True, False])
-async def test_an_adopted_container_gets_no_second_file(engine: Engine, look: bool, watched: Watched) -> None:
+async def test_a_container_that_is_found_gets_no_second_file(engine: Engine, look: bool, watched: Watched) -> None:
     launch = engine.launch("echo ran")
     made = await watched.backend.create(launch, look=False)
     assert made == await watched.backend.create(launch, look=look)

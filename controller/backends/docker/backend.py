@@ -73,12 +73,12 @@ class DockerBackend:
 
     @verb
     async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
-        if look and (found := await self._adopt(launch.key)) is not None:
+        if look and (found := await self._find_existing(launch.key)) is not None:
             return found
         try:
             return await self._create(launch)
         except ImagePullingError:
-            if not look and (found := await self._adopt(launch.key)) is not None:
+            if not look and (found := await self._find_existing(launch.key)) is not None:
                 return found  # another controller's, from when the image was there
             raise
 
@@ -155,7 +155,7 @@ class DockerBackend:
             raise BackendClosedError
         return self._opened
 
-    async def _adopt(self, key: Key) -> ObservedRun | None:
+    async def _find_existing(self, key: Key) -> ObservedRun | None:
         """The attempt's container, if there is one that is whole."""
         inspect = await self._containers.inspect(key.name)
         if inspect is None:
@@ -195,8 +195,8 @@ class DockerBackend:
         try:
             created = await self._engine.json("POST", "containers/create", params=params, body=body, timeout=SLOW)
         except ResponseError as error:
-            if error.status == 409 and (adopted := await self._adopt(launch.key)) is not None:
-                return adopted
+            if error.status == 409 and (found := await self._find_existing(launch.key)) is not None:
+                return found
             raise creation_error(error) from error
         return str(created["Id"])
 

@@ -14,6 +14,7 @@ from controller.backends.docker.errors import pull_error
 from controller.backends.docker.login import LoginError, registry_auth, registry_of
 from controller.backends.docker.pulls import Pulls
 from controller.backends.http_json import Json, ResponseError
+from controller.logs import about
 from controller.protocol.model import Launch
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Images:
             headers = {"X-Registry-Auth": auth} if auth else {}
         except LoginError as error:
             trouble = f"; pulled without a login: {error}"
-            log.warning("the image is pulled without a registry login image=%s error=%s", image, error)
+            log.warning("image pulled without a registry login", extra=about(image=image, error=error))
         try:
             async with self._engine.request(
                 "POST", "images/create", params=params, headers=headers, timeout=PULL

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from controller.errors import ImagePullingError, SandboxError, TransientEngineError
+from controller.logs import about
 from controller.protocol.model import Key
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Pulls:
                 raise
             failure = ImagePullingError(pull.given_up)
         except Exception:
-            log.exception("unexpected error in an image pull image=%s", pull.image)
+            log.exception("unexpected error in an image pull", extra=about(image=pull.image))
             failure = ImagePullingError(f"the image {pull.image} cannot be pulled now: see the controller's log")
         finally:
             self._end(pull, failure)

@@ -15,6 +15,7 @@ from controller.backends.docker.api import SLOW, Engine
 from controller.backends.http_json import Json, ResponseError
 from controller.backends.labels import docker_filters
 from controller.errors import EngineError
+from controller.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Volumes:
             idle = {str(each["Name"]) for each in found}  # a controller's mark is not a sandbox's
             await self.remove(idle & self._idle)
         except EngineError as error:
-            log.warning("volumes cannot be swept, trying again error=%s", error)
+            log.warning("volumes not swept, retrying", extra=about(error=error))
         else:
             self._idle = idle
 

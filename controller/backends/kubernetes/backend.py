@@ -95,12 +95,12 @@ class KubernetesBackend:
     @verb
     async def create(self, launch: Launch, *, look: bool) -> ObservedRun | None:
         if look and (job := await self._objects.job(launch.key)) is not None:
-            return await self._adopt(launch.key, job)
+            return await self._find_existing(launch.key, job)
         try:
             await self._api.send("POST", "jobs", body=self._manifest(launch, self._objects))
         except ResponseError as error:
             if error.status == 409 and (job := await self._objects.job(launch.key)) is not None:
-                return await self._adopt(launch.key, job)
+                return await self._find_existing(launch.key, job)
             raise creation_error(error, self._api.namespace) from error
         return None  # `observe` yields its pod
 
@@ -201,7 +201,7 @@ class KubernetesBackend:
         image = self._image if launch.image is None else launch.image
         return manifest.job_manifest(launch, image, objects.installation, self._options, self._start_deadline)
 
-    async def _adopt(self, key: Key, job: Json) -> ObservedRun | None:
+    async def _find_existing(self, key: Key, job: Json) -> ObservedRun | None:
         """The attempt's run, if its Job has one already."""
         if job["metadata"].get("deletionTimestamp"):
             raise TransientEngineError(f"the Job {key.name} is being deleted: its name is not free yet")
