@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-KILL_MARGIN = 35.0  # seconds past its timeout after which a run's own timer must be gone: TERM, 5 s, KILL, 30 s grace
+KILL_MARGIN = 35.0  # seconds past its timeout by which a run's own timer must have ended it: TERM, 5 s, KILL, 30 s
 
 
 class State(StrEnum):
@@ -51,14 +51,18 @@ class Reason(StrEnum):
 
 
 class Phase(StrEnum):
-    """The phase of one run, as its engine reports it."""
+    """The phase of one run, as its engine reports it.
+
+    NEVER_STARTED leads to another attempt: if it is reported without proof, a command may start twice. If the engine
+    cannot tell whether the command started, the run is ENDED (it is still there) or GONE (it was removed).
+    """
 
     INERT = "inert"  # created, not released: its command has not started
     STARTING = "starting"  # released, its command not yet observed running
     RUNNING = "running"
-    ENDED = "ended"
-    NEVER_STARTED = "never"  # over, and its command provably never started
-    GONE = "gone"  # the engine has no such run
+    ENDED = "ended"  # over, and its command started or may have: `outcome` says how it ended
+    NEVER_STARTED = "never"  # over or removed, and its command provably never started and never will
+    GONE = "gone"  # removed; whether it started, and how it ended, is not known
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -145,17 +149,25 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class ObservedRun:
-    """What an engine reports of one run at one moment."""
+    """What an engine reports of one run at one moment.
+
+    `waiting`, `timeout_reason` and `permanent` describe a run that was released and does not run yet. `permanent`: it
+    will not recover, so a STARTING run is killed at once, and the row of it or of a NEVER_STARTED run fails with
+    `timeout_reason` (without one: StartFailed) and gets no other attempt.
+
+    `ending`: a controller asked for its end. It tells the next controller that a run that ended as Killed was not ended
+    by a stranger. An engine that cannot keep it (Docker) never sets it.
+    """
 
     key: Key
-    run_uid: str
+    run_uid: str  # the engine's own id of the run: no other run ever has it
     phase: Phase
     outcome: Outcome | None = None  # set if and only if the phase is ENDED
-    waiting: str | None = None  # why it does not run yet, in a sentence
-    timeout_reason: Reason | None = None  # the row's reason if it still waits at the start deadline
-    permanent: bool = False  # it will not recover: fail without waiting for the deadline
-    ending: bool = False  # a controller sent a kill, as far as the engine keeps that
-    started_at: datetime | None = None  # the engine's own clock
+    waiting: str | None = None  # why it does not run yet, in a sentence: the row shows it
+    timeout_reason: Reason | None = None  # the row's reason if it has not started by the start deadline
+    permanent: bool = False
+    ending: bool = False
+    started_at: datetime | None = None  # of the command, by the engine's own clock; None: not known, or not started
     ended_at: datetime | None = None
     node: str | None = None
     image_digest: str | None = None
@@ -166,12 +178,20 @@ class Listing:
     """Every run of this installation that the engine has, from one whole successful list.
 
     `begun`: monotonic seconds when it was requested. What was created later may be missing, however late it is read.
+
+    `pending`: the attempts whose object exists and has no run yet, with the reason in a sentence if it is known. An
+    attempt that is neither here nor in `runs` is missing: after a grace its object is created again, or its row ends
+    `lost`.
+
+    `recorded`: runs that ended and were cleaned, and that the engine removes by itself later. They are not in `runs`
+    and are no strays. They count only for a row that has not ended, because its database was restored to an earlier
+    state.
     """
 
     runs: tuple[ObservedRun, ...]
     begun: float
-    pending: Mapping[Key, str | None] = field(default_factory=dict)  # created, with no run yet; and why, if known
-    recorded: tuple[ObservedRun, ...] = ()  # ended and cleaned, still there: for rows restored to before
+    pending: Mapping[Key, str | None] = field(default_factory=dict)
+    recorded: tuple[ObservedRun, ...] = ()
 
 
 def exit_outcome(code: int) -> Outcome:

@@ -43,8 +43,8 @@ class Lasting:
 class Presence:
     """Registers this controller for its engine, and finds which others are.
 
-    `sole`: every controller that is connected under this engine's identity is on this very engine, so what the engine
-    does not have is nowhere.
+    `sole`: no connected controller can be on another machine with this engine's identity. So a run that this engine
+    does not have is gone.
     """
 
     def __init__(
@@ -106,9 +106,10 @@ class Presence:
     async def _refuse_twins(self) -> None:
         """Raise BackendUnavailableError if an earlier controller is on another machine of the same identity.
 
-        A machine that was copied while a controller ran there has that controller's mark; but its original does not
-        have the copy's. So an earlier controller is here if it sees this one's mark, and elsewhere if it has looked and
-        does not. For one that does not look, its own mark decides.
+        This controller has left its mark. An earlier controller is on this machine if it sees that mark. It is on
+        another machine if it has looked twice since and has not seen it. If it does not look for `patience` seconds, it
+        is here if its own mark is. That comes last: a machine that was copied while a controller ran has that
+        controller's mark too.
         """
         marks, begun, give_up = self._backend.marks, dict[str, int](), time.monotonic() + self._patience
         while marks is not None:

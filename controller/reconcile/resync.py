@@ -109,8 +109,11 @@ class Resync:
         return row.started_age is not None and row.started_age - age >= self._grace
 
     def _may_say(self, found: TrackedSandbox) -> bool:
-        """Return whether what this engine does not have is nowhere. Otherwise it is for the row's controller to say; if
-        that is gone, nobody may before the run's own timer has ended it."""
+        """Return whether this controller may call a run missing that its engine does not have.
+
+        It may if no other engine can have the run, or if the row is its own. Otherwise only the row's controller may; if
+        that one is gone, this controller may once the run's timeout and KILL_MARGIN are past.
+        """
         mine = found.row.claimed_by == self._store.me
         return self._presence.sole or mine or (found.row.orphaned and found.past_timeout(time.monotonic()))
 

@@ -170,8 +170,8 @@ with started as (
 select id from started;
 
 -- record --
--- launching, running -> terminal: the outcome and the output, and whoever listens is told; the first one wins. Of a row that
--- is not bound only who holds its lease tells an end: it may be on another engine by now.
+-- launching, running -> terminal: the outcome and the output, and whoever listens is told; the first one wins. A row
+-- that is not bound is ended only under the epoch under which that was decided: it may be on another engine by now.
 with w as (
     select * from unnest(
         %(ids)s::uuid[], %(attempts)s::integer[], %(run_uids)s::text[], %(states)s::text[], %(exit_codes)s::integer[],
@@ -202,9 +202,11 @@ with w as (
 select id, pg_notify('sandbox_finished', id::text) from recorded;
 
 -- requeue --
--- launching, running -> queued: this attempt is over and another is due. `counted`: it ran and ended badly, and uses up
--- one of max_attempts; otherwise it never started, and its start deadline runs on, unless `afresh`. That nothing
--- started is only known to who held the lease throughout: hence `epochs` (null: seen by the engine itself).
+-- launching, running -> queued: this attempt is over and another is due.
+-- Counted: the run ended badly, or its engine has no controller any more, and one of max_attempts is used up. Attempt
+-- and run_uid name the run, and the epoch is not checked (`epochs` null).
+-- Not counted: the run never started, so the start deadline runs on, unless `afresh`. Only who held the lease throughout
+-- knows that, so the epoch must match.
 with w as (
     select * from unnest(
         %(ids)s::uuid[], %(attempts)s::integer[], %(run_uids)s::text[], %(states)s::text[], %(exit_codes)s::integer[],
