@@ -111,8 +111,8 @@ class Resync:
     def _may_say(self, found: TrackedSandbox) -> bool:
         """Return whether this controller may call a run missing that its engine does not have.
 
-        It may if no other engine can have the run, or if the row is its own. Otherwise only the row's controller may; if
-        that one is gone, this controller may once the run's timeout and KILL_MARGIN are past.
+        It may if no other engine can have the run, or if the row is its own. Otherwise only the row's controller may.
+        If that one is gone, this controller may once the run's timeout and KILL_MARGIN are past.
         """
         mine = found.row.claimed_by == self._store.me
         return self._presence.sole or mine or (found.row.orphaned and found.past_timeout(time.monotonic()))
