@@ -79,7 +79,8 @@ class Config:
         of="both",
         default=100,
         description="Sandboxes launching or running at once; more wait in the queue. On a cluster keep it within the"
-        " quota and the nodes' room: a claimed sandbox that finds no room in 10 minutes fails (`StartTimeout`).",
+        " quota and the nodes' room: a claimed sandbox that finds no room in 10 minutes fails, with `Unschedulable` if"
+        " no node has room, with `StartTimeout` if the quota has none.",
     )
     drain_seconds: int = key(
         "drainSeconds",
@@ -194,8 +195,9 @@ class Config:
         values.boolean,
         of="kubernetes",
         default=True,
-        description="Create both namespaces. If `false`, both must exist before the first `up`, with labels that you"
-        " set, and the network policies cover everything in them. The context's user needs these [rights](#rights).",
+        description="Create both namespaces. If `false`, both must exist before the first `up`: label them yourself."
+        " The stack's deny-all policies then apply to every pod in them, also to pods that are not the stack's. The"
+        " context's user needs these [rights](#rights).",
     )
     create_limits: bool | None = key_without_default(
         "createLimits",
