@@ -1,5 +1,5 @@
-# `make demo` shows it, `make test` checks it. Each makes what it needs in this directory; what the tests create on engines
-# they remove.
+# `make demo` shows it, `make test` checks it. Each makes what it needs in this directory; what the tests create on
+# engines, they remove.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 IN := .venv/bin/

@@ -16,8 +16,8 @@ select sandbox_saw_v5(%(me)s, %(marks)s::text[]);
 -- Who looks after which engine, and who is connected. A row of the answer is one of these:
 -- seq, connected: a controller that is registered for that engine and runs.
 -- seq, not connected: a registration that is left of a controller that is gone, or has no connection now.
--- no seq, a name: it holds rows on that engine without a registration. If it is connected, it is a controller of a schema
--- version before 4, or one whose registration is missing; else it is gone.
+-- no seq, a name: it holds rows on that engine without a registration. If it is connected, it is a controller of a
+-- schema version before 4, or one whose registration is missing; else it is gone.
 -- no seq, no name: rows on that engine that name no controller.
 with here as materialized (
     select sandbox_connected_v5() as names

@@ -205,8 +205,8 @@ select id, pg_notify('sandbox_finished', id::text) from recorded;
 -- launching, running -> queued: this attempt is over and another is due.
 -- Counted: the run ended badly, or its engine has no controller any more, and one of max_attempts is used up. Attempt
 -- and run_uid name the run, and the epoch is not checked (`epochs` null).
--- Not counted: the run never started, so the start deadline runs on, unless `afresh`. Only who held the lease throughout
--- knows that, so the epoch must match.
+-- Not counted: the run never started, so the start deadline runs on, unless `afresh`. Only who held the lease
+-- throughout knows that, so the epoch must match.
 with w as (
     select * from unnest(
         %(ids)s::uuid[], %(attempts)s::integer[], %(run_uids)s::text[], %(states)s::text[], %(exit_codes)s::integer[],
