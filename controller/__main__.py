@@ -54,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     }.items():
         whose.add_argument(f"--{choice}", dest="whose", action="store_const", const=choice, help=meaning)
     migrating.set_defaults(run=run_migrate)
-    give_up = verbs.add_parser("give-up", help="end or requeue every sandbox of an engine that is gone for good")
+    give_up = verbs.add_parser(
+        "give-up",
+        help="end or requeue every sandbox of an engine that is gone for good; if it lives, attempts can overlap",
+    )
     give_up.add_argument(
         "engine", metavar="ENGINE", help="the engine's name, as `drain` and the column `engine` show it"
     )
