@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 
 from controller.db.registry import Registry
+from controller.db.store import Store
 from controller.errors import SandboxError, SettingsError
 from controller.reconcile.abandoned import Abandoned
 from controller.reconcile.presence import RENAMED
 
 
-async def settle_engine(engine: str, registry: Registry, abandoned: Abandoned) -> Counter[str]:
+async def settle_engine(engine: str, store: Store, registry: Registry, abandoned: Abandoned) -> Counter[str]:
     """Settle every row of the engine; return how many became what.
 
-    Raises SandboxError if a controller of that engine is connected, or no row is left there.
+    Raises SandboxError if a controller of that engine is connected, if it has no rows, or if some cannot be written.
     """
     if not await registry.visible():
         raise SettingsError(RENAMED)
@@ -24,6 +25,8 @@ async def settle_engine(engine: str, registry: Registry, abandoned: Abandoned) -
     total: Counter[str] = Counter()
     while done := await abandoned.settle(engine, given_up=True):
         total += done
+    if left := await store.owned_rows(engine):
+        raise SandboxError(f"{len(left)} sandboxes are still on engine {engine}, the log says why: run it again")
     if not total:
         known = ", ".join(sorted({each.engine for each in attending})) or "none"
         raise SandboxError(f"no sandbox is left on an engine {engine}; engines in the table: {known}")

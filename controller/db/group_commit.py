@@ -72,40 +72,42 @@ class Batch(Generic[W]):
         return sorted(taken, key=lambda pair: pair[0].id)
 
     async def _settle(self, pairs: list[Pair[W]]) -> None:
-        try:
-            done = await self._write([item for item, _ in pairs])
-        except Locked:
-            await self._around_locks(pairs)
+        while pairs:
+            try:
+                done = await self._write([item for item, _ in pairs])
+            except Locked:
+                pairs = await self._set_locked_aside(pairs)
+                continue
+            except Exception as error:
+                if half := len(pairs) // 2:  # one bad item must not hold up the others
+                    await self._settle(pairs[:half])
+                    await self._settle(pairs[half:])
+                elif isinstance(error, Strained):
+                    self._defer(pairs[0], asyncio.sleep(STRAINED_SECONDS))
+                else:
+                    _fail(pairs, error)
+                return
+            except BaseException:
+                for _, future in pairs:
+                    future.cancel()
+                raise
+            for item, future in pairs:
+                if not future.done():
+                    future.set_result(item.id in done)
             return
-        except Exception as error:
-            if half := len(pairs) // 2:  # one bad item must not hold up the others
-                await self._settle(pairs[:half])
-                await self._settle(pairs[half:])
-            elif isinstance(error, Strained):
-                self._defer(pairs[0], asyncio.sleep(STRAINED_SECONDS))
-            else:
-                _fail(pairs, error)
-            return
-        except BaseException:
-            for _, future in pairs:
-                future.cancel()
-            raise
-        for item, future in pairs:
-            if not future.done():
-                future.set_result(item.id in done)
 
-    async def _around_locks(self, pairs: list[Pair[W]]) -> None:
+    async def _set_locked_aside(self, pairs: list[Pair[W]]) -> list[Pair[W]]:
+        """Defer those whose rows another transaction holds; return the others."""
         try:
             held = await self._locked([item.id for item, _ in pairs])
         except Exception as error:
             _fail(pairs, error)
-            return
+            return []
         for pair in pairs:
             if pair[0].id in held:
                 log.warning("row locked by another transaction, waiting", extra=about(pair[0].key))
                 self._defer(pair, self._unlocked(pair[0].id))
-        if free := [pair for pair in pairs if pair[0].id not in held]:
-            await self._settle(free)
+        return [pair for pair in pairs if pair[0].id not in held]
 
     def _defer(self, pair: Pair[W], waiting: Coroutine[None, None, None]) -> None:
         """Writes this one later, when `waiting` is over."""

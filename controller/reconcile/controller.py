@@ -230,9 +230,9 @@ class Controller:
         while True:
             await self._listed.wait()
             self._listed.clear()
-            if self._listing is not None:
-                await self._resync.run(self._listing)
-            self._listing = None
+            listing, self._listing = self._listing, None  # one that comes during the resync is the next one's
+            if listing is not None:
+                await self._resync.run(listing)
             await asyncio.sleep(self._config.resync)
 
     async def _attend_loop(self) -> None:

@@ -225,6 +225,24 @@ async def test_give_up_settles_all_rows_of_an_engine_at_once(database: str, tmp_
     assert (await asked.row(other))["state"] == "running"
 
 
+async def test_give_up_fails_if_the_database_refuses_to_have_a_row_settled(
+    database: str, tmp_path: Path, asked: Table
+) -> None:
+    refused = await leave(asked, "running", uid="u")
+    await leave(asked, "launching", uid=None)
+    await asked.rows(
+        "create function refused() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$;"
+        f" create trigger refused before update on sandboxes for each row when (old.id = '{refused}')"
+        " execute function refused()"
+    )
+    done = verb(database, tmp_path, "give-up", "docker:gone")
+    assert done.returncode == 1
+    assert "not this one" in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "give-up: 1 sandboxes are still on engine docker:gone, the log says why: run it again"
+    )
+
+
 async def test_give_up_names_the_engines_that_there_are(database: str, tmp_path: Path, asked: Table) -> None:
     await leave(asked, "running", uid="u")
     done = verb(database, tmp_path, "give-up", "docker:wrong")
