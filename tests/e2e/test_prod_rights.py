@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.deployer import LOGIN, Deployer, deployer, documented_roles
+from tests.support.deployer import LOGIN, Deployer, deployer
+from tests.support.documented_roles import documented_roles
 from tests.support.engines import need_cluster, need_docker
 from tests.support.pulumi import POSTGRES, ROOT, Stack, need_pulumi
 

@@ -11,7 +11,7 @@ from infra.cluster.client import ClusterClient, ForbiddenError
 from infra.cluster.naming import DESTROY_MANAGER
 from infra.config import Config
 from infra.preflight.by_hand import autoscaler, changed_by_hand
-from tests.infra.conftest import PROJECT, configure
+from tests.support.mocked_stack import PROJECT, configure
 
 APP, BOXES = f"{PROJECT}-prod", f"{PROJECT}-prod-sandboxes"
 OURS = {"manager": "pulumi-kubernetes-1a2b", "fieldsV1": {"f:spec": {"f:replicas": {}}, "f:rules": {}}}

@@ -11,7 +11,7 @@ import pytest
 
 from infra.config import Config
 from infra.config.changes import Meaning, meaning, remembered
-from tests.infra.conftest import configure
+from tests.support.mocked_stack import configure
 
 UP: dict[str, Any] = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}
 

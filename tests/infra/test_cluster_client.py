@@ -12,18 +12,15 @@ from infra.cluster.client import ClusterClient, ClusterError, ForbiddenError, _w
 from infra.errors import PreflightError
 from infra.preflight.cluster import _client
 from tests.support.canned import Canned, canned
-from tests.support.kubeconfig import kubeconfig
-
-KUBECONFIG = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+from tests.support.kubeconfig import kubeconfig, use_kubeconfig
 
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
     """A cluster of the context `it`."""
     with canned({}) as server:
-        file = tmp_path / "config"
-        file.write_text(yaml.safe_dump(kubeconfig("it", {"server": server.url}, "t", current=False)))
-        monkeypatch.setattr(KUBECONFIG, str(file))
+        found = kubeconfig("it", {"server": server.url}, "t", current=False)
+        use_kubeconfig(monkeypatch, tmp_path / "config", yaml.safe_dump(found))
         yield server
 
 

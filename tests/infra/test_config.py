@@ -15,8 +15,8 @@ from infra.config import KEYS, Config, document, values
 from infra.config.document import with_schema, with_table
 from infra.config.keys import Key, written
 from infra.errors import ConfigError
-from tests.infra.conftest import ROOT, Deploy, configure
 from tests.support.config_keys import EVERY_KEY, schema_defaults
+from tests.support.mocked_stack import ROOT, Deploy, configure
 
 CLUSTER: dict[str, Any] = {"target": "kubernetes", "registry": "r.example"}
 PREBUILT = {"appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}

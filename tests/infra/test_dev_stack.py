@@ -13,7 +13,7 @@ import pytest
 
 from infra.errors import PreflightError
 from infra.policy.wire import plain
-from tests.infra.conftest import ROOT, Deploy, Recorded
+from tests.support.mocked_stack import ROOT, Deploy, Recorded
 from tests.support.provider_answers import DIGEST
 
 CONTAINER = "docker:index/container:Container"

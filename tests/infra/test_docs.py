@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.infra.conftest import ROOT, Deploy
+from tests.support.mocked_stack import ROOT, Deploy
 
 SECTION = (ROOT / "docs" / "stacks.md").read_text().split("\n## Metrics\n")[1].split("\n## ")[0]
 BLOCKS = [yaml.safe_load(block) for block in SECTION.split("\n\n") if block.startswith("    ")]

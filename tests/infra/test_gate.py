@@ -14,7 +14,7 @@ from infra.config import Config
 from infra.errors import EndRefusedError, PreflightError
 from infra.preflight import Found
 from infra.preflight.cluster import Cluster
-from tests.infra.conftest import Deploy
+from tests.support.mocked_stack import Deploy
 
 Hooks = dict[str, Callable[[pulumi.ResourceHookArgs], Any]]
 APP = "ci-fixer-sandbox-prod"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.conftest import ROOT
+from tests.support.mocked_stack import ROOT
 
 
 @pytest.mark.parametrize(

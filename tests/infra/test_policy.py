@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from infra.policy.rules import RULES, violations
-from tests.infra.conftest import Deploy
 from tests.infra.policy_cases import ACCEPTED, DEPLOYMENT, REFUSED, deployment
+from tests.support.mocked_stack import Deploy
 from tests.support.provider_answers import DIGEST
 
 DEV: list[dict[str, Any]] = [

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import pulumi
 import pytest
 
 from infra.cluster.client import ClusterClient, ClusterError, ForbiddenError
 from infra.cluster.naming import INSTANCE, NAME
-from infra.config import Config
 from infra.errors import PreflightError
 from infra.preflight import cluster as preflight_cluster
 from infra.preflight.classes import api_server_faults, class_faults, node_warnings, secret_faults
 from infra.preflight.cluster import version_faults
 from infra.preflight.database import database_faults
 from infra.preflight.namespaces import given_namespaces, made_namespaces, taken_namespaces
-from tests.infra.conftest import configure
+from tests.support.mocked_stack import PREBUILT, configured
 
-PREBUILT = {"target": "kubernetes", "appImage": "r.example/app:1", "sandboxImage": "r.example/box:1"}
 CLASSES, VOLUMES = "/apis/storage.k8s.io/v1/storageclasses", "/api/v1/persistentvolumes"
 CLAIM = "/api/v1/namespaces/ci-fixer-sandbox-it/persistentvolumeclaims/ci-fixer-sandbox-it-database"
 PODS = "/apis/apps/v1/namespaces/ci-fixer-sandbox-it/statefulsets/ci-fixer-sandbox-it-database"
@@ -50,12 +47,8 @@ answers = Answers
 def config() -> Iterator[Any]:
     """The configuration that the program reads, with these keys."""
 
-    def read(**keys: Any) -> Config:
-        configure(PREBUILT | keys, "it", ())
-        return Config.read()
-
-    yield read
-    pulumi.runtime.reset_options()
+    with configured() as read:
+        yield lambda **keys: read(**PREBUILT | keys)
 
 
 def storage(name: str, *, default: bool = False, grows: bool = False) -> Mapping[str, Any]:

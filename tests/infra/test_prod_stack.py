@@ -14,7 +14,7 @@ import yaml
 from infra.components.kubernetes.app import ControllerPod
 from infra.components.kubernetes.objects import as_json
 from infra.policy.wire import plain
-from tests.infra.conftest import ROOT, Deploy, Recorded
+from tests.support.mocked_stack import ROOT, Deploy, Recorded
 from tests.support.provider_answers import DIGEST
 
 POLICY = "kubernetes:networking.k8s.io/v1:NetworkPolicy"

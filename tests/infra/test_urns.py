@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.infra.conftest import ROOT, Deploy
+from tests.support.mocked_stack import ROOT, Deploy
 
 URNS = ROOT / "tests" / "infra" / "urns.txt"
 

@@ -18,7 +18,7 @@ from infra.waiting import readiness as waiting
 from infra.waiting.cluster import ClusterWaits
 from infra.waiting.engine import EngineWaits
 from tests.support.canned import Canned, canned
-from tests.support.kubeconfig import kubeconfig
+from tests.support.kubeconfig import kubeconfig, use_kubeconfig
 
 CONTAINER = {"name": "it-app", "id": "c1"}
 WORKLOAD = {"kind": "Deployment", "namespace": "n", "name": "app", "uid": "d", "generation": 1}
@@ -107,9 +107,8 @@ def test_an_engine_that_fails_or_goes_away_is_named(engine: Canned, monkeypatch:
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
     """A cluster with nothing on it."""
     with canned({}) as served:
-        file = tmp_path / "config"
-        file.write_text(yaml.safe_dump(kubeconfig("it", {"server": served.url}, "t", current=False)))
-        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+        found = kubeconfig("it", {"server": served.url}, "t", current=False)
+        use_kubeconfig(monkeypatch, tmp_path / "config", yaml.safe_dump(found))
         yield served
 
 

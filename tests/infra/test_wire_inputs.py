@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from infra.policy.wire import SIGNATURE, is_list, is_secret
-from tests.infra.conftest import ROOT, Deploy
+from tests.support.mocked_stack import ROOT, Deploy
 from tests.support.provider_answers import DIGEST
 
 DIRECTORY = ROOT / "tests" / "infra"

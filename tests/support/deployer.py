@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 from uuid import uuid4
 
@@ -65,14 +63,6 @@ class Deployer:
         authority = base64.b64encode(Path(str(known.ssl_ca_cert)).read_bytes()).decode()
         cluster = {"server": known.host, "certificate-authority-data": authority}
         return kubeconfig(LOGIN, cluster, token)
-
-
-def documented_roles(file: Path) -> Mapping[bool, Sequence[Mapping[str, Any]]]:
-    """The Roles of the document's section Rights, by whether the stack makes its namespaces."""
-    section = file.read_text().partition("\n## Rights\n")[2].partition("\n## ")[0]
-    blocks = [dedent(block) for block in re.findall(r"^    apiVersion: rbac.*?(?=^\S)", section + "\nend", re.M | re.S)]
-    given, made = ([one for one in yaml.safe_load_all(block) if one] for block in blocks)
-    return {False: given, True: made}
 
 
 @contextmanager

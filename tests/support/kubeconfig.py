@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def kubeconfig(
@@ -18,3 +21,9 @@ def kubeconfig(
         "users": [{"name": name, "user": {"token": token}}],
         "contexts": [{"name": name, "context": context}],
     }
+
+
+def use_kubeconfig(monkeypatch: pytest.MonkeyPatch, file: Path, text: str) -> None:
+    """Writes it, and makes it the one that is taken."""
+    file.write_text(text)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))

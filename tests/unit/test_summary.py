@@ -40,6 +40,7 @@ def test_counts_are_by_tier_and_engine_and_reasons_are_told_once_each() -> None:
     ("nodeid", "engine"),
     [
         ("tests/integration/test_docker_backend.py::test_a", "docker"),
+        ("tests/integration/test_stack_ending_kubernetes.py::test_a", "kubernetes"),
         ("tests/integration/test_hostile_commands.py::test_a[process]", "process"),
         ("tests/integration/test_fake_cluster_faults.py::test_a", "fake cluster"),
         ("tests/conformance/test_kubernetes_api.py::test_a[fake]", "fake cluster"),
