@@ -1,4 +1,4 @@
-"""The program under mocks, as the tests of this directory ask for it."""
+"""The program under mocks, as the tests of this directory ask for it, with no engine and no cluster in reach."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.mocked_stack import Deploy, deploying, on_docker, on_kubernetes
+from tests.support.no_engine import no_engine
+
+
+@pytest.fixture(autouse=True)
+def nothing_in_reach() -> Iterator[None]:
+    """A test that asks an engine or a cluster by mistake fails, whatever this machine has."""
+    with no_engine():
+        yield
 
 
 @pytest.fixture
