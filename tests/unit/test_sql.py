@@ -102,12 +102,31 @@ def test_min_code_version_is_read_from_the_first_line(tmp_path: Path, monkeypatc
     ]
 
 
-def words(constraint: str) -> set[str]:
-    schema = sql.migrations()[0].sql
-    body = schema[schema.index(f'constraint "{constraint}"') :]
-    return set(re.findall(r"'(\w+)'", body[: body.index("constraint", 11)]))
+def allowed(constraint: str) -> set[str]:
+    """The values of a rule `column in (…)`, as the newest migration that makes the rule has them."""
+    made = re.compile(rf'constraint "{constraint}"\s+check\s*\(\w+ in \((.*?)\)\)', re.DOTALL)
+    schema = "\n".join(re.sub("--.*", "", step.sql) for step in sql.migrations())
+    return set(re.findall(r"'(\w+)'", made.findall(schema)[-1]))
 
 
 def test_the_schema_knows_every_state_and_reason_and_no_other() -> None:
-    assert words("state must be a known one") == set(State)
-    assert words("reason must be a known one") == set(Reason)
+    assert allowed("state must be a known one") == set(State)
+    assert allowed("reason must be a known one") == set(Reason)
+
+
+def test_a_rule_is_read_as_the_last_migration_that_made_it_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a reason can come by a new migration, and the migrations before it stay as they were released."""
+    texts = (
+        """create table it (reason text constraint "known" check (reason in (
+            'Lost',  -- or 'Gone'
+            'Killed')), state text constraint "other" check (state in ('queued')));""",
+        """alter table it drop constraint "known", add constraint "known"
+            check (reason in ('Lost', 'Killed', 'Preempted')) not valid;
+        alter table it validate constraint "known";""",
+        "select 'Nothing';",
+    )
+    steps = [sql.Migration(at, "it", text, 1) for at, text in enumerate(texts, 1)]
+    for newest, known in ((1, {"Lost", "Killed"}), (3, {"Lost", "Killed", "Preempted"})):
+        monkeypatch.setattr(sql, "migrations", lambda newest=newest: steps[:newest])
+        assert allowed("known") == known
+    assert allowed("other") == {"queued"}
