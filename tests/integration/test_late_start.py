@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from psycopg.rows import DictRow
 
 from controller.backends.base import Backend
 from controller.protocol.model import Key, Listing, ObservedRun, Phase
-from tests.support.control import Table, control, table
+from tests.support.control import Table, control
 from tests.support.engines import Engine, make_engine
 from tests.support.passing import Passing
 
@@ -63,15 +63,6 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
 SETTINGS: dict[str, Any] = {"sandbox_start_deadline_seconds": 2, "sandbox_lease_seconds": 1}
 
 
-def on(engine: Engine, url: str, test: Callable[[Table, Backend], Awaitable[None]]) -> None:
-    asyncio.run(_on(engine, url, test))
-
-
-async def _on(engine: Engine, url: str, test: Callable[[Table, Backend], Awaitable[None]]) -> None:
-    async with table(url) as asked:
-        await test(asked, engine.connect())
-
-
 async def insert(engine: Engine, asked: Table, command: str) -> Any:
     return await asked.insert(command, image=engine.image, memory_mib=64, disk_mib=16)
 
@@ -81,37 +72,32 @@ def told_as_late(row: DictRow) -> None:
     assert row["message"].startswith("it started too late, past the start deadline, and was ended")
 
 
-def test_a_run_that_started_too_late_and_was_ended_for_it_says_so(engine: Engine, database: str) -> None:
-    async def test(asked: Table, backend: Backend) -> None:
-        async with control(database, Late(backend), **SETTINGS):
-            told_as_late(await asked.cleaned(await insert(engine, asked, "sleep 600")))
-
-    on(engine, database, test)
-
-
-def test_a_controller_that_dies_right_after_that_kill_leaves_it_to_the_next_to_say(
-    engine: Engine, database: str
+async def test_a_run_that_started_too_late_and_was_ended_for_it_says_so(
+    engine: Engine, database: str, asked: Table
 ) -> None:
-    async def test(asked: Table, backend: Backend) -> None:
-        late = Late(backend, crash=True)
-        async with control(database, late, {"stop": 0.1}, **SETTINGS):
-            sandbox = await insert(engine, asked, "sleep 600")
-            async with asyncio.timeout(30):
-                await late.killed.wait()
-        async with control(database, engine.connect(), **SETTINGS):
-            told_as_late(await asked.cleaned(sandbox))
-
-    on(engine, database, test)
+    async with control(database, Late(engine.connect()), **SETTINGS):
+        told_as_late(await asked.cleaned(await insert(engine, asked, "sleep 600")))
 
 
-def test_a_late_run_that_ended_by_itself_before_it_was_killed_keeps_its_result(engine: Engine, database: str) -> None:
-    async def test(asked: Table, backend: Backend) -> None:
-        async with control(database, Late(backend), **SETTINGS):
-            row = await asked.cleaned(await insert(engine, asked, "echo hi; exit 3"))
-        assert (row["state"], row["reason"], row["exit_code"]) == ("failed", "NonZeroExit", 3)
-        assert (await asked.rows("select output from sandbox_results")) == [{"output": "hi\n"}]
+async def test_a_controller_that_dies_right_after_that_kill_leaves_it_to_the_next_to_say(
+    engine: Engine, database: str, asked: Table
+) -> None:
+    late = Late(engine.connect(), crash=True)
+    async with control(database, late, {"stop": 0.1}, **SETTINGS):
+        sandbox = await insert(engine, asked, "sleep 600")
+        async with asyncio.timeout(30):
+            await late.killed.wait()
+    async with control(database, engine.connect(), **SETTINGS):
+        told_as_late(await asked.cleaned(sandbox))
 
-    on(engine, database, test)
+
+async def test_a_late_run_that_ended_by_itself_before_it_was_killed_keeps_its_result(
+    engine: Engine, database: str, asked: Table
+) -> None:
+    async with control(database, Late(engine.connect()), **SETTINGS):
+        row = await asked.cleaned(await insert(engine, asked, "echo hi; exit 3"))
+    assert (row["state"], row["reason"], row["exit_code"]) == ("failed", "NonZeroExit", 3)
+    assert (await asked.rows("select output from sandbox_results")) == [{"output": "hi\n"}]
 
 
 def strike(engine: Engine, run_uid: str) -> None:
@@ -129,17 +115,16 @@ def strike(engine: Engine, run_uid: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["process", "docker"], indirect=True)
-def test_a_run_that_somebody_else_kills_while_it_runs_is_not_told_as_late(engine: Engine, database: str) -> None:
-    async def test(asked: Table, backend: Backend) -> None:
-        async with control(database, backend):
-            sandbox = await insert(engine, asked, "sleep 600 & wait")
-            row = await asked.until(sandbox, lambda row: row["state"] == "running")
-        await asked.rows("update sandboxes set claimed_at = claimed_at - interval '1 hour'")
-        async with control(database, engine.connect()):
-            strike(engine, row["run_uid"])
-            row = await asked.cleaned(sandbox)
-        assert row["state"] == "failed"
-        assert row["reason"] in ("Killed", "NonZeroExit")  # a process whose shell was killed has 128 and the signal
-        assert "deadline" not in row["message"]
-
-    on(engine, database, test)
+async def test_a_run_that_somebody_else_kills_while_it_runs_is_not_told_as_late(
+    engine: Engine, database: str, asked: Table
+) -> None:
+    async with control(database, engine.connect()):
+        sandbox = await insert(engine, asked, "sleep 600 & wait")
+        row = await asked.until(sandbox, lambda row: row["state"] == "running")
+    await asked.rows("update sandboxes set claimed_at = claimed_at - interval '1 hour'")
+    async with control(database, engine.connect()):
+        strike(engine, row["run_uid"])
+        row = await asked.cleaned(sandbox)
+    assert row["state"] == "failed"
+    assert row["reason"] in ("Killed", "NonZeroExit")  # a process whose shell was killed has 128 and the signal
+    assert "deadline" not in row["message"]
