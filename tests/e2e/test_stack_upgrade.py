@@ -9,13 +9,12 @@ from uuid import uuid4
 import pytest
 
 from tests.support.engines import need_docker
-from tests.support.older import extract
+from tests.support.older import COMMIT, extract
 from tests.support.pulumi import ROOT, Stack, need_pulumi
 from tests.support.standing import OnDocker, OnKubernetes, Standing, on_docker, on_kubernetes, remove_images, run
 
 pytestmark = pytest.mark.xdist_group("stack_upgrade")  # each of these is as much work as ten others
 
-BEFORE = "c9b461a"  # schema version 2, and a ConfigMap for the settings
 FILES = "select system_identifier from pg_control_system()"  # the same for as long as the volume is
 UNTIL_TOLD = "until [ -e /tmp/go ]; do sleep 0.2; done; echo through"
 
@@ -26,7 +25,7 @@ def older(tmp_path: Path) -> Path:
     need_docker()
     need_pulumi()
     directory = tmp_path / "older"
-    extract(BEFORE, directory)
+    extract(COMMIT, directory)
     return directory
 
 

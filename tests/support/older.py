@@ -1,4 +1,18 @@
-"""The version before, from the repository's history: its statements, its verbs and its controllers."""
+"""The version before, from the repository's history: its statements, its verbs and its controllers.
+
+Two versions are tested together: this checkout, and COMMIT, which has schema version 2. An upgrade from 2 to this
+checkout's schema runs every migration since. COMMIT is the choice because the step after it, to 3, changes the most
+under a controller that runs: a table gets another name, requesters lose a right, and claims and retention get
+functions of another name. The steps to 4 and 5 only put new objects and names beside those.
+
+- `tests/integration/test_upgrade.py`: rows, sessions, verbs, controllers and run directories of both together.
+- `tests/integration/test_migrate_elsewhere.py`: a database of COMMIT in which others live too, or that was restored.
+- `tests/e2e/test_stack_upgrade.py`: a stack that COMMIT made.
+
+Of the schema versions between, no controller is run: test_upgrade.py calls the functions that theirs call, through each
+migration. A new version to start from is a new COMMIT, with its FORMER_NAMES, the place of its `queue.sql` below, the
+number of its migrations ("2 applied") and OLD_MODULES in the tests.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +31,7 @@ import pytest
 
 from tests.support.database import Connection
 
-COMMIT = "c9b461a"  # schema version 2
+COMMIT = "c9b461a"  # schema version 2, and in a stack a ConfigMap for the settings
 ROOT = Path(__file__).parents[2]
 FORMER_NAMES = {  # of its statements
     "owned_rows": "standing",
