@@ -104,6 +104,16 @@ async def checked(backend: Any, engine: Engine) -> str:
         await backend.close()
 
 
+async def test_docker_host_names_the_engine_whatever_docker_context_is_current(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / ".docker" / "config.json").write_text('{"currentContext": "elsewhere"}')
+    monkeypatch.setenv("DOCKER_HOST", os.environ.get("DOCKER_HOST") or f"unix://{SOCKET}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (await checked(engine.connect(), engine)).startswith("docker:")
+
+
 @pytest.mark.parametrize("url", ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:1", "nonsense", "tcp://x:999999"])
 async def test_without_an_engine_it_says_what_to_do(engine: Engine, url: str) -> None:
     with pytest.raises(BackendUnavailableError, match="DOCKER_HOST"):

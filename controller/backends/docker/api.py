@@ -79,7 +79,8 @@ class Engine(JsonClient):
             raise TransientEngineError(CLOSED)
         try:
             if self._docker is None:
-                self._docker = aiodocker.Docker(self._url)
+                # DOCKER_HOST before any context, as for the docker command; aiodocker itself asks the context first
+                self._docker = aiodocker.Docker(self._url or os.environ.get("DOCKER_HOST"))
             return self._docker.session, str(URL(self._docker.docker_host))
         except (AssertionError, ValueError, aiodocker.DockerError) as error:  # raised if it finds no socket
             raise TransientEngineError(f"{UNCONFIGURED} ({error})" if str(error) else UNCONFIGURED) from error
