@@ -17,7 +17,7 @@ class ControllerConfig:
     start_deadline: float
     lease: float
     poll: float  # between looks at the table without a notification
-    resync: float = 5.0  # between comparisons of the whole table with the whole engine
+    resync: float = 5.0  # between comparisons of the engine's open rows with its newest listing
     missing_grace: float = 10.0  # for which a run must be missing before it counts as lost
     engine_grace: float = 20.0  # for which an engine, or a registration, must be without a controller
     mark_patience: float = 15.0  # at the start, for the mark of an earlier controller to come back

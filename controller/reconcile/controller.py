@@ -10,7 +10,7 @@ A row's way, and which coroutine takes it there:
       └ _claim_loop: rows → Tracker → Worker.track
 
     _tick_loop    each poll, or a notification: cancels, retries, take-overs, lease renewals, retention
-    _resync_loop  each few seconds: the whole table with the whole engine, for what events missed
+    _resync_loop  each few seconds: this engine's open rows with its newest listing, for what events missed
     _attend_loop  each few seconds: this controller's registration and mark; rows of engines without a controller
     _pulse_loop   each second: that the event loop turns
 """

@@ -1,4 +1,4 @@
-"""Periodic full resync: repairs what events missed, adopts the rows of dead controllers, and sweeps strays."""
+"""Periodic resync with a whole listing: repairs what events missed, adopts rows of dead controllers, sweeps strays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SWEEP_SECONDS = 10.0  # of one resync: the other strays are left for the next
 
 
 class Resync:
-    """Compares the whole table with the whole engine.
+    """Compares this engine's open rows (active, or ended and not cleaned) with its newest whole listing.
 
     Rows of a controller that is gone are adopted. Those of one that is still connected are acted on only if an action
     stayed due between two looks: that controller is stuck, and an action taken twice does no harm. A run counts as gone

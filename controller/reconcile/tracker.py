@@ -1,4 +1,4 @@
-"""In-memory state of the tracked sandboxes. A cache: it can be rebuilt from the table and the engine."""
+"""In-memory state of the tracked sandboxes. Its loss starts no command twice and loses no row."""
 
 from __future__ import annotations
 
