@@ -102,7 +102,7 @@ async def test_an_ended_row_of_a_gone_engine_counts_as_cleaned_and_keeps_its_out
 
 
 async def test_an_engine_whose_controller_is_connected_is_left_to_it(database: str, asked: Table) -> None:
-    """Registered or not: controllers of the version before do not register, and hold rows."""
+    """Registered or not: controllers of a schema version before 4 do not register, and hold rows."""
     registered = await leave(asked, "running", uid="u", engine="docker:registered")
     holding = await leave(asked, "running", uid="u", engine="docker:holding")
     gone = await leave(asked, "running", uid="u")

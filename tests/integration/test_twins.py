@@ -24,7 +24,7 @@ from tests.support.memory_listings import CountedListings
 
 
 class Unmarked(CountedListings):
-    """An engine that holds no marks, as on Kubernetes, or as a controller of the version before leaves none."""
+    """An engine that holds no marks, as on Kubernetes, or as a controller of a schema version before 4 leaves none."""
 
     def __init__(self, engine: MemoryEngine) -> None:
         super().__init__(engine)

@@ -1,4 +1,4 @@
-"""A database of the version before is upgraded under its running controllers, and both versions work on it together."""
+"""A database of an older version is upgraded under its running controllers, and both versions work on it together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Older:
 
 @pytest.fixture
 def old_database(older: Older, empty_database: str) -> str:
-    """A database that the version before made."""
+    """A database that the older version made."""
     done = older.verb(empty_database, "migrate")
     assert done.stdout == "migrate: 2 applied\n", done.stderr
     return empty_database
@@ -60,7 +60,7 @@ def an_end(made: UUID, attempt: int = 1) -> dict[str, Any]:
 
 
 def rows_in_every_state(older: Older, owner: Connection) -> dict[str, UUID]:
-    """One row that the version before brought to each state, by its own statements."""
+    """One row that the older version brought to each state, by its own statements."""
     made: dict[str, UUID] = {}
     for state in ("launching", "bound", "running", "ended", "cleaned", "cancelling"):
         made[state] = insert(owner, command=state, env='{"A": "1"}', tenant=state)
@@ -174,7 +174,7 @@ def test_controllers_of_both_versions_work_together_through_the_upgrade(
                 until(owner, "select count(distinct claimed_by) = 2 from sandboxes", seconds=30)
                 count = one(owner, "select count(*) as n from sandboxes")["n"]
                 until(owner, ended, [count], seconds=60)
-            count = one(owner, "select count(*) as n from sandboxes")["n"]  # the version before is alone again
+            count = one(owner, "select count(*) as n from sandboxes")["n"]  # the older version is alone again
             until(owner, ended, [count + 5], seconds=60)
         finally:
             stop.set()

@@ -1,4 +1,4 @@
-"""The version before, from the repository's history: its statements, its verbs and its controllers.
+"""An older version, from the repository's history: its statements, its verbs and its controllers.
 
 Two versions are tested together: this checkout, and COMMIT, which has schema version 2. An upgrade from 2 to this
 checkout's schema runs every migration since. COMMIT is the choice because the step after it, to 3, changes the most

@@ -48,7 +48,7 @@ def test_migrate_uses_every_statement_and_no_other() -> None:
 
 
 def test_a_controller_calls_only_functions_with_a_version_in_their_name() -> None:
-    """So that a changed one can stand beside the one that controllers of the version before call."""
+    """So that a changed one can stand beside the one that controllers of earlier versions call."""
     called = {"identify": sql.statements("installation.sql")["identify"]}
     called |= sql.statements("queue.sql") | sql.statements("controllers.sql")
     for name, body in called.items():
