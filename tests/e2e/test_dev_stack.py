@@ -17,7 +17,7 @@ from tests.support.engines import need_docker
 from tests.support.ports import free_ports
 from tests.support.pulumi import POSTGRES, Stack, need_pulumi
 
-pytestmark = pytest.mark.xdist_group("dev_stack")  # each of these is as much work as ten others
+pytestmark = pytest.mark.xdist_group("stacks")  # one at a time: each is as much work as ten others
 
 
 def docker(*words: str) -> str:
