@@ -12,10 +12,12 @@ import hypothesis
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
+from xdist.remote import Producer
 
 from controller.db.migrate import migrate
 from tests.support import summary
 from tests.support.postgres import Postgres
+from tests.support.scheduling import Together
 
 for name in [name for name in os.environ if name.startswith(("SANDBOX_", "DATABASE_URL", "HTTP_PORT", "LOG_FORMAT"))]:
     del os.environ[name]  # a developer's settings must not reach the tests
@@ -25,6 +27,11 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
+    """The order in which workers get tests."""
+    return Together(config, log)
 
 
 @pytest.hookimpl(trylast=True)

@@ -17,8 +17,6 @@ from tests.support.engines import need_docker
 from tests.support.ports import free_ports
 from tests.support.pulumi import POSTGRES, Stack, need_pulumi
 
-pytestmark = pytest.mark.xdist_group("stacks")  # one at a time: each is as much work as ten others
-
 
 def docker(*words: str) -> str:
     """What the docker command writes."""

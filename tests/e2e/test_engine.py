@@ -24,8 +24,6 @@ from tests.support.fake_providers import FakeProvider, serving
 from tests.support.fake_waits import FakeWaits
 from tests.support.pulumi import ROOT, environment, left_of
 
-pytestmark = pytest.mark.xdist_group("stacks")  # one at a time: each is as much work as ten others
-
 STACKS: dict[str, dict[str, str]] = {
     "dev": {"target": "docker", "dockerSocketGroup": "0"},
     "prod": {"target": "kubernetes", "registry": "registry.example/team", "kubeContext": "it"},

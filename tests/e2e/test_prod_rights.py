@@ -14,8 +14,6 @@ from tests.support.documented_roles import documented_roles
 from tests.support.engines import need_cluster, need_docker
 from tests.support.pulumi import POSTGRES, ROOT, Stack, need_pulumi
 
-pytestmark = pytest.mark.xdist_group("prod stacks")  # one at a time: each is as much work as ten others
-
 REGISTRY = os.environ.get("TEST_REGISTRY", "localhost:5000")  # that the engine pushes to and the cluster pulls from
 Standing = Callable[..., Stack]
 

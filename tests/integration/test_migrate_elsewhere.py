@@ -22,8 +22,6 @@ from tests.support.database import Connection, connect, insert, one, opened
 from tests.support.older import ROOT, Older, controller, run_verb
 from tests.support.postgres import Postgres
 
-pytestmark = pytest.mark.xdist_group("migrate elsewhere")
-
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Older:

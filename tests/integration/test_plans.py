@@ -18,8 +18,6 @@ from controller.db.pool import Pool
 from tests.conftest import in_database
 from tests.support.database import ENGINE, QUEUE, Connection, claim, connect, one
 
-pytestmark = pytest.mark.xdist_group("plans")
-
 FINISHED, QUEUED, ACTIVE, UNCLEANED = 100_000, 20_000, 300, 50
 MOST = 2_500  # rows that a statement may read: batches of 1,000, their joins, and what is active
 MORE = {  # what `drain` counts, and a count that stops at 10,000: of the queue, never of what has ended

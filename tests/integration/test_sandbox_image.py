@@ -14,8 +14,6 @@ from controller.image_context import stage
 from controller.protocol.model import State
 from tests.support.engines import Engine, make_engine
 
-pytestmark = pytest.mark.xdist_group("sandbox image")
-
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sandbox_image.md"
 WHEEL = r"""
 python3 - <<'END'

@@ -19,8 +19,6 @@ from controller.db.migrate import CODE_VERSION, migrate
 from tests.support.database import ENGINE, Connection, ask, connect, insert, one, row, until
 from tests.support.older import ROOT, Older, controller, run_verb
 
-pytestmark = pytest.mark.xdist_group("upgrade")
-
 TABLES = ("sandboxes", "sandbox_attempts", "sandbox_events", "sandbox_installation")
 
 
