@@ -803,6 +803,25 @@ async def test_a_cancel_while_it_starts_ends_it_unstarted(database: str, tmp_pat
         assert not scene.cluster.starts
 
 
+async def test_a_pod_that_gets_a_node_as_it_is_to_be_deleted_is_ended_and_kept(database: str, tmp_path: Path) -> None:
+    """Deleted, it could have begun, and would look as if a stranger had deleted it."""
+
+    async with play(database, tmp_path) as scene:
+        scene.cluster.scheduler.on = False
+
+        def place(pod: str) -> None:
+            scene.cluster.change(PODS, pod, lambda found: found["spec"].update(nodeName="node-1"))
+
+        scene.requests.meet("delete", "pods", place)
+        async with scene.control():
+            sandbox = await scene.asked.insert("sleep 600")
+            await scene.cluster.until(lambda: len(scene.requests.of("patch", "pods")) == 1)  # it is released
+            scene.cancel(sandbox)
+            row = await scene.asked.cleaned(sandbox)
+        assert ended(row) == ("cancelled", "Cancelled", None)
+        assert len(scene.requests.of("patch", "pods")) == 2  # its deadline: it is ended, not deleted
+
+
 async def test_a_cancel_while_it_runs_ends_it(database: str, tmp_path: Path) -> None:
     async with play(database, tmp_path) as scene:
         async with scene.control():

@@ -36,6 +36,7 @@ from controller.protocol.model import Key, Launch, Listing, ObservedRun, Output,
 RELIST_SECONDS = 30.0
 REMOVAL_SECONDS = 10.0  # for which `delete` waits; the removal goes on without it
 REMOVAL_PAUSES = (0.2, 2.0)  # seconds between looks at it: the first, and the longest
+KILL_TRIES = 5  # of one kill, of a pod that changes before it can be ended
 SLOW_SECONDS = 10.0  # after which a Job without a pod is looked at for the cause
 EXPLAINED_AT_ONCE = 10  # such Jobs in a listing
 PROBE = Launch(Key(UUID(int=0), 1), "true", 1)
@@ -152,9 +153,15 @@ class KubernetesBackend:
     @verb
     async def kill(self, key: Key, run_uid: str) -> None:
         run = await self._run(key, run_uid)
-        pod = await self._objects.pod(run.name, run_uid) if run is not None else None
-        if pod is not None and pod_status.observed_run(pod, key).phase not in pod_status.OVER:
-            await self._objects.end(pod)
+        if run is None:
+            return
+        for _ in range(KILL_TRIES):
+            pod = await self._objects.pod(run.name, run_uid)
+            if pod is None or pod_status.observed_run(pod, key).phase in pod_status.OVER:
+                return
+            if await self._objects.end(pod):
+                return
+        raise TransientEngineError(f"the pod of {key.name} changed whenever it was to be ended")
 
     @verb
     async def delete(self, key: Key, run_uid: str | None) -> None:

@@ -166,11 +166,11 @@ def recorded(job_uid: str, now: float) -> dict[str, Any]:
     }
 
 
-def deletion(uid: str) -> dict[str, Any]:
-    """The body of a DELETE of that very object, after its dependents."""
+def deletion(uid: str, as_of: str | None = None) -> dict[str, Any]:
+    """The body of a DELETE of that very object, after its dependents; with `as_of`, only at that resource version."""
     return {
         "apiVersion": "v1",
         "kind": "DeleteOptions",
-        "preconditions": {"uid": uid},
+        "preconditions": {"uid": uid} | ({} if as_of is None else {"resourceVersion": as_of}),
         "propagationPolicy": "Foreground",
     }

@@ -52,18 +52,19 @@ class Objects:
         """Removes our gate, so that the pod can be scheduled."""
         await self._api.send("PATCH", f"pods/{name}", body=manifest.ungate(run_uid), content=STRATEGIC)
 
-    async def end(self, pod: Json) -> None:
-        """Ends a pod, and keeps it if possible, so that its state and log can be read."""
+    async def end(self, pod: Json) -> bool:
+        """Ends a pod, and keeps it if possible, for its state and log; false if it has changed since it was read."""
         meta = pod["metadata"]
         path, late = f"pods/{meta['name']}", pod_status.overdue(pod, datetime.now(UTC))
         if late is not None and late > UNRESPONSIVE_SECONDS:  # nobody is left to report its end
             await self._remove(path, meta["uid"], gracePeriodSeconds=0)
-        elif not pod["spec"].get("nodeName"):
-            await self._remove(path, meta["uid"])
+        elif not pod["spec"].get("nodeName"):  # on a node meanwhile, it would begin, and look deleted by a stranger
+            return await self._remove(path, meta["uid"], as_of=meta["resourceVersion"])
         elif late is None and pod_status.is_silent(pod) and pod_status.is_ended_by_us(pod):
             await self._remove(path, meta["uid"])  # its node did not react; once the deletion is overdue, it is forced
         elif late is None:
             await self._api.send("PATCH", path, body=manifest.end_now(meta["uid"]), content=MERGE)
+        return True
 
     async def let_expire(self, key: Key, job_uid: str) -> bool:
         """Leaves the removal of that Job to the cluster; false if it is gone already."""
@@ -97,8 +98,9 @@ class Objects:
         await self._remove(f"pods/{run.name}", run_uid)
         return False
 
-    async def _remove(self, path: str, uid: str, **more: int) -> None:
-        await self._sent("DELETE", path, body=manifest.deletion(uid) | more)
+    async def _remove(self, path: str, uid: str, *, as_of: str | None = None, **more: int) -> bool:
+        """Deletes that object; false if it is gone, or, with the resource version `as_of`, if it has changed since."""
+        return await self._sent("DELETE", path, body=manifest.deletion(uid, as_of) | more)
 
     async def _sent(self, method: str, path: str, **more: Any) -> bool:
         """Sends it; false if that object is gone, or another object has its name now."""
