@@ -25,7 +25,7 @@ from tests.support.cluster import session_namespace, trouble
 from tests.support.memory_backend import MemoryBackend, MemoryEngine
 
 SHELL_IMAGE = "busybox:stable"  # any image with /bin/sh
-DEADLINE = 30.0  # seconds that a condition may take to come true
+DEADLINE = 60.0  # seconds that a condition may take to come true on a busy machine
 
 
 @dataclass
