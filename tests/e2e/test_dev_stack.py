@@ -17,6 +17,8 @@ from tests.support.engines import need_docker
 from tests.support.ports import free_ports
 from tests.support.pulumi import POSTGRES, Stack, need_pulumi
 
+pytestmark = pytest.mark.alone
+
 
 def docker(*words: str) -> str:
     """What the docker command writes."""

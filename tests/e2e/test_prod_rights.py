@@ -14,6 +14,8 @@ from tests.support.documented_roles import documented_roles
 from tests.support.engines import need_cluster, need_docker
 from tests.support.pulumi import POSTGRES, ROOT, Stack, need_pulumi
 
+pytestmark = pytest.mark.alone
+
 REGISTRY = os.environ.get("TEST_REGISTRY", "localhost:5000")  # that the engine pushes to and the cluster pulls from
 Standing = Callable[..., Stack]
 

@@ -19,6 +19,8 @@ import pytest
 from tests.support.engines import missing, need_cluster, need_docker
 from tests.support.pulumi import POSTGRES, Stack, need_pulumi
 
+pytestmark = pytest.mark.alone
+
 REGISTRY = os.environ.get("TEST_REGISTRY", "localhost:5000")  # that the engine pushes to and the cluster pulls from
 INSERT_SECONDS = 0.2
 CONTROLLERS = "app.kubernetes.io/component=controller"

@@ -15,6 +15,8 @@ from tests.support.engines import need_docker
 from tests.support.pulumi import Stack, need_pulumi
 from tests.support.standing import OnDocker, OnKubernetes, on_docker, on_kubernetes, remove_images, run
 
+pytestmark = pytest.mark.alone
+
 Ended = Callable[..., Stack]
 ROWS = 5
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"

@@ -13,6 +13,8 @@ from tests.support.older import COMMIT, extract
 from tests.support.pulumi import ROOT, Stack, need_pulumi
 from tests.support.standing import OnDocker, OnKubernetes, Standing, on_docker, on_kubernetes, remove_images, run
 
+pytestmark = pytest.mark.alone
+
 FILES = "select system_identifier from pg_control_system()"  # the same for as long as the volume is
 UNTIL_TOLD = "until [ -e /tmp/go ]; do sleep 0.2; done; echo through"
 

@@ -24,6 +24,8 @@ from tests.support.fake_kubernetes.scene import scene
 from tests.support.fake_kubernetes.store import JOBS, PODS, Kind, Object
 from tests.support.stage import ROOT
 
+pytestmark = pytest.mark.alone
+
 COMMAND_BYTES, ENV_BYTES, VARIABLES = 65_536, 65_536, 256
 FILLERS = {"letters": "x", "dollars": "$", "quotes": '"', "control characters": "\x01", "accents": "é", "emoji": "🐎"}
 

@@ -1,4 +1,4 @@
-"""Which tests stay on one worker of pytest-xdist: what they share is costly to make, or two at once are too much.
+"""Which tests stay on one worker of pytest-xdist: what they share is costly to make.
 
 By path, since pytest-xdist 3.8 does not see its own marker `xdist_group` under pytest 9.2.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = (  # beginnings of test ids; the first that fits counts
-    "tests/e2e/test_prod_",
-    "tests/e2e/",
     "tests/integration/test_migrate_elsewhere.py",
     "tests/integration/test_plans.py",
     "tests/integration/test_sandbox_image.py",
