@@ -102,7 +102,7 @@ async def give_up(settings: Settings, engine: str) -> Counter[str]:
     async with Pool(settings.database_url, me, installation) as pool:
         store = Store(pool, me, engine, settings.sandbox_output_bytes)
         abandoned = Abandoned(store, Metrics(), settings.sandbox_start_deadline_seconds, 0.0)
-        return await settle_engine(engine, store, Registry(store), abandoned)
+        return await settle_engine(store, Registry(store), abandoned)
 
 
 @asynccontextmanager

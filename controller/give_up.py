@@ -11,11 +11,12 @@ from controller.reconcile.abandoned import Abandoned
 from controller.reconcile.presence import RENAMED
 
 
-async def settle_engine(engine: str, store: Store, registry: Registry, abandoned: Abandoned) -> Counter[str]:
-    """Settle every row of the engine; return how many became what.
+async def settle_engine(store: Store, registry: Registry, abandoned: Abandoned) -> Counter[str]:
+    """Settle every row of the store's engine; return how many became what.
 
     Raises SandboxError if a controller of that engine is connected, if it has no rows, or if some cannot be written.
     """
+    engine = store.engine
     if not await registry.visible():
         raise SettingsError(RENAMED)
     attending = await registry.attending()
@@ -25,7 +26,7 @@ async def settle_engine(engine: str, store: Store, registry: Registry, abandoned
     total: Counter[str] = Counter()
     while done := await abandoned.settle(engine, given_up=True):
         total += done
-    if left := await store.owned_rows(engine):
+    if left := await store.owned_rows():
         raise SandboxError(f"{len(left)} sandboxes are still on engine {engine}, the log says why: run it again")
     if not total:
         known = ", ".join(sorted({each.engine for each in attending})) or "none"

@@ -41,7 +41,7 @@ LOOKS_AT_ONCE = 8
 class DockerBackend:
     """Containers on one engine. `image` is for launches that name none.
 
-    `url` None: the engine of the current Docker context; without one DOCKER_HOST, or its usual socket.
+    `url` None: DOCKER_HOST; without it the engine of the current Docker context, or the usual socket.
     """
 
     at_once, launching = 8, 16
